@@ -1,0 +1,7 @@
+//! Drystone's block layer without I/O: image formats, filters and jobs as state machines that take bytes in and
+//! emit intents.
+#![deny(unsafe_code)]
+
+pub mod buf;
+pub mod compute;
+pub mod intent;

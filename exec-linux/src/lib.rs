@@ -1,0 +1,1 @@
+//! What the executors share on Linux.
