@@ -1,0 +1,45 @@
+//! Quiescence: knowing that every request which might still use an old mapping has ended.
+//!
+//! A cluster that is freed may still be the target of a read or write that looked it up before. Requests are counted
+//! in one of two epochs; who wants quiescence starts a new epoch and waits until the old one is empty. One counter up
+//! and one down a request, and nothing else on the data path.
+
+use std::cell::Cell;
+
+use super::task::{Gate, Tasks, WaitList};
+
+/// The two epochs of an engine.
+#[derive(Default)]
+pub(crate) struct Epochs {
+    live: [Cell<u32>; 2],
+    current: Cell<u8>,
+    turn: Gate,
+    emptied: WaitList,
+}
+
+impl Epochs {
+    /// Counts a request; the answer goes to [`leave`](Self::leave).
+    pub(crate) fn enter(&self) -> u8 {
+        let epoch = self.current.get();
+        let live = &self.live[usize::from(epoch)];
+        live.set(live.get() + 1);
+        epoch
+    }
+
+    /// Counts a request that ended.
+    pub(crate) fn leave(&self, epoch: u8, tasks: &Tasks) {
+        let live = &self.live[usize::from(epoch)];
+        live.set(live.get() - 1);
+        if live.get() == 0 {
+            self.emptied.notify(tasks);
+        }
+    }
+
+    /// Waits until every request that is in flight at the call has ended. Must not be called within a request.
+    pub(crate) async fn quiesce(&self, tasks: &Tasks) {
+        let _turn = self.turn.enter(tasks).await;
+        let old = self.current.get();
+        self.current.set(1 - old);
+        self.emptied.wait(tasks, || (self.live[usize::from(old)].get() == 0).then_some(())).await;
+    }
+}

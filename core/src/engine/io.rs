@@ -1,0 +1,448 @@
+//! What a coroutine may wait for: requests on nodes, intents, and the internal locks of the engine.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::path::{Piece, Verb};
+use super::task::{Answer, LocalFuture};
+use super::{AnswerValue, ReplyTo, Shared};
+use crate::buf::{Buf, BufList};
+use crate::compute::{Compute, Computed};
+use crate::error::{Error, Result};
+use crate::graph::driver::{Access, Driver, Mapping, Role};
+use crate::graph::{self, Edges, Kind, Leaf, NodeFlags, NodeId, NodeInfo};
+use crate::intent::{
+    Action, Errno, Fua, Label, LeafAccess, LeafInfo, LeafStatus, Location, Outcome, Permissions,
+    Preallocation, ZeroFlags,
+};
+
+/// A coroutine's access to the engine.
+#[derive(Clone)]
+pub struct Io {
+    shared: Rc<Shared>,
+    node: Option<NodeId>,
+}
+
+/// What backs a range of a node, through its whole chain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// Bytes from the offset asked about; above zero.
+    pub len: u64,
+    /// Whether some image of the chain, rather than nothing at all, says what the range holds.
+    pub allocated: bool,
+    /// Whether the range is known to read as zeros.
+    pub zero: bool,
+    /// Whether the range is stored as bytes that can be read.
+    pub data: bool,
+    /// Whether it is stored compressed.
+    pub compressed: bool,
+    /// How many images down the chain it was found.
+    pub depth: u32,
+    /// Where it is, when it is stored as it reads: the leaf's node, and the offset there.
+    pub place: Option<(NodeId, u64)>,
+}
+
+impl Io {
+    pub(crate) fn new(shared: Rc<Shared>, node: Option<NodeId>) -> Self {
+        Self { shared, node }
+    }
+
+    pub(crate) fn shared(&self) -> &Rc<Shared> {
+        &self.shared
+    }
+
+    /// The same access for the driver of `node`.
+    pub(crate) fn for_node(&self, node: NodeId) -> Self {
+        Self { shared: Rc::clone(&self.shared), node: Some(node) }
+    }
+
+    /// The node whose driver this is for.
+    pub(crate) fn node(&self) -> NodeId {
+        self.node.expect("the engine hands a driver access for its node")
+    }
+
+    /// The child of the driver's node at the end of an edge.
+    pub fn child(&self, role: Role) -> NodeId {
+        self.shared.graph.node(self.node()).child(role)
+    }
+
+    /// The child at the end of an edge that need not exist.
+    pub fn try_child(&self, role: Role) -> Option<NodeId> {
+        self.shared.graph.node(self.node()).edges.at(role)
+    }
+
+    async fn request(&self, piece: Piece) -> (BufList, Result<()>) {
+        let key = self.shared.answers.open(&self.shared.tasks);
+        self.shared.start(ReplyTo::Task(key), piece);
+        match Answer::new(&self.shared.answers, key).await {
+            AnswerValue::Request(data, result) => (data, result),
+            AnswerValue::Outcome(outcome) => panic!("a request was answered with {outcome:?}"),
+        }
+    }
+
+    /// Reads from a node; what lies beyond its end reads as zeros.
+    pub async fn read(
+        &self,
+        label: Label,
+        node: NodeId,
+        offset: u64,
+        data: impl Into<BufList>,
+    ) -> (BufList, Result<()>) {
+        self.request(Piece::new(label, Verb::Read, node, offset, data.into())).await
+    }
+
+    /// Reads `len` bytes into a buffer of its own.
+    ///
+    /// # Errors
+    /// When the read fails.
+    pub async fn read_bytes(&self, label: Label, node: NodeId, offset: u64, len: usize) -> Result<Buf> {
+        let (data, result) = self.read(label, node, offset, Buf::zeroed(len)).await;
+        result.map(|()| data.into_single())
+    }
+
+    /// Writes to a node.
+    pub async fn write(
+        &self,
+        label: Label,
+        node: NodeId,
+        offset: u64,
+        data: impl Into<BufList>,
+        fua: Fua,
+    ) -> (BufList, Result<()>) {
+        self.request(Piece::new(label, Verb::Write(fua), node, offset, data.into())).await
+    }
+
+    /// Writes to a node in compressed form where it has one.
+    pub async fn write_compressed(
+        &self,
+        label: Label,
+        node: NodeId,
+        offset: u64,
+        data: impl Into<BufList>,
+    ) -> (BufList, Result<()>) {
+        self.request(Piece::new(label, Verb::WriteCompressed, node, offset, data.into())).await
+    }
+
+    /// Makes a range of a node read as zeros.
+    ///
+    /// # Errors
+    /// When a leaf fails; `ENOTSUP` where `no_fallback` forbids to write data.
+    pub async fn write_zeroes(
+        &self,
+        label: Label,
+        node: NodeId,
+        offset: u64,
+        len: u64,
+        flags: ZeroFlags,
+    ) -> Result<()> {
+        let verb = Verb::WriteZeroes(flags, Fua::No);
+        self.request(Piece::range(label, verb, node, offset, len)).await.1
+    }
+
+    /// Gives up the content of a range of a node.
+    ///
+    /// # Errors
+    /// When a leaf fails; a leaf that cannot discard does not.
+    pub async fn discard(&self, label: Label, node: NodeId, offset: u64, len: u64) -> Result<()> {
+        self.request(Piece::range(label, Verb::Discard, node, offset, len)).await.1
+    }
+
+    /// Makes everything durable that completed on a node before.
+    ///
+    /// # Errors
+    /// When a leaf fails; then what was written since the last flush may be lost, and every later flush fails too.
+    pub async fn flush(&self, label: Label, node: NodeId) -> Result<()> {
+        self.request(Piece::range(label, Verb::Flush, node, 0, 0)).await.1
+    }
+
+    async fn outcome(&self, label: Label, action: Action) -> Outcome {
+        let key = self.shared.ask(label, action);
+        match Answer::new(&self.shared.answers, key).await {
+            AnswerValue::Outcome(outcome) => outcome,
+            AnswerValue::Request(..) => panic!("an intent was answered as a request"),
+        }
+    }
+
+    /// Emits an intent that only succeeds or fails.
+    pub(crate) async fn done(&self, label: Label, action: Action) -> Result<(), Errno> {
+        match self.outcome(label, action).await {
+            Outcome::Done(result) => result,
+            other => panic!("an executor answered {label} with {other:?}"),
+        }
+    }
+
+    /// Emits an intent that moves bytes.
+    pub(crate) async fn moved(&self, label: Label, action: Action) -> (BufList, Result<usize, Errno>) {
+        match self.outcome(label, action).await {
+            Outcome::Moved { data, result } => (data, result),
+            other => panic!("an executor answered {label} with {other:?}"),
+        }
+    }
+
+    /// Has CPU-heavy work done where the executor chooses.
+    pub async fn compute(&self, label: Label, work: Compute) -> Computed {
+        match self.outcome(label, Action::Compute(Box::new(work))).await {
+            Outcome::Computed(computed) => computed,
+            other => panic!("an executor answered {label} with {other:?}"),
+        }
+    }
+
+    /// Lets time pass.
+    pub async fn sleep(&self, duration: Duration) {
+        // A timer that fails is a timer that rang at once.
+        let _ = self.done("sleep", Action::Sleep { duration }).await;
+    }
+
+    /// Starts another coroutine beside this one.
+    pub fn spawn(&self, coroutine: LocalFuture<'static, ()>) {
+        self.shared.tasks.spawn(coroutine);
+    }
+
+    /// Waits until every request that is in flight has ended; not to be used within one.
+    pub(crate) async fn quiesce(&self) {
+        self.shared.epochs.quiesce(&self.shared.tasks).await;
+    }
+
+    /// Length of what a node shows, in bytes.
+    pub fn len(&self, node: NodeId) -> u64 {
+        self.shared.graph.len(node)
+    }
+
+    /// Describes the graph.
+    pub fn graph(&self) -> Vec<NodeInfo> {
+        self.shared.graph.describe()
+    }
+
+    /// The node of that name.
+    pub fn find_node(&self, name: &str) -> Option<NodeId> {
+        self.shared.graph.find(name)
+    }
+
+    /// The file name or node name that a node goes by.
+    pub fn title(&self, node: NodeId) -> String {
+        self.shared.graph.node(node).title.clone()
+    }
+
+    /// The driver of a node, unless it is a leaf.
+    pub fn driver(&self, node: NodeId) -> Option<Rc<dyn Driver>> {
+        match &self.shared.graph.node(node).kind {
+            Kind::Driver(driver) => Some(Rc::clone(driver)),
+            Kind::Leaf(_) => None,
+        }
+    }
+
+    /// What the executor said of a leaf.
+    pub fn leaf_info(&self, node: NodeId) -> Option<LeafInfo> {
+        match &self.shared.graph.node(node).kind {
+            Kind::Leaf(leaf) => Some(leaf.info.clone()),
+            Kind::Driver(_) => None,
+        }
+    }
+
+    /// The child of any node at the end of an edge.
+    pub fn edge(&self, node: NodeId, role: Role) -> Option<NodeId> {
+        self.shared.graph.node(node).edges.at(role)
+    }
+
+    /// Opens a leaf and makes it a node.
+    pub(crate) async fn open_leaf(
+        &self,
+        name: Option<&str>,
+        location: Location,
+        access: LeafAccess,
+        flags: NodeFlags,
+    ) -> Result<NodeId> {
+        let title = location.to_string();
+        let action = Action::Open { location: location.clone(), access };
+        let info = match self.outcome("open", action).await {
+            Outcome::Opened(result) => {
+                result.map_err(|errno| Box::new(Error::Open { location: title.clone(), errno }))?
+            }
+            other => panic!("an executor answered open with {other:?}"),
+        };
+        let leaf = info.leaf;
+        let kind = Kind::Leaf(Box::new(Leaf::new(info, location)));
+        match self.shared.graph.add(name, &title, flags, kind, Edges::default()) {
+            Ok(node) => Ok(node.id),
+            Err(error) => {
+                let _ = self.done("open/undo", Action::Close { leaf }).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Takes the image locks of a leaf.
+    pub(crate) async fn lock(&self, node: NodeId, holds: Permissions, shares: Permissions) -> Result<()> {
+        let here = self.shared.graph.node(node);
+        let Kind::Leaf(leaf) = &here.kind else { return Ok(()) };
+        match self.outcome("lock", Action::Lock { leaf: leaf.info.leaf, holds, shares }).await {
+            Outcome::Locked(result) => result
+                .map_err(|refused| Box::new(Error::Locked { location: leaf.location.to_string(), refused })),
+            other => panic!("an executor answered lock with {other:?}"),
+        }
+    }
+
+    /// Creates a file, or empties an existing one.
+    ///
+    /// # Errors
+    /// [`Error::Create`] with the host's answer.
+    pub async fn create_leaf(
+        &self,
+        location: &Location,
+        len: u64,
+        preallocation: Preallocation,
+    ) -> Result<()> {
+        let action = Action::Create { location: location.clone(), len, preallocation };
+        let result = self.done("create", action).await;
+        result.map_err(|errno| Box::new(Error::Create { location: location.to_string(), errno }))
+    }
+
+    /// Adds a driver's node above `edges`.
+    pub(crate) fn add_driver(
+        &self,
+        name: Option<&str>,
+        title: &str,
+        flags: NodeFlags,
+        driver: Rc<dyn Driver>,
+        edges: Edges,
+    ) -> Result<NodeId> {
+        Ok(self.shared.graph.add(name, title, flags, Kind::Driver(driver), edges)?.id)
+    }
+
+    /// Closes a node and everything below it, drivers first. What a driver holds back is written out.
+    ///
+    /// # Errors
+    /// The first failure; all nodes are gone all the same.
+    pub fn close(&self, node: NodeId) -> LocalFuture<'_, Result<()>> {
+        Box::pin(async move {
+            let here = self.shared.graph.node(node);
+            let mut result = match &here.kind {
+                Kind::Driver(driver) => driver.close(&self.for_node(node)).await,
+                Kind::Leaf(leaf) => {
+                    let closed = self.done("close", Action::Close { leaf: leaf.info.leaf }).await;
+                    closed.map_err(|errno| leaf.error("close", 0, 0, errno))
+                }
+            };
+            self.shared.graph.remove(node);
+            for (_, child) in here.edges.iter() {
+                result = result.and(self.close(child).await);
+            }
+            result
+        })
+    }
+
+    /// Changes the length of a leaf, or of the leaf below filters that pass it on.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] where a format is in the way; else the leaf's.
+    pub async fn set_len(&self, node: NodeId, len: u64, preallocation: Preallocation) -> Result<()> {
+        let here = self.shared.graph.node(node);
+        match &here.kind {
+            Kind::Leaf(leaf) => {
+                let action = Action::SetLen { leaf: leaf.info.leaf, len, preallocation };
+                let result = self.done("set_len", action).await;
+                result.map_err(|errno| leaf.error("change of length", len, 0, errno))?;
+                leaf.wrote(0);
+                leaf.len.set(len);
+                Ok(())
+            }
+            Kind::Driver(driver) => match driver.length() {
+                graph::Length::OfFileFrom(start) => {
+                    Box::pin(self.set_len(here.child(Role::File), start + len, preallocation)).await
+                }
+                graph::Length::Bytes(_) => Err(Box::new(Error::Unsupported {
+                    node: here.name.clone(),
+                    driver: driver.name(),
+                    what: "a change of length",
+                })),
+            },
+        }
+    }
+
+    /// Says what backs the range at `offset`, through the whole chain down to `base` (which is left out), and down to
+    /// the holes of the leaf.
+    ///
+    /// # Errors
+    /// When metadata is damaged or cannot be read.
+    pub async fn status(&self, node: NodeId, offset: u64, len: u64, base: Option<NodeId>) -> Result<Status> {
+        let (mut node, mut len, mut depth) = (node, len, 0);
+        loop {
+            let here = self.shared.graph.node(node);
+            let (found, place) = self.status_in(&here, offset, len).await?;
+            len = found.len;
+            if found.allocated {
+                return Ok(Status { depth, place, ..found });
+            }
+            let backing = here.edges.at(Role::Backing).filter(|backing| Some(*backing) != base);
+            let end = backing.map_or(0, |backing| self.len(backing));
+            match backing {
+                Some(backing) if offset < end => {
+                    len = len.min(end - offset);
+                    node = backing;
+                    depth += 1;
+                }
+                // Beyond the end of the backing file, the overlay is what says that there is nothing.
+                _ => return Ok(Status { len, zero: true, depth, ..found }),
+            }
+        }
+    }
+
+    /// One image's own answer, without its backing file.
+    async fn status_in(
+        &self,
+        image: &graph::Node,
+        offset: u64,
+        len: u64,
+    ) -> Result<(Status, Option<(NodeId, u64)>)> {
+        let nothing = Status {
+            len,
+            allocated: false,
+            zero: false,
+            data: false,
+            compressed: false,
+            depth: 0,
+            place: None,
+        };
+        let Kind::Driver(driver) = &image.kind else {
+            let (len, hole) = self.hole(image, offset, len).await?;
+            let status = Status { len, allocated: true, zero: hole, data: !hole, ..nothing };
+            return Ok((status, Some((image.id, offset))));
+        };
+        let extent = loop {
+            let extent = driver.lookup(offset, len, Access::Read)?;
+            match extent.mapping {
+                Mapping::Miss(miss) => driver.load(&self.for_node(image.id), miss).await?,
+                _ => break extent,
+            }
+        };
+        let nothing = Status { len: extent.len, ..nothing };
+        match extent.mapping {
+            Mapping::Backing => Ok((nothing, None)),
+            Mapping::Zero { .. } => Ok((Status { allocated: true, zero: true, ..nothing }, None)),
+            Mapping::Special { compressed } => {
+                Ok((Status { allocated: true, data: true, compressed, ..nothing }, None))
+            }
+            Mapping::Data { child, offset: there } => {
+                let below = self.shared.graph.node(image.child(child));
+                let (below, place) = Box::pin(self.status_in(&below, there, extent.len)).await?;
+                Ok((Status { allocated: true, ..below }, place))
+            }
+            Mapping::Allocate | Mapping::Miss(_) => unreachable!("not an answer to a read"),
+        }
+    }
+
+    async fn hole(&self, node: &graph::Node, offset: u64, len: u64) -> Result<(u64, bool)> {
+        let Kind::Leaf(leaf) = &node.kind else { unreachable!("asked of leaves") };
+        let end = leaf.len.get();
+        if offset >= end {
+            return Ok((len, true));
+        }
+        let within = len.min(end - offset);
+        let action = Action::BlockStatus { leaf: leaf.info.leaf, offset, len: within };
+        match self.outcome("block_status", action).await {
+            Outcome::Status(Ok(LeafStatus { len: covered, hole })) => Ok((covered.clamp(1, within), hole)),
+            Outcome::Status(Err(errno)) => Err(leaf.error("block status", offset, within, errno)),
+            other => panic!("an executor answered block_status with {other:?}"),
+        }
+    }
+}

@@ -1,0 +1,330 @@
+//! The engine: single-threaded, deterministic, passive.
+//!
+//! ```text
+//!   submit(Request) ─▶ ┌────────┐ ─▶ next_intent()  ─▶ an executor does it
+//!                      │ Engine │
+//!   next_reply()    ◀─ └────────┘ ◀─ complete(token, Outcome)
+//! ```
+//!
+//! Owns the graph, the requests and the coroutines. Refuses to do I/O, read a clock or draw a random number. The same
+//! calls in the same order give the same intents in the same order. Start at [`Engine`]; where a request goes is in
+//! `path` (synchronous) and `serve` (coroutines).
+
+pub(crate) mod claims;
+mod epoch;
+mod io;
+pub(crate) mod path;
+mod serve;
+pub(crate) mod task;
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::future::Future;
+use std::rc::Rc;
+
+use slab::Slab;
+
+pub use io::{Io, Status};
+pub use task::LocalFuture;
+
+use crate::buf::BufList;
+use crate::error::{Error, Result};
+use crate::graph::{Graph, Kind, NodeId, NodeInfo};
+use crate::intent::{Fua, Intent, Label, Outcome, Token, ZeroFlags};
+use path::{Part, Piece, Slot, Verb};
+use task::{Answers, Promise, Tasks};
+
+/// What a caller asks of a node.
+#[derive(Debug)]
+pub struct Request {
+    /// Which node.
+    pub node: NodeId,
+    /// What to do.
+    pub op: Op,
+    /// First byte in the node.
+    pub offset: u64,
+    /// Bytes, for what carries no data; reads and writes take the length of `data`.
+    pub len: u64,
+    /// Room for what is read, or the bytes to write. Comes back in the reply.
+    pub data: BufList,
+    /// The caller's own number for the request; comes back in the reply.
+    pub tag: u64,
+}
+
+/// The verbs of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Op {
+    /// Fill `data`.
+    Read,
+    /// Write `data`.
+    Write(Fua),
+    /// Write `data` in compressed form, where the format has one and the data shrinks. Whole clusters.
+    WriteCompressed,
+    /// Make the range read as zeros.
+    WriteZeroes(ZeroFlags, Fua),
+    /// Give up the content of the range.
+    Discard,
+    /// Make everything durable that completed before.
+    Flush,
+}
+
+/// What became of a request, or of a job.
+#[derive(Debug)]
+pub struct Reply {
+    /// The caller's number.
+    pub tag: u64,
+    /// The buffers of the request.
+    pub data: BufList,
+    /// Whether all of it worked. Of a job: it ended; what it gave is in its [`Job`].
+    pub result: Result<()>,
+}
+
+/// Takes the result of a coroutine that [`Engine::run`] started.
+#[derive(Debug)]
+pub struct Job<T>(Promise<T>);
+
+impl<T> Job<T> {
+    /// The result, once the reply with the job's tag has come; only once.
+    pub fn take(&self) -> Option<T> {
+        self.0.borrow_mut().take()
+    }
+}
+
+/// Who waits for a request.
+pub(crate) enum ReplyTo {
+    Caller(u64),
+    Task(u32),
+}
+
+/// Answers that coroutines wait for.
+pub(crate) enum AnswerValue {
+    Outcome(Outcome),
+    Request(BufList, Result<()>),
+}
+
+/// Who waits for an intent.
+pub(crate) enum Flight {
+    Part(Part),
+    Task(u32),
+}
+
+/// The state behind [`Engine`] and [`Io`].
+#[derive(Default)]
+pub(crate) struct Shared {
+    pub(crate) graph: Graph,
+    pub(crate) intents: RefCell<VecDeque<Intent>>,
+    replies: RefCell<VecDeque<Reply>>,
+    flights: RefCell<Slab<(u32, Flight)>>,
+    generation: Cell<u32>,
+    pub(crate) requests: RefCell<Slab<Slot>>,
+    pub(crate) tasks: Tasks,
+    pub(crate) answers: Answers<AnswerValue>,
+    pub(crate) epochs: epoch::Epochs,
+    pub(crate) cycles: Cell<u64>,
+    /// The engine itself, for what outlives a call.
+    pub(crate) this: RefCell<std::rc::Weak<Shared>>,
+}
+
+/// A block layer on one thread.
+///
+/// ```
+/// use drystone_core::engine::Engine;
+/// let engine = Engine::new();
+/// assert!(engine.next_intent().is_none());
+/// ```
+pub struct Engine(Rc<Shared>);
+
+impl Default for Engine {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Engine {
+    /// Returns an engine with an empty graph.
+    pub fn new() -> Self {
+        let shared = Rc::new(Shared::default());
+        *shared.this.borrow_mut() = Rc::downgrade(&shared);
+        Self(shared)
+    }
+
+    /// Begins a request. Its intents are ready when this returns; so may be its reply.
+    pub fn submit(&self, request: Request) {
+        self.0.submit(request);
+        self.0.tasks.run();
+    }
+
+    /// The next thing for the executor to do, in the order in which core wants them begun.
+    pub fn next_intent(&self) -> Option<Intent> {
+        self.0.intents.borrow_mut().pop_front()
+    }
+
+    /// Hands in the answer to an intent.
+    ///
+    /// # Panics
+    /// When the token was answered before, or the outcome is of another kind than the intent: a bug of the executor.
+    pub fn complete(&self, token: Token, outcome: Outcome) {
+        self.0.complete(token, outcome);
+        self.0.tasks.run();
+    }
+
+    /// The next request or job that ended.
+    pub fn next_reply(&self) -> Option<Reply> {
+        self.0.replies.borrow_mut().pop_front()
+    }
+
+    /// Starts a coroutine: opening, closing, a job. A reply with `tag` says that it ended.
+    ///
+    /// Inside, only what [`Io`] offers may be awaited.
+    pub fn run<T: 'static, F: Future<Output = T> + 'static>(
+        &self,
+        tag: u64,
+        coroutine: impl FnOnce(Io) -> F,
+    ) -> Job<T> {
+        let promise: Promise<T> = Promise::default();
+        let work = coroutine(Io::new(Rc::clone(&self.0), None));
+        let (shared, fulfil) = (Rc::clone(&self.0), Rc::clone(&promise));
+        self.0.tasks.spawn(Box::pin(async move {
+            let value = work.await;
+            *fulfil.borrow_mut() = Some(value);
+            shared.reply(ReplyTo::Caller(tag), BufList::new(), Ok(()));
+        }));
+        self.0.tasks.run();
+        Job(promise)
+    }
+
+    /// Describes the graph.
+    pub fn graph(&self) -> Vec<NodeInfo> {
+        self.0.graph.describe()
+    }
+
+    /// Length of what a node shows, in bytes.
+    pub fn len(&self, node: NodeId) -> u64 {
+        self.0.graph.len(node)
+    }
+
+    /// Tells whether nothing is in flight: no intent, no request, no coroutine.
+    pub fn is_idle(&self) -> bool {
+        self.0.flights.borrow().is_empty()
+            && self.0.requests.borrow().is_empty()
+            && self.0.tasks.len() == 0
+            && self.0.intents.borrow().is_empty()
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        // Coroutines hold the shared state; without this, dropping an engine with work in flight would leak it.
+        self.0.tasks.clear();
+    }
+}
+
+impl Shared {
+    fn submit(&self, request: Request) {
+        let Request { node, op, offset, len, data, tag } = request;
+        let (verb, label) = match op {
+            Op::Read => (Verb::Read, "read"),
+            Op::Write(fua) => (Verb::Write(fua), "write"),
+            Op::WriteCompressed => (Verb::WriteCompressed, "write_compressed"),
+            Op::WriteZeroes(flags, fua) => (Verb::WriteZeroes(flags, fua), "write_zeroes"),
+            Op::Discard => (Verb::Discard, "discard"),
+            Op::Flush => (Verb::Flush, "flush"),
+        };
+        let len = if data.is_empty() { len } else { data.len_bytes() as u64 };
+        if let Err(error) = self.admit(node, verb, offset, len) {
+            return self.reply(ReplyTo::Caller(tag), data, Err(error));
+        }
+        let piece = Piece { request: 0, label, verb, node, offset, len, position: 0, data };
+        self.start(ReplyTo::Caller(tag), piece);
+    }
+
+    /// Checks what a caller asks against the node; what core asks of itself needs no checking.
+    fn admit(&self, node: NodeId, verb: Verb, offset: u64, len: u64) -> Result<()> {
+        self.graph.with(|nodes| {
+            let Some(here) = nodes.get(node.0 as usize).and_then(Option::as_ref) else {
+                return Err(Box::new(Error::NoSuchNode(format!("#{}", node.0))));
+            };
+            if here.flags.read_only && !matches!(verb, Verb::Read | Verb::Flush) {
+                return Err(Box::new(Error::ReadOnly { node: here.name.clone() }));
+            }
+            let size = crate::graph::length(nodes, node);
+            if verb != Verb::Flush && offset.checked_add(len).is_none_or(|end| end > size) {
+                let (node, operation) = (here.name.clone(), verb.name());
+                return Err(Box::new(Error::OutOfRange { node, operation, offset, len, size }));
+            }
+            Ok(())
+        })
+    }
+
+    /// Begins a request whose books are not open yet.
+    pub(crate) fn start(&self, to: ReplyTo, mut piece: Piece) {
+        // A flush waits for commits that wait for quiescence, so it is not counted itself.
+        let epoch = (piece.verb != Verb::Flush).then(|| self.epochs.enter());
+        piece.request = self.open_request(to, epoch);
+        match piece.verb {
+            Verb::Read | Verb::Write(Fua::No) | Verb::WriteZeroes(_, Fua::No) => self.dispatch(piece),
+            Verb::Write(Fua::Yes) if self.is_clean(piece.node) => self.dispatch(piece),
+            Verb::Discard if !self.graph.with(|nodes| crate::graph::at(nodes, piece.node).flags.discard) => {
+                self.settle(piece.request, 0, piece.data, Ok(()));
+            }
+            Verb::Discard => self.dispatch(piece),
+            _ => self.serve(piece),
+        }
+    }
+
+    /// Whether no driver below `node` holds metadata back.
+    fn is_clean(&self, node: NodeId) -> bool {
+        self.graph.with(|nodes| {
+            let mut next = Some(node);
+            while let Some(id) = next {
+                let here = crate::graph::at(nodes, id);
+                match &here.kind {
+                    Kind::Driver(driver) if !driver.is_clean() => return false,
+                    _ => next = here.edges.at(crate::graph::Role::File),
+                }
+            }
+            true
+        })
+    }
+
+    pub(crate) fn serve(&self, piece: Piece) {
+        let this = self.this.borrow().upgrade().expect("requests run while the engine lives");
+        self.tasks.serve(piece, || Box::new(serve::slot(this)));
+    }
+
+    pub(crate) fn fly(&self, flight: Flight) -> Token {
+        let generation = self.generation.get();
+        self.generation.set(generation.wrapping_add(1));
+        let key = self.flights.borrow_mut().insert((generation, flight));
+        Token(u64::from(generation) << 32 | key as u64)
+    }
+
+    /// Emits an intent that the running coroutine waits for.
+    pub(crate) fn ask(&self, label: Label, action: crate::intent::Action) -> u32 {
+        let key = self.answers.open(&self.tasks);
+        let token = self.fly(Flight::Task(key));
+        self.intents.borrow_mut().push_back(Intent { token, label, action });
+        key
+    }
+
+    fn complete(&self, token: Token, outcome: Outcome) {
+        let (key, generation) = ((token.0 & 0xffff_ffff) as usize, (token.0 >> 32) as u32);
+        let mut flights = self.flights.borrow_mut();
+        let known = flights.get(key).is_some_and(|(current, _)| *current == generation);
+        assert!(known, "{token:?} is not in flight: an intent is answered exactly once");
+        let (_, flight) = flights.remove(key);
+        drop(flights);
+        match flight {
+            Flight::Part(part) => self.part_done(token, part, outcome),
+            Flight::Task(key) => self.answers.fill(&self.tasks, key, AnswerValue::Outcome(outcome)),
+        }
+    }
+
+    pub(crate) fn reply(&self, to: ReplyTo, data: BufList, result: Result<()>) {
+        match to {
+            ReplyTo::Caller(tag) => self.replies.borrow_mut().push_back(Reply { tag, data, result }),
+            ReplyTo::Task(key) => self.answers.fill(&self.tasks, key, AnswerValue::Request(data, result)),
+        }
+    }
+}

@@ -1,0 +1,500 @@
+//! What the synchronous path cannot answer: one coroutine a piece, in a reused slot.
+//!
+//! Each branch ends by settling the piece, or by dispatching it again once its metadata is loaded.
+//!
+//! The order of an allocating write, on the page and on the disk: `reserve` takes space that nothing points to; the
+//! data goes there, with the edges of the unit that the guest did not write copied from the old mapping or zeroed;
+//! `publish` makes the space reachable. A crash between any two leaves at most space that nothing points to.
+
+use std::rc::Rc;
+
+use super::Shared;
+use super::io::Io;
+use super::path::{Piece, Place, Verb, resolve};
+use super::task::{Serve, ServeSlot, join};
+use crate::buf::{Buf, BufList};
+use crate::error::Result;
+use crate::graph::driver::{Access, Driver, Mapping, Ready, Reservation};
+use crate::graph::{Collision, Kind, Leaf, Node, NodeId, Owner};
+use crate::intent::{Action, Errno, Fua, ZeroFlags};
+
+/// Bytes of zeros written at once where a leaf cannot zero a range.
+const ZERO_CHUNK: u64 = 256 * 1024;
+
+/// Bytes of copy-on-write edges from which zeroing them apart beats writing zeros along with the data.
+const ZERO_APART_MIN: u64 = 128 * 1024;
+
+/// Makes one serving slot.
+pub(crate) fn slot(shared: Rc<Shared>) -> impl Serve + 'static {
+    ServeSlot::new(move |piece| serving(Rc::clone(&shared), piece))
+}
+
+async fn serving(shared: Rc<Shared>, mut piece: Piece) {
+    let node = shared.graph.node(piece.node);
+    let io = Io::new(Rc::clone(&shared), Some(piece.node));
+    let result = match (&node.kind, piece.verb) {
+        (Kind::Driver(driver), Verb::Read) => match read(&io, driver, &mut piece).await {
+            Ok(After::Dispatch) => return shared.dispatch(piece),
+            Ok(After::Settle) => Ok(()),
+            Err(error) => Err(error),
+        },
+        (Kind::Driver(driver), Verb::Write(Fua::No)) => {
+            match write(&io, &node, driver.as_ref(), &mut piece).await {
+                Ok(After::Dispatch) => return shared.dispatch(piece),
+                Ok(After::Settle) => Ok(()),
+                Err(error) => Err(error),
+            }
+        }
+        (Kind::Leaf(leaf), Verb::Read) => leaf_read(&io, leaf, &mut piece).await,
+        (Kind::Leaf(leaf), Verb::Write(_)) => leaf_write(&io, leaf, &mut piece).await,
+        (_, Verb::Flush) => flush(&io, &node).await,
+        (Kind::Driver(_), Verb::Write(Fua::Yes)) => Box::pin(write_through(&io, &mut piece)).await,
+        (Kind::Driver(driver), Verb::WriteCompressed) => {
+            Box::pin(write_compressed(&io, &node, driver.as_ref(), &mut piece)).await
+        }
+        (Kind::Leaf(_), Verb::WriteCompressed) => Box::pin(write_plainly(&io, &mut piece)).await,
+        (_, Verb::WriteZeroes(flags, Fua::Yes)) => Box::pin(zero_through(&io, &piece, flags)).await,
+        (Kind::Driver(driver), Verb::WriteZeroes(flags, Fua::No)) => {
+            Box::pin(write_zeroes(&io, &node, driver.as_ref(), &piece, flags)).await
+        }
+        (Kind::Leaf(_), Verb::WriteZeroes(..)) => {
+            Box::pin(zeroes_as_data(&io, piece.node, piece.offset, piece.len)).await
+        }
+        (Kind::Driver(driver), Verb::Discard) => Box::pin(discard(&io, &node, driver.as_ref(), &piece)).await,
+        (Kind::Leaf(_), Verb::Discard) => unreachable!("a leaf takes discards as they are"),
+    };
+    shared.settle(piece.request, piece.position, std::mem::take(&mut piece.data), result);
+}
+
+/// How a branch ended.
+enum After {
+    /// Memory now says where the piece is.
+    Dispatch,
+    /// The piece is done.
+    Settle,
+}
+
+async fn read(io: &Io, driver: &Rc<dyn Driver>, piece: &mut Piece) -> Result<After> {
+    let extent = driver.lookup(piece.offset, piece.len, Access::Read)?;
+    match extent.mapping {
+        Mapping::Miss(miss) => driver.load(io, miss).await.map(|()| After::Dispatch),
+        Mapping::Special { .. } if extent.len >= piece.len => {
+            driver.read_special(io, piece.offset, &mut piece.data).await.map(|()| After::Settle)
+        }
+        _ => Ok(After::Dispatch),
+    }
+}
+
+async fn write(io: &Io, node: &Node, driver: &dyn Driver, piece: &mut Piece) -> Result<After> {
+    let extent = driver.lookup(piece.offset, piece.len, Access::Write)?;
+    match extent.mapping {
+        Mapping::Miss(miss) => driver.load(io, miss).await.map(|()| After::Dispatch),
+        Mapping::Allocate => write_allocating(io, node, driver, piece).await,
+        _ => Ok(After::Dispatch),
+    }
+}
+
+/// Writes the piece, allocating as it goes; what turns out to be writable in place is dispatched.
+async fn write_allocating(io: &Io, node: &Node, driver: &dyn Driver, piece: &mut Piece) -> Result<After> {
+    let shared = io.shared();
+    let unit = driver.granularity();
+    loop {
+        let start = piece.offset - piece.offset % unit;
+        let end = (piece.offset + piece.len).next_multiple_of(unit);
+        let _claim = node.claims.take(&shared.tasks, start, end).await;
+        // Whoever held the claim before may have allocated what this piece needs.
+        let extent = driver.lookup(piece.offset, piece.len, Access::Write)?;
+        match extent.mapping {
+            Mapping::Allocate => {}
+            Mapping::Miss(miss) => {
+                driver.load(io, miss).await?;
+                continue;
+            }
+            _ => return Ok(After::Dispatch),
+        }
+        let reserved = Reserved::take(io, driver, piece.offset, extent.len.min(piece.len)).await?;
+        let len = piece.len.min(reserved.space.guest_end - piece.offset);
+        let whole = len == piece.len;
+        let mut part =
+            if whole { std::mem::take(&mut piece.data) } else { piece.data.split_to(len as usize) };
+        let result = fill(io, node, &reserved.space, piece.offset, &mut part).await;
+        let result = match result {
+            Ok(()) => reserved.publish(io).await,
+            Err(error) => Err(error),
+        };
+        if whole {
+            piece.data = part;
+            return result.map(|()| After::Settle);
+        }
+        shared.owe(piece.request);
+        shared.settle(piece.request, piece.position, part, Ok(()));
+        piece.offset += len;
+        piece.position += len;
+        piece.len -= len;
+        result?;
+    }
+}
+
+/// A reservation that gives itself back, in memory, unless it is published.
+struct Reserved<'a> {
+    driver: &'a dyn Driver,
+    space: Reservation,
+    published: bool,
+}
+
+impl<'a> Reserved<'a> {
+    async fn take(io: &Io, driver: &'a dyn Driver, offset: u64, len: u64) -> Result<Self> {
+        loop {
+            match driver.reserve(offset, len)? {
+                Ready::Yes(space) => return Ok(Self { driver, space, published: false }),
+                Ready::Miss(miss) => driver.load(io, miss).await?,
+            }
+        }
+    }
+
+    async fn publish(mut self, io: &Io) -> Result<()> {
+        loop {
+            match self.driver.publish(&self.space)? {
+                Ready::Yes(()) => {
+                    self.published = true;
+                    return Ok(());
+                }
+                Ready::Miss(miss) => self.driver.load(io, miss).await?,
+            }
+        }
+    }
+}
+
+impl Drop for Reserved<'_> {
+    fn drop(&mut self) {
+        if !self.published {
+            self.driver.give_back(&self.space);
+        }
+    }
+}
+
+/// Writes `data` for `offset` into reserved space, with the edges that the guest did not write.
+async fn fill(io: &Io, node: &Node, space: &Reservation, offset: u64, data: &mut BufList) -> Result<()> {
+    let child = node.child(space.child);
+    let end = offset + data.len_bytes() as u64;
+    let head = space.guest_start..offset;
+    let tail = end..space.guest_end;
+    let host = |guest: u64| space.host_offset + (guest - space.guest_start);
+    let edges_len = (head.end - head.start) + (tail.end - tail.start);
+    if edges_len == 0 {
+        return write_back(io, child, host(offset), data).await;
+    }
+    Box::pin(async {
+        let zero_edges = reads_zero(io, node.id, head.clone()) && reads_zero(io, node.id, tail.clone());
+        if zero_edges && space.zeroed {
+            return write_back(io, child, host(offset), data).await;
+        }
+        if zero_edges && edges_len >= ZERO_APART_MIN {
+            let flags = ZeroFlags::default();
+            let around = join(
+                zero_edge(io, child, host(head.start), head.end - head.start, flags),
+                zero_edge(io, child, host(tail.start), tail.end - tail.start, flags),
+            );
+            let (around, written) = join(around, write_back(io, child, host(offset), data)).await;
+            return around.0.and(around.1).and(written);
+        }
+        let (before, after) = join(edge(io, node.id, head.clone()), edge(io, node.id, tail.clone())).await;
+        let (before, after) = (before?, after?);
+        let (before_len, data_len) = (before.len(), data.len_bytes());
+        let mut whole = BufList::from(before);
+        whole.append(std::mem::take(data));
+        whole.append(BufList::from(after));
+        let (mut whole, result) = io.write("cow/write", child, space.host_offset, whole, Fua::No).await;
+        drop(whole.split_to(before_len));
+        *data = whole.split_to(data_len);
+        result
+    })
+    .await
+}
+
+async fn zero_edge(io: &Io, child: NodeId, at: u64, len: u64, flags: ZeroFlags) -> Result<()> {
+    if len == 0 { Ok(()) } else { io.write_zeroes("cow/zero", child, at, len, flags).await }
+}
+
+async fn write_back(io: &Io, node: NodeId, offset: u64, data: &mut BufList) -> Result<()> {
+    let (back, result) = io.write("write/data", node, offset, std::mem::take(data), Fua::No).await;
+    *data = back;
+    result
+}
+
+/// Reads what the guest sees at `range`, which a copy-on-write must keep.
+async fn edge(io: &Io, node: NodeId, range: std::ops::Range<u64>) -> Result<Buf> {
+    let len = (range.end - range.start) as usize;
+    let buf = Buf::zeroed(len);
+    if len == 0 || reads_zero(io, node, range.clone()) {
+        return Ok(buf);
+    }
+    let (data, result) = io.read("cow/read", node, range.start, buf).await;
+    result.map(|()| data.into_single())
+}
+
+/// Whether memory alone says that a range reads as zeros.
+fn reads_zero(io: &Io, node: NodeId, range: std::ops::Range<u64>) -> bool {
+    io.shared().graph.with(|nodes| {
+        let mut at = range.start;
+        while at < range.end {
+            match resolve(nodes, node, at, range.end - at, Access::Read) {
+                Ok((len, Place::Zero)) => at += len,
+                _ => return false,
+            }
+        }
+        true
+    })
+}
+
+async fn write_through(io: &Io, piece: &mut Piece) -> Result<()> {
+    let data = std::mem::take(&mut piece.data);
+    let (data, result) = io.write(piece.label, piece.node, piece.offset, data, Fua::No).await;
+    piece.data = data;
+    result?;
+    io.flush("write/fua", piece.node).await
+}
+
+async fn write_plainly(io: &Io, piece: &mut Piece) -> Result<()> {
+    let data = std::mem::take(&mut piece.data);
+    let (data, result) = io.write(piece.label, piece.node, piece.offset, data, Fua::No).await;
+    piece.data = data;
+    result
+}
+
+async fn zero_through(io: &Io, piece: &Piece, flags: ZeroFlags) -> Result<()> {
+    io.write_zeroes(piece.label, piece.node, piece.offset, piece.len, flags).await?;
+    io.flush("write_zeroes/fua", piece.node).await
+}
+
+/// Writes whole units compressed, each on its own; what does not shrink, and what is no whole unit, plainly.
+async fn write_compressed(io: &Io, node: &Node, driver: &dyn Driver, piece: &mut Piece) -> Result<()> {
+    if !driver.compresses() {
+        return write_plainly(io, piece).await;
+    }
+    let unit = driver.granularity();
+    let size = io.len(node.id);
+    let mut rest = std::mem::take(&mut piece.data);
+    let mut at = piece.offset;
+    let end = piece.offset + piece.len;
+    let mut result = Ok(());
+    while at < end && result.is_ok() {
+        let start = at - at % unit;
+        let len = (start + unit).min(end) - at;
+        let mut part = rest.split_to(len as usize);
+        let mut shrunk = Ok(false);
+        if at == start && (len == unit || at + len == size) {
+            let _claim = node.claims.take(&io.shared().tasks, start, start + unit).await;
+            shrunk = driver.write_compressed(io, at, &mut part).await;
+        }
+        result = match shrunk {
+            Ok(true) => Ok(()),
+            Ok(false) => {
+                let (back, result) = io.write("write_compressed/plain", node.id, at, part, Fua::No).await;
+                part = back;
+                result
+            }
+            Err(error) => Err(error),
+        };
+        piece.data.append(part);
+        at += len;
+    }
+    piece.data.append(rest);
+    result
+}
+
+/// Makes a range read as zeros: whole units as the format does it, what is left at either end by writing zeros.
+async fn write_zeroes(
+    io: &Io,
+    node: &Node,
+    driver: &dyn Driver,
+    piece: &Piece,
+    flags: ZeroFlags,
+) -> Result<()> {
+    let (start, end) = (piece.offset, piece.offset + piece.len);
+    let Some((first, last)) = whole_units(start, end, driver.granularity(), io.len(node.id)) else {
+        return zero_edge_of_unit(io, node.id, start, end).await;
+    };
+    zero_edge_of_unit(io, node.id, start, first).await?;
+    let done = {
+        let _claim = node.claims.take(&io.shared().tasks, first, last).await;
+        driver.write_zeroes(io, first, last - first, flags).await?
+    };
+    if !done {
+        if flags.no_fallback {
+            return Err(Box::new(crate::error::Error::Unsupported {
+                node: node.name.clone(),
+                driver: driver.name(),
+                what: "fast zeros",
+            }));
+        }
+        zeroes_as_data(io, node.id, first, last - first).await?;
+    }
+    zero_edge_of_unit(io, node.id, last, end).await
+}
+
+/// The whole units within `[start, end)`; the end of the node ends a unit.
+fn whole_units(start: u64, end: u64, unit: u64, size: u64) -> Option<(u64, u64)> {
+    let first = start.next_multiple_of(unit);
+    let last = if end == size { end } else { end - end % unit };
+    (first < last).then_some((first, last))
+}
+
+async fn zero_edge_of_unit(io: &Io, node: NodeId, start: u64, end: u64) -> Result<()> {
+    if start >= end || reads_zero(io, node, start..end) {
+        return Ok(());
+    }
+    zeroes_as_data(io, node, start, end - start).await
+}
+
+async fn zeroes_as_data(io: &Io, node: NodeId, offset: u64, len: u64) -> Result<()> {
+    let mut zeros = BufList::from(Buf::zeroed(len.min(ZERO_CHUNK) as usize));
+    let mut at = offset;
+    while at < offset + len {
+        let chunk = (offset + len - at).min(ZERO_CHUNK) as usize;
+        let part = zeros.split_to(chunk);
+        let (mut part, result) = io.write("write_zeroes/data", node, at, part, Fua::No).await;
+        result?;
+        at += chunk as u64;
+        part.append(zeros);
+        zeros = part;
+    }
+    Ok(())
+}
+
+async fn discard(io: &Io, node: &Node, driver: &dyn Driver, piece: &Piece) -> Result<()> {
+    let (start, end) = (piece.offset, piece.offset + piece.len);
+    let Some((first, last)) = whole_units(start, end, driver.granularity(), io.len(node.id)) else {
+        return Ok(());
+    };
+    let _claim = node.claims.take(&io.shared().tasks, first, last).await;
+    driver.discard(io, first, last - first).await
+}
+
+/// Reads from a leaf with blocks what is not whole blocks in aligned memory.
+async fn leaf_read(io: &Io, leaf: &Leaf, piece: &mut Piece) -> Result<()> {
+    let (start, blocks) = read_blocks(io, leaf, piece.label, piece.offset, piece.len).await?;
+    piece.data.copy_in(0, &blocks[(piece.offset - start) as usize..]);
+    Ok(())
+}
+
+/// Reads the whole blocks around a range; what lies beyond the end of the leaf is zero.
+async fn read_blocks(
+    io: &Io,
+    leaf: &Leaf,
+    label: crate::intent::Label,
+    offset: u64,
+    len: u64,
+) -> Result<(u64, Buf)> {
+    let block = u64::from(leaf.info.request_align.max(1));
+    let start = offset - offset % block;
+    let len_bytes = ((offset + len).next_multiple_of(block) - start) as usize;
+    let align = (leaf.info.memory_align as usize).max(crate::buf::BUF_ALIGN);
+    let mut done = BufList::new();
+    let mut data = BufList::from(Buf::zeroed_aligned(len_bytes, align));
+    loop {
+        let at = start + done.len_bytes() as u64;
+        let action = Action::Read { leaf: leaf.info.leaf, offset: at, data };
+        let (mut back, result) = io.moved(label, action).await;
+        let wanted = back.len_bytes();
+        let moved = result.map_err(|errno| leaf.error("read", at, wanted as u64, errno))?;
+        let at_end = moved == 0 || !moved.is_multiple_of(block as usize);
+        if at_end {
+            back.zero_from(moved);
+        }
+        if at_end || moved >= wanted {
+            done.append(back);
+            return Ok((start, done.into_single()));
+        }
+        let front = back.split_to(moved);
+        done.append(front);
+        data = back;
+    }
+}
+
+/// Writes to a leaf with blocks what is not whole blocks in aligned memory, or what must wait for such a write.
+///
+/// A cycle of read, modify and write holds its blocks against all other writes; a write of whole blocks goes beside
+/// its like and waits for cycles only.
+async fn leaf_write(io: &Io, leaf: &Leaf, piece: &mut Piece) -> Result<()> {
+    let shared = io.shared();
+    let block = u64::from(leaf.info.request_align.max(1));
+    let (start, end) = (piece.offset, piece.offset + piece.len);
+    let (first, last) = (start - start % block, end.next_multiple_of(block));
+    let aligned = (first, last) == (start, end);
+    let against = if aligned { Collision::WithCycles } else { Collision::WithAny };
+    let cycle = Owner::Cycle(shared.cycles.replace(shared.cycles.get() + 1));
+    leaf.settled
+        .wait(&shared.tasks, || {
+            (!leaf.collides(first, last, against)).then(|| leaf.enter(cycle, first, last))
+        })
+        .await;
+    let result = rewrite_blocks(io, leaf, piece, aligned).await;
+    leaf.leave(cycle);
+    leaf.settled.notify(&shared.tasks);
+    result
+}
+
+async fn rewrite_blocks(io: &Io, leaf: &Leaf, piece: &mut Piece, aligned: bool) -> Result<()> {
+    let Verb::Write(fua) = piece.verb else { unreachable!("a write") };
+    let len_before = leaf.len.get();
+    let (start, blocks) = if aligned {
+        let align = (leaf.info.memory_align as usize).max(crate::buf::BUF_ALIGN);
+        (piece.offset, Buf::zeroed_aligned(piece.len as usize, align))
+    } else {
+        read_blocks(io, leaf, "write/rmw_read", piece.offset, piece.len).await?
+    };
+    let mut blocks = blocks;
+    let at = (piece.offset - start) as usize;
+    let end = at + piece.len as usize;
+    piece.data.copy_out(0, &mut blocks[at..end]);
+    write_whole(io, leaf, start, BufList::from(blocks), fua).await?;
+    let end = piece.offset + piece.len;
+    leaf.len.set(len_before.max(leaf.len.get()).max(end));
+    Ok(())
+}
+
+async fn write_whole(io: &Io, leaf: &Leaf, mut offset: u64, mut data: BufList, fua: Fua) -> Result<()> {
+    while !data.is_empty() {
+        let action = Action::Write { leaf: leaf.info.leaf, offset, data, fua };
+        let (mut back, result) = io.moved("write/blocks", action).await;
+        let len = back.len_bytes() as u64;
+        let moved = match result {
+            Ok(0) => Err(Errno::EIO),
+            other => other,
+        };
+        let moved = moved.map_err(|errno| leaf.error("write", offset, len, errno))?;
+        leaf.wrote(offset + moved as u64);
+        drop(back.split_to(moved.min(back.len_bytes())));
+        data = back;
+        offset += moved as u64;
+    }
+    Ok(())
+}
+
+async fn flush(io: &Io, node: &Node) -> Result<()> {
+    match &node.kind {
+        Kind::Driver(driver) => driver.flush(io).await,
+        Kind::Leaf(leaf) => flush_leaf(io, node, leaf).await,
+    }
+}
+
+/// Flushes a leaf, unless nothing was written since the last flush.
+///
+/// A failed flush stays failed: the host may have dropped what it could not write, and would call the next one good.
+async fn flush_leaf(io: &Io, node: &Node, leaf: &Leaf) -> Result<()> {
+    if let Some(errno) = leaf.flush_failed.get() {
+        return Err(leaf.error("flush", 0, 0, errno));
+    }
+    let written = leaf.written.get();
+    if node.flags.no_flush || leaf.flushed.get() >= written {
+        return Ok(());
+    }
+    let result = io.done("flush", Action::Flush { leaf: leaf.info.leaf }).await;
+    result.map_err(|errno| {
+        leaf.flush_failed.set(Some(errno));
+        leaf.error("flush", 0, 0, errno)
+    })?;
+    leaf.flushed.set(leaf.flushed.get().max(written));
+    Ok(())
+}

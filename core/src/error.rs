@@ -1,0 +1,172 @@
+//! The engine's errors: each says which node, what was attempted where, and what was found.
+
+use crate::intent::{Errno, LockRefused, Permissions};
+
+/// What went wrong with a request, an open, or a job.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A leaf answered a request with an error.
+    #[error("{location}: {operation} of {len} bytes at offset {offset} failed: {errno}")]
+    Leaf {
+        /// Name of the file or device.
+        location: String,
+        /// What was attempted.
+        operation: &'static str,
+        /// First byte in the leaf.
+        offset: u64,
+        /// Bytes.
+        len: u64,
+        /// The host's answer.
+        errno: Errno,
+    },
+    /// A leaf could not be opened, created or removed.
+    #[error("Could not open '{location}': {errno}")]
+    Open {
+        /// Name of the file or device.
+        location: String,
+        /// The host's answer.
+        errno: Errno,
+    },
+    /// A file could not be created.
+    #[error("Could not create '{location}': {errno}")]
+    Create {
+        /// Name of the file.
+        location: String,
+        /// The host's answer.
+        errno: Errno,
+    },
+    /// Another process uses the image in a way that does not go with ours.
+    #[error("{}", lock_message(*.refused))]
+    Locked {
+        /// Name of the file.
+        location: String,
+        /// Which permission.
+        refused: LockRefused,
+    },
+    /// The image's content or options are not what the format allows.
+    #[error("{fault}")]
+    Format {
+        /// Name of the node.
+        node: String,
+        /// What the format says.
+        fault: Box<dyn FormatError>,
+    },
+    /// A request does not fit the node.
+    #[error(
+        "{node}: {operation} of {len} bytes at offset {offset} lies outside the {size} bytes of the node"
+    )]
+    OutOfRange {
+        /// Name of the node.
+        node: String,
+        /// What was attempted.
+        operation: &'static str,
+        /// First byte.
+        offset: u64,
+        /// Bytes.
+        len: u64,
+        /// Length of the node.
+        size: u64,
+    },
+    /// A write to a node that was opened for reading.
+    #[error("Block node is read-only")]
+    ReadOnly {
+        /// Name of the node.
+        node: String,
+    },
+    /// No such node in the graph.
+    #[error("Cannot find device='' nor node-name='{0}'")]
+    NoSuchNode(String),
+    /// A node name that is taken or malformed.
+    #[error("{0}")]
+    NodeName(String),
+    /// The node cannot do what was asked of it.
+    #[error("{node}: driver '{driver}' does not support {what}")]
+    Unsupported {
+        /// Name of the node.
+        node: String,
+        /// Its driver.
+        driver: &'static str,
+        /// The operation.
+        what: &'static str,
+    },
+    /// A backing chain that is longer than any honest one, or returns to itself.
+    #[error("'{location}': the chain of images is more than {max} deep or returns to itself")]
+    ChainTooDeep {
+        /// The image that would have been opened next.
+        location: String,
+        /// The bound.
+        max: usize,
+    },
+    /// An option, or a name that an image holds, was refused.
+    #[error("{0}")]
+    Options(String),
+    /// The job was cancelled.
+    #[error("cancelled")]
+    Cancelled,
+}
+
+/// What an [`Error::Format`] wraps: the typed error of one format.
+pub trait FormatError: std::error::Error + Send + Sync + 'static {
+    /// Which of the four kinds of failure this is.
+    fn kind(&self) -> FaultKind;
+    /// The error itself, for matching by type.
+    fn as_any(&self) -> &dyn std::any::Any;
+}
+
+/// The kinds of failure that tools turn into different messages and exit codes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FaultKind {
+    /// The image breaks its format's rules.
+    Corrupt,
+    /// The image uses something that is not supported.
+    Unsupported,
+    /// The host failed.
+    Io,
+    /// The caller asked for something impossible.
+    Misuse,
+}
+
+impl Error {
+    /// Which of the four kinds of failure this is.
+    pub fn kind(&self) -> FaultKind {
+        match self {
+            Self::Leaf { .. } | Self::Open { .. } | Self::Create { .. } | Self::Locked { .. } => {
+                FaultKind::Io
+            }
+            Self::Format { fault, .. } => fault.kind(),
+            Self::Unsupported { .. } => FaultKind::Unsupported,
+            _ => FaultKind::Misuse,
+        }
+    }
+
+    /// The host's error number where there is one, else the one that a guest would see.
+    pub fn errno(&self) -> Errno {
+        match self {
+            Self::Leaf { errno, .. } | Self::Open { errno, .. } | Self::Create { errno, .. } => *errno,
+            Self::Locked { .. } => Errno::EAGAIN,
+            Self::Format { fault, .. } if fault.kind() == FaultKind::Corrupt => Errno::EIO,
+            Self::Unsupported { .. } => Errno::ENOTSUP,
+            Self::ReadOnly { .. } => Errno::EPERM,
+            Self::Cancelled => Errno::ECANCELED,
+            _ => Errno::EINVAL,
+        }
+    }
+}
+
+fn lock_message(refused: LockRefused) -> String {
+    match refused {
+        LockRefused::Conflict { permission, shared } => {
+            let kind = if shared { "shared " } else { "" };
+            format!("Failed to get {kind}\"{}\" lock", permission_name(permission))
+        }
+        LockRefused::Failed(errno) => format!("Failed to lock byte range: {errno}"),
+    }
+}
+
+fn permission_name(permission: Permissions) -> &'static str {
+    permission.name()
+}
+
+/// Results of the engine; errors are boxed, because they are large and rare.
+pub type Result<T, E = Box<Error>> = std::result::Result<T, E>;

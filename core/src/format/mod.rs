@@ -1,0 +1,3 @@
+//! Image formats, one folder each, with the same file names in every folder.
+
+pub mod raw;

@@ -1,0 +1,217 @@
+//! What a format or filter is to the data path: a translator.
+//!
+//! A driver answers [`lookup`](Driver::lookup) from memory and never moves guest data. What memory does not answer is
+//! [`Mapping::Miss`], and [`load`](Driver::load) fetches it. Space for new data is [`reserve`](Driver::reserve)d,
+//! the data path writes into it, and [`publish`](Driver::publish) makes it reachable.
+
+use crate::buf::BufList;
+use crate::engine::Io;
+use crate::engine::LocalFuture;
+use crate::error::Result;
+use crate::intent::ZeroFlags;
+
+/// The edges of a node, by the names that QEMU gives them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Role {
+    /// `file`: what holds the image.
+    File,
+    /// `backing`: what is read where the image holds nothing.
+    Backing,
+    /// `data-file`: what holds the guest data of an image whose metadata is in `file`.
+    DataFile,
+}
+
+/// What a lookup is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// The answer says where the bytes come from.
+    Read,
+    /// [`Mapping::Data`] only where the bytes may be overwritten in place; else [`Mapping::Allocate`].
+    Write,
+    /// [`Mapping::Data`] only where the driver passes the request on to its child as it is; else
+    /// [`Mapping::Allocate`], and the request goes to [`Driver::write_zeroes`] or [`Driver::discard`].
+    Zero,
+}
+
+/// Where a range of a node is. Never empty, and never longer than what was asked about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// Bytes from the offset asked about.
+    pub len: u64,
+    /// Where they are.
+    pub mapping: Mapping,
+}
+
+/// The kinds of extent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mapping {
+    /// At `offset` of a child.
+    Data {
+        /// Which child.
+        child: Role,
+        /// First byte there.
+        offset: u64,
+    },
+    /// Nowhere: the range reads as zeros, whatever a backing file says.
+    Zero {
+        /// Where the format keeps space for it all the same.
+        at: Option<u64>,
+    },
+    /// Not in this node: what the backing file says, or zeros without one.
+    Backing,
+    /// Stored in a form that [`Driver::read_special`] turns into bytes: compressed, encrypted.
+    Special {
+        /// Whether the form is compression.
+        compressed: bool,
+    },
+    /// Not writable in place.
+    Allocate,
+    /// Metadata must be loaded first.
+    Miss(Miss),
+}
+
+/// Metadata that a driver lacks, in the driver's own terms; only good for [`Driver::load`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Miss {
+    /// What kind of thing.
+    pub what: u32,
+    /// Which one.
+    pub at: u64,
+}
+
+/// Answer of an operation that works on memory and may lack some metadata.
+#[derive(Debug)]
+pub enum Ready<T> {
+    /// Done.
+    Yes(T),
+    /// [`Driver::load`] this, then ask again.
+    Miss(Miss),
+}
+
+/// Space that nothing points to yet. The data path publishes it or gives it back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reservation {
+    /// The child that holds the space.
+    pub child: Role,
+    /// First byte in the child, the place of `guest_start`.
+    pub host_offset: u64,
+    /// First guest byte that the space is for.
+    pub guest_start: u64,
+    /// End of the guest range. All of it must hold the right bytes before [`Driver::publish`].
+    pub guest_end: u64,
+    /// Whether the space is known to read as zeros already.
+    pub zeroed: bool,
+    /// Whether the space is a new allocation, rather than a part of a unit that the node owns already.
+    pub fresh: bool,
+}
+
+/// How long a node is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Length {
+    /// So many bytes.
+    Bytes(u64),
+    /// The `file` child from an offset on.
+    OfFileFrom(u64),
+}
+
+/// A format or filter.
+///
+/// Methods without a future read and change memory only. The futures emit intents through [`Io`].
+pub trait Driver {
+    /// QEMU's name of the driver.
+    fn name(&self) -> &'static str;
+
+    /// Length of what the node shows, in bytes.
+    fn length(&self) -> Length;
+
+    /// Returns the extent at `offset`, at most `len` bytes of it; `len` is above zero.
+    ///
+    /// # Errors
+    /// When the metadata for the range is damaged.
+    fn lookup(&self, offset: u64, len: u64, access: Access) -> Result<Extent>;
+
+    /// Fetches what a lookup or reservation missed.
+    fn load<'a>(&'a self, io: &'a Io, miss: Miss) -> LocalFuture<'a, Result<()>>;
+
+    /// Bytes of a unit of allocation; 1 for a driver that passes everything on.
+    fn granularity(&self) -> u64 {
+        1
+    }
+
+    /// Takes space for a write to `[offset, offset + len)`, of which at least the first byte is
+    /// [`Mapping::Allocate`]. The reservation covers `offset`, and as much more as is contiguous in the child.
+    ///
+    /// # Errors
+    /// When the metadata for the range is damaged.
+    fn reserve(&self, _offset: u64, _len: u64) -> Result<Ready<Reservation>> {
+        unreachable!("a driver that answers `Allocate` reserves")
+    }
+
+    /// Makes the space of a reservation reachable, once its bytes are written.
+    ///
+    /// # Errors
+    /// When the metadata for the range is damaged.
+    fn publish(&self, _reservation: &Reservation) -> Result<Ready<()>> {
+        unreachable!("a driver that answers `Allocate` publishes")
+    }
+
+    /// Takes back the space of a reservation that is not published: in memory, without I/O.
+    fn give_back(&self, _reservation: &Reservation) {}
+
+    /// Reads from a [`Mapping::Special`] extent into `data`.
+    fn read_special<'a>(
+        &'a self,
+        _io: &'a Io,
+        _offset: u64,
+        _data: &'a mut BufList,
+    ) -> LocalFuture<'a, Result<()>> {
+        unreachable!("a driver that answers `Special` reads it")
+    }
+
+    /// Writes one unit of allocation (or less, at the end of the node) in compressed form. `Ok(false)`: the data does
+    /// not shrink, and nothing was written. `data` is the same afterwards.
+    fn write_compressed<'a>(
+        &'a self,
+        _io: &'a Io,
+        _offset: u64,
+        _data: &'a mut BufList,
+    ) -> LocalFuture<'a, Result<bool>> {
+        Box::pin(async { Ok(false) })
+    }
+
+    /// Tells whether [`write_compressed`](Self::write_compressed) does anything.
+    fn compresses(&self) -> bool {
+        false
+    }
+
+    /// Makes a range, whole units of allocation (or the end of the node), read as zeros.
+    /// `Ok(false)`: the format has no way to say so, and zeros are to be written as data.
+    fn write_zeroes<'a>(
+        &'a self,
+        _io: &'a Io,
+        _offset: u64,
+        _len: u64,
+        _flags: ZeroFlags,
+    ) -> LocalFuture<'a, Result<bool>> {
+        unreachable!("a driver that answers `Allocate` to zeros writes them")
+    }
+
+    /// Gives up the content of a range, whole units of allocation (or the end of the node).
+    fn discard<'a>(&'a self, _io: &'a Io, _offset: u64, _len: u64) -> LocalFuture<'a, Result<()>> {
+        unreachable!("a driver that answers `Allocate` to zeros discards")
+    }
+
+    /// Whether no metadata waits to be written, so that a durable data write is a durable guest write.
+    fn is_clean(&self) -> bool {
+        true
+    }
+
+    /// Makes everything durable that completed before.
+    fn flush<'a>(&'a self, io: &'a Io) -> LocalFuture<'a, Result<()>>;
+
+    /// Writes out what must be written before the children close.
+    fn close<'a>(&'a self, io: &'a Io) -> LocalFuture<'a, Result<()>>;
+
+    /// For jobs that work on one format.
+    fn as_any(&self) -> &dyn std::any::Any;
+}

@@ -1,0 +1,128 @@
+//! A leaf of the graph: what core remembers of a file or device that an executor holds open.
+
+use std::cell::{Cell, RefCell};
+
+use smallvec::SmallVec;
+
+use crate::buf::BufList;
+use crate::engine::task::WaitList;
+use crate::error::Error;
+use crate::intent::{Errno, LeafInfo, LeafKind, Location, Token};
+
+pub(crate) struct Leaf {
+    pub(crate) info: LeafInfo,
+    pub(crate) location: Location,
+    /// Length in bytes, kept up with writes beyond the end.
+    pub(crate) len: Cell<u64>,
+    /// Counts completed writes; a flush that began at this count covers them.
+    pub(crate) written: Cell<u64>,
+    /// The count that the last successful flush covers.
+    pub(crate) flushed: Cell<u64>,
+    /// A flush failed: what it should have covered may be lost, and no later flush brings it back. Sticky.
+    pub(crate) flush_failed: Cell<Option<Errno>>,
+    /// Writes in flight, kept only where unaligned writes must read, modify and write whole blocks.
+    pub(crate) in_flight: RefCell<SmallVec<[InFlight; 8]>>,
+    pub(crate) settled: WaitList,
+}
+
+/// A range of the leaf that is being written.
+#[derive(Clone, Copy)]
+pub(crate) struct InFlight {
+    pub(crate) owner: Owner,
+    pub(crate) start: u64,
+    pub(crate) end: u64,
+}
+
+/// Who is writing.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Owner {
+    /// An intent.
+    Intent(Token),
+    /// A read-modify-write cycle, by its number.
+    Cycle(u64),
+}
+
+impl Leaf {
+    pub(crate) fn new(info: LeafInfo, location: Location) -> Self {
+        Self {
+            len: Cell::new(info.len),
+            info,
+            location,
+            written: Cell::new(0),
+            flushed: Cell::new(0),
+            flush_failed: Cell::new(None),
+            in_flight: RefCell::default(),
+            settled: WaitList::default(),
+        }
+    }
+
+    pub(crate) fn driver_name(&self) -> &'static str {
+        match self.info.kind {
+            LeafKind::HostDevice => "host_device",
+            LeafKind::Null => "null-co",
+            LeafKind::File => "file",
+        }
+    }
+
+    /// Whether writes that are not whole blocks need a read-modify-write cycle.
+    pub(crate) fn has_blocks(&self) -> bool {
+        self.info.request_align > 1
+    }
+
+    /// Whether the leaf takes a request as it is.
+    pub(crate) fn fits(&self, offset: u64, data: &BufList) -> bool {
+        let (block, memory) = (self.info.request_align as usize, self.info.memory_align as usize);
+        if block <= 1 && memory <= 1 {
+            return true;
+        }
+        offset.is_multiple_of(block as u64)
+            && data.windows().iter().all(|window| {
+                window.len().is_multiple_of(block) && (window.as_ptr() as usize).is_multiple_of(memory)
+            })
+    }
+
+    /// Whether a write to the range must wait for another one that shares a block with it.
+    pub(crate) fn collides(&self, start: u64, end: u64, with: Collision) -> bool {
+        if !self.has_blocks() {
+            return false;
+        }
+        self.in_flight.borrow().iter().any(|other| {
+            let serial = with == Collision::WithAny || matches!(other.owner, Owner::Cycle(_));
+            serial && other.start < end && start < other.end
+        })
+    }
+
+    /// Remembers a write in flight.
+    pub(crate) fn enter(&self, owner: Owner, start: u64, end: u64) {
+        if self.has_blocks() {
+            self.in_flight.borrow_mut().push(InFlight { owner, start, end });
+        }
+    }
+
+    /// Forgets it.
+    pub(crate) fn leave(&self, owner: Owner) {
+        let mut in_flight = self.in_flight.borrow_mut();
+        if let Some(index) = in_flight.iter().position(|other| other.owner == owner) {
+            in_flight.swap_remove(index);
+        }
+    }
+
+    /// Takes note of a write that completed.
+    pub(crate) fn wrote(&self, end: u64) {
+        self.written.set(self.written.get() + 1);
+        self.len.set(self.len.get().max(end));
+    }
+
+    pub(crate) fn error(&self, operation: &'static str, offset: u64, len: u64, errno: Errno) -> Box<Error> {
+        Box::new(Error::Leaf { location: self.location.to_string(), operation, offset, len, errno })
+    }
+}
+
+/// Which writes in flight a new one must not share a block with.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Collision {
+    /// Read-modify-write cycles.
+    WithCycles,
+    /// All.
+    WithAny,
+}

@@ -1,0 +1,244 @@
+//! The graph of block nodes: who reads from and writes to whom.
+//!
+//! ```text
+//!    disk0 (qcow2) --file-->    #block1 (file, leaf)
+//!          '-------backing-->  base (qcow2) --file--> #block3 (file, leaf)
+//! ```
+//!
+//! A node is a leaf, which an executor carries out, or a [`Driver`], which translates to its children. Edges have
+//! the names that QEMU gives them ([`Role`]). Start at [`open`](open::open).
+
+pub mod driver;
+mod leaf;
+pub mod open;
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+pub use driver::{Access, Driver, Extent, Length, Mapping, Miss, Ready, Reservation, Role};
+pub(crate) use leaf::{Collision, Leaf, Owner};
+
+use crate::engine::claims::Claims;
+use crate::error::{Error, Result};
+
+/// Images in one chain at the most: longer than any honest chain, short enough for a stack and a wait.
+pub const CHAIN_MAX: usize = 200;
+
+/// Bytes in a node name at the most. Source: QEMU's limit, with its terminator.
+const NODE_NAME_MAX: usize = 31;
+
+/// Names a node of one engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NodeId(pub(crate) u32);
+
+/// What a node is.
+pub(crate) enum Kind {
+    Leaf(Box<Leaf>),
+    Driver(Rc<dyn Driver>),
+}
+
+/// How a node was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NodeFlags {
+    /// Writes are refused.
+    pub read_only: bool,
+    /// Discards reach the host (`discard=unmap`).
+    pub discard: bool,
+    /// Flushes are left out (`cache.no-flush`).
+    pub no_flush: bool,
+}
+
+/// A node of the graph.
+pub(crate) struct Node {
+    pub(crate) id: NodeId,
+    pub(crate) name: String,
+    /// The name it goes by to people: a file name, or the node name.
+    pub(crate) title: String,
+    pub(crate) kind: Kind,
+    pub(crate) flags: NodeFlags,
+    pub(crate) edges: Edges,
+    /// Guest ranges whose mapping is being changed.
+    pub(crate) claims: Claims,
+}
+
+/// The children of a node.
+#[derive(Default)]
+pub(crate) struct Edges {
+    file: Cell<Option<NodeId>>,
+    backing: Cell<Option<NodeId>>,
+    data_file: Cell<Option<NodeId>>,
+}
+
+impl Edges {
+    fn slot(&self, role: Role) -> &Cell<Option<NodeId>> {
+        match role {
+            Role::File => &self.file,
+            Role::Backing => &self.backing,
+            Role::DataFile => &self.data_file,
+        }
+    }
+
+    pub(crate) fn at(&self, role: Role) -> Option<NodeId> {
+        self.slot(role).get()
+    }
+
+    pub(crate) fn set(&self, role: Role, child: Option<NodeId>) {
+        self.slot(role).set(child);
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (Role, NodeId)> + '_ {
+        [Role::File, Role::Backing, Role::DataFile]
+            .into_iter()
+            .filter_map(|role| Some((role, self.at(role)?)))
+    }
+}
+
+impl Node {
+    pub(crate) fn driver_name(&self) -> &'static str {
+        match &self.kind {
+            Kind::Leaf(leaf) => leaf.driver_name(),
+            Kind::Driver(driver) => driver.name(),
+        }
+    }
+
+    pub(crate) fn child(&self, role: Role) -> NodeId {
+        self.edges.at(role).expect("a driver names only edges that it opened")
+    }
+}
+
+/// All nodes of an engine.
+#[derive(Default)]
+pub(crate) struct Graph {
+    nodes: RefCell<Vec<Option<Rc<Node>>>>,
+    next_name: Cell<u32>,
+}
+
+impl Graph {
+    /// Adds a node; `name` is made up where the caller has none.
+    pub(crate) fn add(
+        &self,
+        name: Option<&str>,
+        title: &str,
+        flags: NodeFlags,
+        kind: Kind,
+        edges: Edges,
+    ) -> Result<Rc<Node>> {
+        let name = match name {
+            Some(name) => self.checked_name(name)?,
+            None => self.made_up_name(),
+        };
+        let mut nodes = self.nodes.borrow_mut();
+        let index = nodes.iter().position(Option::is_none).unwrap_or_else(|| {
+            nodes.push(None);
+            nodes.len() - 1
+        });
+        let id = NodeId(u32::try_from(index).expect("fewer than 2^32 nodes"));
+        let node =
+            Rc::new(Node { id, name, title: title.into(), kind, flags, edges, claims: Claims::default() });
+        nodes[index] = Some(Rc::clone(&node));
+        Ok(node)
+    }
+
+    fn checked_name(&self, name: &str) -> Result<String> {
+        let starts_well = name.starts_with(|c: char| c.is_ascii_alphabetic());
+        let goes_on_well = name.chars().all(|c| c.is_ascii_alphanumeric() || "-._".contains(c));
+        if !starts_well || !goes_on_well {
+            return Err(Box::new(Error::NodeName(format!("Invalid node-name: '{name}'"))));
+        }
+        if name.len() > NODE_NAME_MAX {
+            return Err(Box::new(Error::NodeName("Node name too long".into())));
+        }
+        if self.find(name).is_some() {
+            return Err(Box::new(Error::NodeName(format!("Duplicate nodes with node-name='{name}'"))));
+        }
+        Ok(name.into())
+    }
+
+    fn made_up_name(&self) -> String {
+        let number = self.next_name.get();
+        self.next_name.set(number + 1);
+        format!("#block{number:03}")
+    }
+
+    /// The node of that name.
+    pub(crate) fn find(&self, name: &str) -> Option<NodeId> {
+        self.nodes.borrow().iter().flatten().find(|node| node.name == name).map(|node| node.id)
+    }
+
+    pub(crate) fn remove(&self, id: NodeId) {
+        self.nodes.borrow_mut()[id.0 as usize] = None;
+    }
+
+    /// The node of that number.
+    ///
+    /// # Panics
+    /// When it was removed: who holds a number holds the node.
+    pub(crate) fn node(&self, id: NodeId) -> Rc<Node> {
+        self.nodes.borrow()[id.0 as usize].clone().expect("a node lives while its number is used")
+    }
+
+    /// Runs `f` with the nodes, for the data path, which clones none of them.
+    pub(crate) fn with<T>(&self, f: impl FnOnce(&[Option<Rc<Node>>]) -> T) -> T {
+        f(&self.nodes.borrow())
+    }
+
+    /// Length of what a node shows, in bytes.
+    pub(crate) fn len(&self, id: NodeId) -> u64 {
+        self.with(|nodes| length(nodes, id))
+    }
+
+    /// Describes every node, in the order of opening.
+    pub(crate) fn describe(&self) -> Vec<NodeInfo> {
+        let nodes = self.nodes.borrow();
+        let name = |id: NodeId| at(&nodes, id).name.clone();
+        nodes
+            .iter()
+            .flatten()
+            .map(|node| NodeInfo {
+                id: node.id,
+                name: node.name.clone(),
+                driver: node.driver_name(),
+                title: node.title.clone(),
+                len: length(&nodes, node.id),
+                flags: node.flags,
+                edges: node.edges.iter().map(|(role, child)| (role, name(child))).collect(),
+            })
+            .collect()
+    }
+}
+
+/// The node at `id`, without counting a reference.
+pub(crate) fn at(nodes: &[Option<Rc<Node>>], id: NodeId) -> &Node {
+    nodes[id.0 as usize].as_ref().expect("a node lives while its number is used")
+}
+
+/// Length of what a node shows, in bytes.
+pub(crate) fn length(nodes: &[Option<Rc<Node>>], id: NodeId) -> u64 {
+    let node = at(nodes, id);
+    match &node.kind {
+        Kind::Leaf(leaf) => leaf.len.get(),
+        Kind::Driver(driver) => match driver.length() {
+            Length::Bytes(len) => len,
+            Length::OfFileFrom(start) => length(nodes, node.child(Role::File)).saturating_sub(start),
+        },
+    }
+}
+
+/// What a snapshot of the graph says of one node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeInfo {
+    /// Its number.
+    pub id: NodeId,
+    /// Its node name.
+    pub name: String,
+    /// Its driver.
+    pub driver: &'static str,
+    /// The file name or node name it goes by.
+    pub title: String,
+    /// Length in bytes.
+    pub len: u64,
+    /// How it was opened.
+    pub flags: NodeFlags,
+    /// Its edges, and the names of the nodes that they lead to.
+    pub edges: Vec<(Role, String)>,
+}

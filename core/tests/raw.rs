@@ -1,0 +1,218 @@
+//! raw on leaves of memory: splitting, merging, blocks, zeros, errors, and the exact intents of each.
+
+use std::collections::BTreeMap;
+
+use drystone_core::buf::{Buf, BufList};
+use drystone_core::engine::{Engine, Op, Reply, Request};
+use drystone_core::error::Error;
+use drystone_core::graph::NodeId;
+use drystone_core::graph::open::{DriverSpec, NodeSpec, OpenMode, open};
+use drystone_core::intent::{
+    Action, Errno, Fua, Intent, LeafId, LeafInfo, LeafKind, LeafStatus, Outcome, ZeroFlags,
+};
+
+const WRITABLE: OpenMode = OpenMode {
+    writable: true,
+    direct: false,
+    no_flush: false,
+    discard: true,
+    aio: drystone_core::intent::Aio::Auto,
+    force_share: false,
+    locking: true,
+};
+
+#[test]
+fn a_read_is_one_intent_with_the_callers_buffer() {
+    let mut disk = Disk::new(1, (0..100u8).collect());
+    let node = disk.open(0, None);
+    let buf = Buf::zeroed(10);
+    let at = buf.as_ptr();
+    let reply = disk.run(node, Op::Read, 90, 0, buf.into());
+    reply.result.expect("in range");
+    assert_eq!(reply.data.windows()[0].as_ptr(), at);
+    assert_eq!(&*reply.data.into_single(), (90..100u8).collect::<Vec<_>>());
+    assert_eq!(disk.log, ["open", "lock", "read 90+10"]);
+}
+
+#[test]
+fn a_window_shifts_and_bounds() {
+    let mut disk = Disk::new(1, (0..100u8).collect());
+    let node = disk.open(20, Some(30));
+    assert_eq!(disk.engine.len(node), 30);
+    let reply = disk.run(node, Op::Read, 0, 0, Buf::zeroed(30).into());
+    assert_eq!(&*reply.data.into_single(), (20..50u8).collect::<Vec<_>>());
+    let reply = disk.run(node, Op::Read, 1, 0, Buf::zeroed(30).into());
+    assert!(matches!(*reply.result.unwrap_err(), Error::OutOfRange { size: 30, .. }));
+    let reply = disk.run(node, Op::Read, u64::MAX, 0, Buf::zeroed(1).into());
+    assert!(matches!(*reply.result.unwrap_err(), Error::OutOfRange { .. }));
+}
+
+#[test]
+fn short_transfers_go_on_and_errors_keep_the_buffer() {
+    let mut disk = Disk::new(1, vec![7; 100]);
+    let node = disk.open(0, None);
+    disk.transfer_max = 40;
+    let reply = disk.run(node, Op::Read, 0, 0, Buf::zeroed(100).into());
+    reply.result.expect("three transfers");
+    assert!(reply.data.windows()[0].iter().all(|byte| *byte == 7));
+    assert_eq!(disk.log[2..], ["read 0+100", "read 40+60", "read 80+20"]);
+    disk.fail.insert(disk.log.len(), Errno::EIO);
+    let reply = disk.run(node, Op::Write(Fua::No), 0, 0, Buf::zeroed(8).into());
+    assert_eq!(reply.data.len_bytes(), 8);
+    assert_eq!(reply.result.unwrap_err().errno(), Errno::EIO);
+}
+
+#[test]
+fn blocks_are_read_modified_and_written() {
+    let mut disk = Disk::new(512, vec![1; 2048]);
+    let node = disk.open(0, None);
+    let reply = disk.run(node, Op::Write(Fua::No), 500, 0, Buf::from(vec![2; 24]).into());
+    reply.result.expect("unaligned writes work");
+    assert_eq!(disk.log[2..], ["read 0+1024", "write 0+1024"]);
+    assert_eq!((disk.bytes[499], disk.bytes[500], disk.bytes[523], disk.bytes[524]), (1, 2, 2, 1));
+    let reply = disk.run(node, Op::Read, 499, 0, Buf::zeroed(2).into());
+    assert_eq!(&*reply.data.into_single(), [1, 2]);
+}
+
+#[test]
+fn writes_that_share_a_block_do_not_lose_each_other() {
+    let mut disk = Disk::new(512, vec![0; 1024]);
+    let node = disk.open(0, None);
+    for tag in 0..16u64 {
+        let data = Buf::from(vec![tag as u8 + 1; 32]).into();
+        disk.engine.submit(Request { node, op: Op::Write(Fua::No), offset: tag * 32, len: 0, data, tag });
+    }
+    disk.settle();
+    for tag in 0..16usize {
+        assert_eq!(disk.bytes[tag * 32..][..32], [tag as u8 + 1; 32]);
+    }
+}
+
+#[test]
+fn zeros_are_written_where_the_leaf_cannot_zero() {
+    let mut disk = Disk::new(1, vec![9; 100]);
+    let node = disk.open(0, None);
+    disk.fail.insert(2, Errno::ENOTSUP);
+    let op = Op::WriteZeroes(ZeroFlags::default(), Fua::No);
+    disk.run(node, op, 10, 50, BufList::new()).result.expect("as data");
+    assert_eq!(disk.log[2..], ["write_zeroes 10+50", "write 10+50"]);
+    assert_eq!((disk.bytes[9], disk.bytes[10], disk.bytes[59], disk.bytes[60]), (9, 0, 0, 9));
+    disk.fail.insert(disk.log.len(), Errno::ENOTSUP);
+    let op = Op::WriteZeroes(ZeroFlags { no_fallback: true, may_unmap: false }, Fua::No);
+    assert_eq!(disk.run(node, op, 0, 5, BufList::new()).result.unwrap_err().errno(), Errno::ENOTSUP);
+}
+
+#[test]
+fn flushes_go_out_only_where_something_was_written_and_stay_failed() {
+    let mut disk = Disk::new(1, vec![0; 100]);
+    let node = disk.open(0, None);
+    disk.run(node, Op::Flush, 0, 0, BufList::new()).result.expect("nothing to do");
+    assert_eq!(disk.log.len(), 2);
+    disk.run(node, Op::Write(Fua::No), 0, 0, Buf::zeroed(1).into()).result.expect("writes");
+    disk.fail.insert(3, Errno::EIO);
+    disk.run(node, Op::Flush, 0, 0, BufList::new()).result.expect_err("the host failed");
+    disk.run(node, Op::Flush, 0, 0, BufList::new()).result.expect_err("and what it lost stays lost");
+    assert_eq!(disk.log[2..], ["write 0+1", "flush"]);
+}
+
+/// An executor with one leaf of memory, which does everything at once and in order.
+struct Disk {
+    engine: Engine,
+    bytes: Vec<u8>,
+    block: u32,
+    transfer_max: usize,
+    log: Vec<String>,
+    /// Intents, by their place in the log, that fail.
+    fail: BTreeMap<usize, Errno>,
+}
+
+impl Disk {
+    fn new(block: u32, bytes: Vec<u8>) -> Self {
+        let engine = Engine::new();
+        Self { engine, bytes, block, transfer_max: usize::MAX, log: Vec::new(), fail: BTreeMap::new() }
+    }
+
+    fn open(&mut self, offset: u64, size: Option<u64>) -> NodeId {
+        let file = Box::new(NodeSpec::file("disk", WRITABLE));
+        let spec = NodeSpec {
+            node_name: Some("disk0".into()),
+            mode: WRITABLE,
+            driver: DriverSpec::Raw { file, offset, size },
+        };
+        let job = self.engine.run(0, |io| async move { open(&io, &spec).await });
+        self.settle();
+        job.take().expect("opening ended").expect("opening works")
+    }
+
+    fn run(&mut self, node: NodeId, op: Op, offset: u64, len: u64, data: BufList) -> Reply {
+        self.engine.submit(Request { node, op, offset, len, data, tag: 7 });
+        let mut replies = self.settle();
+        assert_eq!(replies.len(), 1);
+        assert!(self.engine.is_idle());
+        replies.remove(0)
+    }
+
+    fn settle(&mut self) -> Vec<Reply> {
+        while let Some(Intent { token, action, .. }) = self.engine.next_intent() {
+            let failure = self.fail.get(&self.log.len()).copied();
+            let outcome = self.carry_out(action, failure);
+            self.engine.complete(token, outcome);
+        }
+        std::iter::from_fn(|| self.engine.next_reply()).collect()
+    }
+
+    fn carry_out(&mut self, action: Action, failure: Option<Errno>) -> Outcome {
+        let failed = |what: ()| failure.map_or(Ok(what), Err);
+        match action {
+            Action::Open { .. } => {
+                self.log.push("open".into());
+                Outcome::Opened(failed(()).map(|()| self.info()))
+            }
+            Action::Lock { .. } => {
+                self.log.push("lock".into());
+                Outcome::Locked(Ok(()))
+            }
+            Action::Read { offset, mut data, .. } => {
+                let (at, len) = (offset as usize, data.len_bytes());
+                self.log.push(format!("read {at}+{len}"));
+                let moved = self.bytes.len().saturating_sub(at).min(len).min(self.transfer_max);
+                data.copy_in(0, &self.bytes[at.min(self.bytes.len())..][..moved]);
+                Outcome::Moved { data, result: failed(()).map(|()| moved) }
+            }
+            Action::Write { offset, data, .. } => {
+                let (at, len) = (offset as usize, data.len_bytes());
+                self.log.push(format!("write {at}+{len}"));
+                if failure.is_none() {
+                    self.bytes.resize(self.bytes.len().max(at + len), 0);
+                    data.copy_out(0, &mut self.bytes[at..at + len]);
+                }
+                Outcome::Moved { data, result: failed(()).map(|()| len) }
+            }
+            Action::WriteZeroes { offset, len, .. } => {
+                self.log.push(format!("write_zeroes {offset}+{len}"));
+                Outcome::Done(failed(()))
+            }
+            Action::Flush { .. } => {
+                self.log.push("flush".into());
+                Outcome::Done(failed(()))
+            }
+            Action::BlockStatus { len, .. } => Outcome::Status(Ok(LeafStatus { len, hole: false })),
+            other => panic!("not asked for here: {other:?}"),
+        }
+    }
+
+    fn info(&self) -> LeafInfo {
+        LeafInfo {
+            leaf: LeafId(0),
+            len: self.bytes.len() as u64,
+            request_align: self.block,
+            memory_align: self.block,
+            preferred_size: 0,
+            transfer_max: 0,
+            kind: LeafKind::File,
+            grows_as_zeroes: true,
+            discard_zeroes: false,
+            fast_zeroes: true,
+        }
+    }
+}
