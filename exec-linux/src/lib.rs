@@ -1,1 +1,34 @@
-//! What the executors share on Linux.
+//! What Drystone's executors share on Linux: open files, image locks, an io_uring, a pool of threads, and the
+//! [`Client`] by which programs use an engine.
+//!
+//! ```text
+//!   Client, Image ─▶ Session ─▶ Engine (core)
+//!                       │ ▲
+//!                intents▼ │outcomes
+//!                     Backend ─▶ Ring (io_uring) ─▶ kernel
+//!                       └──────▶ Pool (threads)  ─▶ OpenLeaf: blocking calls
+//! ```
+//!
+//! Knows nothing of any async runtime: a runtime's crate waits until [`Session::as_fd`](session::Session) is readable
+//! and pumps. Start at [`client::Client`]; what one system call each does is in `leaf`.
+#![deny(unsafe_code)]
+#![expect(dead_code, reason = "what the io_uring and other threads will use")]
+
+mod backend;
+mod client;
+mod config;
+mod doorbell;
+mod host;
+mod image;
+mod leaf;
+mod lock;
+mod pool;
+mod session;
+mod timer;
+
+pub use backend::Backend;
+pub use client::Client;
+pub use config::{BackendKind, Config};
+pub use host::Host;
+pub use image::{Image, Transfer};
+pub use session::{Session, drive};

@@ -1,0 +1,36 @@
+//! How an executor is set up.
+
+/// What an executor is to use. The default suits most.
+///
+/// ```
+/// use drystone_exec_linux::{BackendKind, Config};
+/// let config = Config { backend: BackendKind::Threads, ..Config::default() };
+/// assert_eq!(config.workers, 0);
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Which kernel interface carries reads and writes.
+    pub backend: BackendKind,
+    /// Threads for CPU-heavy work at the most; 0 for as many as there are CPUs.
+    pub workers: usize,
+    /// Entries of the submission queue, rounded up to a power of two; at most 32768.
+    pub ring_entries: u32,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { backend: BackendKind::Auto, workers: 0, ring_entries: 256 }
+    }
+}
+
+/// The interfaces that carry reads and writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum BackendKind {
+    /// `io_uring`, or threads where the kernel refuses it.
+    #[default]
+    Auto,
+    /// `io_uring`; starting fails where the kernel refuses it.
+    IoUring,
+    /// Threads with blocking calls.
+    Threads,
+}

@@ -1,0 +1,48 @@
+//! Waking the thread of an engine from other threads: an eventfd that is written at most once until it is answered.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::io::Errno;
+
+/// Rung after something was put where the engine's thread will look.
+pub(crate) struct Doorbell {
+    event: OwnedFd,
+    rung: AtomicBool,
+}
+
+impl Doorbell {
+    pub(crate) fn new() -> Result<Self, Errno> {
+        let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        Ok(Self { event, rung: AtomicBool::new(false) })
+    }
+
+    /// Makes the descriptor readable, unless it is already.
+    pub(crate) fn ring(&self) {
+        if !self.rung.swap(true, Ordering::AcqRel) {
+            // A counter that starts at 0 and takes 1 at a time cannot overflow before it is read.
+            let _ = rustix::io::write(&self.event, &1u64.to_ne_bytes());
+        }
+    }
+
+    /// Tells whether it was rung since the last answer; to be called before looking for what the ringing was about.
+    pub(crate) fn answer(&self) -> bool {
+        if !self.rung.load(Ordering::Acquire) {
+            return false;
+        }
+        let mut count = [0; 8];
+        // `rung` is set before the write. When there is nothing to read yet, the write is under way, and the bell counts
+        // as rung until that has been read.
+        if rustix::io::read(&self.event, &mut count).is_ok() {
+            self.rung.swap(false, Ordering::AcqRel);
+        }
+        true
+    }
+}
+
+impl AsFd for Doorbell {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.event.as_fd()
+    }
+}

@@ -1,0 +1,164 @@
+//! The leaves that are open, by their numbers, and every action as blocking calls.
+
+use std::sync::Arc;
+
+use drystone_core::buf::BufList;
+use drystone_core::intent::{Action, Errno, LeafAccess, LeafId, LeafInfo, Location, LockRefused, Outcome};
+use slab::Slab;
+
+use crate::leaf::{self, OpenLeaf};
+
+/// The open leaves of one engine.
+#[derive(Debug, Default)]
+pub struct Host {
+    leaves: Slab<Arc<OpenLeaf>>,
+}
+
+impl Host {
+    /// Returns a host with nothing open.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Opens a leaf.
+    ///
+    /// # Errors
+    /// The kernel's; `EISDIR` for a directory, `ENXIO` for a pipe or socket, `EINVAL` where direct I/O is asked for and
+    /// the file system has none.
+    pub fn open(&mut self, location: &Location, access: LeafAccess) -> Result<LeafInfo, Errno> {
+        OpenLeaf::open(location, access).map(|(leaf, info)| self.admit(leaf, info))
+    }
+
+    /// Gives an open leaf its number.
+    pub(crate) fn admit(&mut self, leaf: OpenLeaf, info: LeafInfo) -> LeafInfo {
+        let number = u32::try_from(self.leaves.insert(Arc::new(leaf))).expect("fewer than 2^32 open files");
+        LeafInfo { leaf: LeafId(number), ..info }
+    }
+
+    /// The leaf of that number, while it is open.
+    pub(crate) fn leaf(&self, id: LeafId) -> Option<&Arc<OpenLeaf>> {
+        self.leaves.get(id.0 as usize)
+    }
+
+    pub(crate) fn close(&mut self, id: LeafId) -> Result<(), Errno> {
+        self.leaves.try_remove(id.0 as usize).map(drop).ok_or(Errno::EBADF)
+    }
+
+    /// Does what an action says, and waits until it is done.
+    pub fn carry_out(&mut self, action: Action) -> Outcome {
+        match action {
+            Action::Open { location, access } => Outcome::Opened(self.open(&location, access)),
+            Action::Close { leaf } => Outcome::Done(self.close(leaf)),
+            action => {
+                let leaves = self.leaves_of(&action);
+                match carry_out(leaves, action) {
+                    Carried::Outcome(outcome) => outcome,
+                    Carried::Opened(..) => unreachable!("opened above"),
+                }
+            }
+        }
+    }
+
+    /// The leaf that an action is about, and the target of a copy.
+    pub(crate) fn leaves_of(&self, action: &Action) -> Leaves {
+        let find = |id: &LeafId| self.leaf(*id).cloned();
+        match action {
+            Action::Read { leaf, .. }
+            | Action::Write { leaf, .. }
+            | Action::Flush { leaf }
+            | Action::Discard { leaf, .. }
+            | Action::WriteZeroes { leaf, .. }
+            | Action::SetLen { leaf, .. }
+            | Action::BlockStatus { leaf, .. }
+            | Action::Lock { leaf, .. } => Leaves { leaf: find(leaf), target: None },
+            Action::CopyRange { from, to, .. } => Leaves { leaf: find(from), target: find(to) },
+            _ => Leaves::default(),
+        }
+    }
+}
+
+/// The open files that an action needs.
+#[derive(Debug, Default)]
+pub(crate) struct Leaves {
+    pub(crate) leaf: Option<Arc<OpenLeaf>>,
+    pub(crate) target: Option<Arc<OpenLeaf>>,
+}
+
+/// What came of an action on some thread.
+#[derive(Debug)]
+pub(crate) enum Carried {
+    /// The answer.
+    Outcome(Outcome),
+    /// A leaf that the host is to give a number.
+    Opened(OpenLeaf, LeafInfo),
+}
+
+/// Does what an action says with the leaves that it names, on any thread.
+pub(crate) fn carry_out(leaves: Leaves, action: Action) -> Carried {
+    if let Action::Open { location, access } = action {
+        return match OpenLeaf::open(&location, access) {
+            Ok((leaf, info)) => Carried::Opened(leaf, info),
+            Err(errno) => Carried::Outcome(Outcome::Opened(Err(errno))),
+        };
+    }
+    Carried::Outcome(match (leaves.leaf, action) {
+        (Some(leaf), action) => on_leaf(&leaf, leaves.target.as_deref(), action),
+        (None, action) => elsewhere(action),
+    })
+}
+
+fn on_leaf(leaf: &OpenLeaf, target: Option<&OpenLeaf>, action: Action) -> Outcome {
+    match action {
+        Action::Read { offset, mut data, .. } => {
+            let result = leaf.read(offset, &mut data);
+            Outcome::Moved { data, result }
+        }
+        Action::Write { offset, data, fua, .. } => {
+            let result = leaf.write(offset, &data, fua);
+            Outcome::Moved { data, result }
+        }
+        Action::Flush { .. } => Outcome::Done(leaf.flush()),
+        Action::Discard { offset, len, .. } => Outcome::Done(leaf.discard(offset, len)),
+        Action::WriteZeroes { offset, len, flags, .. } => {
+            Outcome::Done(leaf.write_zeroes(offset, len, flags))
+        }
+        Action::SetLen { len, preallocation, .. } => Outcome::Done(leaf.set_len(len, preallocation)),
+        Action::BlockStatus { offset, len, .. } => Outcome::Status(leaf.block_status(offset, len)),
+        Action::CopyRange { from_offset, to_offset, len, .. } => {
+            let result = match target {
+                Some(target) => leaf.copy_to(target, from_offset, to_offset, len),
+                None => Err(Errno::EBADF),
+            };
+            Outcome::Moved { data: BufList::new(), result }
+        }
+        Action::Lock { holds, shares, .. } => Outcome::Locked(leaf.lock(holds, shares)),
+        action => elsewhere(action),
+    }
+}
+
+/// Actions on no leaf, and the answers to those on one that is not open.
+fn elsewhere(action: Action) -> Outcome {
+    match action {
+        Action::Create { location, len, preallocation } => {
+            Outcome::Done(leaf::create(&location, len, preallocation))
+        }
+        Action::Remove { location } => Outcome::Done(leaf::remove(&location)),
+        Action::Compute(work) => Outcome::Computed(work.run()),
+        Action::Sleep { duration } => {
+            std::thread::sleep(duration);
+            Outcome::Done(Ok(()))
+        }
+        Action::Read { data, .. } | Action::Write { data, .. } => {
+            Outcome::Moved { data, result: Err(Errno::EBADF) }
+        }
+        Action::CopyRange { .. } => Outcome::Moved { data: BufList::new(), result: Err(Errno::EBADF) },
+        Action::BlockStatus { .. } => Outcome::Status(Err(Errno::EBADF)),
+        Action::Lock { .. } => Outcome::Locked(Err(LockRefused::Failed(Errno::EBADF))),
+        Action::Flush { .. }
+        | Action::Discard { .. }
+        | Action::WriteZeroes { .. }
+        | Action::SetLen { .. }
+        | Action::Close { .. } => Outcome::Done(Err(Errno::EBADF)),
+        other => panic!("an action that this executor does not know: {other:?}"),
+    }
+}

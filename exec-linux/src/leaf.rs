@@ -1,0 +1,400 @@
+//! One open file, block device, or leaf without storage: how it is opened, and one blocking call an action.
+//!
+//! Owns the descriptor. Refuses to know what is in flight; every method may be called from any thread.
+
+use std::io::{IoSlice, IoSliceMut};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use drystone_core::buf::{Buf, BufList};
+use drystone_core::intent::{
+    Errno, Fua, LeafAccess, LeafId, LeafInfo, LeafKind, LeafStatus, Location, LockRefused, Permissions,
+    Preallocation, ZeroFlags,
+};
+use rustix::fs::{
+    AtFlags, FallocateFlags, FileType, Mode, OFlags, SeekFrom, Statx, StatxFlags, fallocate, ftruncate, seek,
+    statx,
+};
+use rustix::io::ReadWriteFlags;
+use smallvec::SmallVec;
+
+use crate::lock::{self, ImageLocks};
+
+/// Windows in one call at the most; the kernel's limit (`IOV_MAX`). More make a short transfer.
+pub(crate) const WINDOWS_MAX: usize = 1024;
+
+/// Bytes of zeros in one call when space is reserved by writing them.
+const ZERO_CHUNK: usize = 256 * 1024;
+
+/// What a device answers to a control call that it does not know.
+const ENOTTY: Errno = Errno(25);
+
+/// Windows whose descriptors are kept on the stack.
+const WINDOWS_INLINE: usize = 8;
+
+/// The error of a rustix call as core knows it.
+pub(crate) fn errno(error: rustix::io::Errno) -> Errno {
+    Errno(error.raw_os_error())
+}
+
+/// A leaf that is open.
+#[derive(Debug)]
+pub struct OpenLeaf {
+    storage: Storage,
+    locks: Mutex<ImageLocks>,
+    /// A length in bytes that the file is known to have had; it may have grown since.
+    len_seen: AtomicU64,
+}
+
+#[derive(Debug)]
+enum Storage {
+    File { fd: OwnedFd, kind: LeafKind },
+    Null { read_zeroes: bool },
+}
+
+impl OpenLeaf {
+    /// Opens what `location` names. The number in the answer is for the caller to set.
+    pub(crate) fn open(location: &Location, access: LeafAccess) -> Result<(Self, LeafInfo), Errno> {
+        match location {
+            Location::Path(path) => Self::open_path(path, access).map_err(errno),
+            &Location::Null { len, read_zeroes } => {
+                let info = LeafInfo { len, discard_zeroes: true, ..info_of(LeafKind::Null) };
+                Ok((Self::new(Storage::Null { read_zeroes }, len), info))
+            }
+            _ => Err(Errno::ENOTSUP),
+        }
+    }
+
+    fn new(storage: Storage, len: u64) -> Self {
+        Self { storage, locks: Mutex::default(), len_seen: AtomicU64::new(len) }
+    }
+
+    fn open_path(path: &str, access: LeafAccess) -> rustix::io::Result<(Self, LeafInfo)> {
+        let kind = kind_of(&rustix::fs::stat(path)?)?;
+        let mut flags = OFlags::CLOEXEC | OFlags::NOCTTY;
+        flags |= if access.writable { OFlags::RDWR } else { OFlags::RDONLY };
+        if access.direct {
+            flags |= OFlags::DIRECT;
+        }
+        let fd = rustix::fs::open(path, flags, Mode::empty())?;
+        let about = statx(&fd, c"", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS | StatxFlags::DIOALIGN)?;
+        let len = match kind {
+            LeafKind::File => about.stx_size,
+            // A character device has no end to seek to.
+            _ => seek(&fd, SeekFrom::End(0)).unwrap_or(0),
+        };
+        let mut info = LeafInfo { len, preferred_size: about.stx_blksize, ..info_of(kind) };
+        if access.direct {
+            (info.request_align, info.memory_align) = direct_alignment(&fd, &about);
+        }
+        Ok((Self::new(Storage::File { fd, kind }, len), info))
+    }
+
+    /// The descriptor, where there is one.
+    pub(crate) fn fd(&self) -> Option<BorrowedFd<'_>> {
+        match &self.storage {
+            Storage::File { fd, .. } => Some(fd.as_fd()),
+            Storage::Null { .. } => None,
+        }
+    }
+
+    pub(crate) fn is_regular(&self) -> bool {
+        matches!(self.storage, Storage::File { kind: LeafKind::File, .. })
+    }
+
+    /// Whether the file is known to be at least `end` bytes long.
+    pub(crate) fn reaches(&self, end: u64) -> bool {
+        self.len_seen.load(Ordering::Relaxed) >= end
+    }
+
+    /// What a leaf without storage answers to a read.
+    pub(crate) fn null_read(&self, data: &mut BufList) -> usize {
+        if matches!(self.storage, Storage::Null { read_zeroes: true }) {
+            data.zero_from(0);
+        }
+        data.len_bytes()
+    }
+
+    pub(crate) fn read(&self, offset: u64, data: &mut BufList) -> Result<usize, Errno> {
+        let Some(fd) = self.fd() else { return Ok(self.null_read(data)) };
+        let mut windows: SmallVec<[IoSliceMut<'_>; WINDOWS_INLINE]> =
+            data.windows_mut().iter_mut().take(WINDOWS_MAX).map(|window| IoSliceMut::new(window)).collect();
+        retry(|| rustix::io::preadv(fd, &mut windows, offset))
+    }
+
+    pub(crate) fn write(&self, offset: u64, data: &BufList, fua: Fua) -> Result<usize, Errno> {
+        let Some(fd) = self.fd() else { return Ok(data.len_bytes()) };
+        let windows: SmallVec<[IoSlice<'_>; WINDOWS_INLINE]> =
+            data.windows().iter().take(WINDOWS_MAX).map(|window| IoSlice::new(window)).collect();
+        if fua == Fua::No {
+            return retry(|| rustix::io::pwritev(fd, &windows, offset));
+        }
+        let written = retry(|| rustix::io::pwritev2(fd, &windows, offset, ReadWriteFlags::DSYNC));
+        if !matches!(written, Err(Errno::ENOTSUP | Errno::ENOSYS)) {
+            return written;
+        }
+        let written = retry(|| rustix::io::pwritev(fd, &windows, offset))?;
+        self.flush().map(|()| written)
+    }
+
+    pub(crate) fn flush(&self) -> Result<(), Errno> {
+        self.fd().map_or(Ok(()), |fd| retry(|| rustix::fs::fdatasync(fd)))
+    }
+
+    pub(crate) fn discard(&self, offset: u64, len: u64) -> Result<(), Errno> {
+        match &self.storage {
+            Storage::Null { .. } => Ok(()),
+            Storage::File { fd, kind: LeafKind::File } => punch(fd.as_fd(), offset, len),
+            Storage::File { fd, .. } => device_discard(fd.as_fd(), offset, len),
+        }
+    }
+
+    pub(crate) fn write_zeroes(&self, offset: u64, len: u64, flags: ZeroFlags) -> Result<(), Errno> {
+        match &self.storage {
+            Storage::Null { .. } => Ok(()),
+            Storage::File { fd, kind: LeafKind::File } => file_zeroes(fd.as_fd(), offset, len, flags),
+            Storage::File { fd, .. } => device_zeroes(fd.as_fd(), offset, len, flags),
+        }
+    }
+
+    pub(crate) fn set_len(&self, len: u64, preallocation: Preallocation) -> Result<(), Errno> {
+        let fd = match &self.storage {
+            Storage::Null { .. } => return Ok(()),
+            Storage::File { fd, kind: LeafKind::File } => fd.as_fd(),
+            Storage::File { fd, .. } => {
+                let there = seek(fd, SeekFrom::End(0)).map_err(errno)?;
+                return if len <= there { Ok(()) } else { Err(Errno::EINVAL) };
+            }
+        };
+        let before = file_len(fd)?;
+        // Lowered before the file shrinks, so that it never claims too much.
+        self.len_seen.fetch_min(len, Ordering::Relaxed);
+        retry(|| ftruncate(fd, len))?;
+        if let Err(error) = preallocate(fd, before, len, preallocation) {
+            // The reservation failed; what matters is that the file is as before.
+            let _ = ftruncate(fd, before);
+            return Err(error);
+        }
+        self.len_seen.store(len, Ordering::Relaxed);
+        Ok(())
+    }
+
+    pub(crate) fn block_status(&self, offset: u64, len: u64) -> Result<LeafStatus, Errno> {
+        match &self.storage {
+            Storage::File { fd, kind: LeafKind::File } => Ok(file_status(fd.as_fd(), offset, len)),
+            Storage::File { .. } => Ok(LeafStatus { len, hole: false }),
+            Storage::Null { read_zeroes } => Ok(LeafStatus { len, hole: *read_zeroes }),
+        }
+    }
+
+    /// Copies to another leaf within the kernel; once, so it may be short.
+    pub(crate) fn copy_to(&self, to: &Self, from_at: u64, to_at: u64, len: u64) -> Result<usize, Errno> {
+        let (Some(source), Some(target)) = (self.fd(), to.fd()) else { return Err(Errno::ENOTSUP) };
+        let len = usize::try_from(len).unwrap_or(usize::MAX);
+        retry(|| {
+            let (mut from_at, mut to_at) = (from_at, to_at);
+            rustix::fs::copy_file_range(source, Some(&mut from_at), target, Some(&mut to_at), len)
+        })
+    }
+
+    pub(crate) fn lock(&self, holds: Permissions, shares: Permissions) -> Result<(), LockRefused> {
+        let Some(fd) = self.fd() else { return Ok(()) };
+        let mut locks = self.locks.lock().expect("nothing panics while it holds the locks");
+        lock::change(fd, &mut locks, ImageLocks { holds, shares })
+    }
+}
+
+/// Creates a file of `len` bytes of zeros, or empties an existing one; a device only has to be large enough.
+pub(crate) fn create(location: &Location, len: u64, preallocation: Preallocation) -> Result<(), Errno> {
+    let Location::Path(path) = location else { return Ok(()) };
+    let flags = OFlags::CLOEXEC | OFlags::RDWR | OFlags::CREATE | OFlags::NOCTTY;
+    let fd = rustix::fs::open(path.as_str(), flags, Mode::from_raw_mode(0o644)).map_err(errno)?;
+    let about = rustix::fs::fstat(&fd).map_err(errno)?;
+    let kind = kind_of(&about).map_err(errno)?;
+    let leaf = OpenLeaf::new(Storage::File { fd, kind }, 0);
+    if !leaf.is_regular() {
+        return leaf.set_len(len, Preallocation::Off).map_err(|_| Errno::ENOSPC);
+    }
+    // Somebody may be using the file that is about to be emptied.
+    let holds = Permissions::WRITE.with(Permissions::RESIZE);
+    leaf.lock(holds, Permissions::RESIZE.complement()).map_err(|refused| match refused {
+        LockRefused::Conflict { .. } => Errno::EAGAIN,
+        LockRefused::Failed(errno) => errno,
+    })?;
+    leaf.set_len(0, Preallocation::Off)?;
+    leaf.set_len(len, preallocation)
+}
+
+/// Removes a file that a failed creation left; devices stay.
+pub(crate) fn remove(location: &Location) -> Result<(), Errno> {
+    let Location::Path(path) = location else { return Ok(()) };
+    match kind_of(&rustix::fs::stat(path.as_str()).map_err(errno)?) {
+        Ok(LeafKind::File) => retry(|| rustix::fs::unlink(path.as_str())),
+        _ => Err(Errno::ENOTSUP),
+    }
+}
+
+/// What every leaf of a kind has in common.
+fn info_of(kind: LeafKind) -> LeafInfo {
+    LeafInfo {
+        leaf: LeafId(u32::MAX),
+        len: 0,
+        request_align: 1,
+        memory_align: 1,
+        preferred_size: 0,
+        transfer_max: 0,
+        kind,
+        grows_as_zeroes: kind == LeafKind::File,
+        // A hole punched reads as zeros, but a file system that punches none says so only when it is asked.
+        discard_zeroes: false,
+        fast_zeroes: true,
+    }
+}
+
+fn kind_of(about: &rustix::fs::Stat) -> rustix::io::Result<LeafKind> {
+    match FileType::from_raw_mode(about.st_mode) {
+        FileType::RegularFile => Ok(LeafKind::File),
+        FileType::BlockDevice | FileType::CharacterDevice => Ok(LeafKind::HostDevice),
+        FileType::Directory => Err(rustix::io::Errno::ISDIR),
+        // Opening a pipe would wait for its other end.
+        _ => Err(rustix::io::Errno::NXIO),
+    }
+}
+
+/// Alignment of offsets and lengths, and of memory, that direct I/O on the file asks for.
+fn direct_alignment(fd: &OwnedFd, about: &Statx) -> (u32, u32) {
+    if about.stx_mask & StatxFlags::DIOALIGN.bits() != 0 && about.stx_dio_offset_align > 0 {
+        return (about.stx_dio_offset_align, about.stx_dio_mem_align.max(1));
+    }
+    // Kernels before 6.1, and file systems that do not say: try the smallest that hardware has.
+    const SECTOR: usize = 512;
+    const PAGE: usize = 4096;
+    let mut buf = Buf::zeroed_aligned(2 * SECTOR, PAGE).split_off(SECTOR);
+    match rustix::io::pread(fd, &mut buf[..], 0) {
+        Ok(_) => (SECTOR as u32, SECTOR as u32),
+        Err(_) => (PAGE as u32, PAGE as u32),
+    }
+}
+
+/// Repeats a call that a signal interrupted.
+fn retry<T>(call: impl FnMut() -> rustix::io::Result<T>) -> Result<T, Errno> {
+    rustix::io::retry_on_intr(call).map_err(errno)
+}
+
+fn file_len(fd: BorrowedFd<'_>) -> Result<u64, Errno> {
+    let about = rustix::fs::fstat(fd).map_err(errno)?;
+    Ok(u64::try_from(about.st_size).unwrap_or(0))
+}
+
+fn punch(fd: BorrowedFd<'_>, offset: u64, len: u64) -> Result<(), Errno> {
+    let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    unsupported(retry(|| fallocate(fd, mode, offset, len)))
+}
+
+/// The ways in which kernels and file systems say that they lack an operation, as the one that core expects.
+fn unsupported(result: Result<(), Errno>) -> Result<(), Errno> {
+    match result {
+        Err(Errno::ENOSYS | Errno::ENODEV | ENOTTY) => Err(Errno::ENOTSUP),
+        other => other,
+    }
+}
+
+fn file_zeroes(fd: BorrowedFd<'_>, offset: u64, len: u64, flags: ZeroFlags) -> Result<(), Errno> {
+    if !flags.may_unmap {
+        let zeroed = unsupported(retry(|| fallocate(fd, FallocateFlags::ZERO_RANGE, offset, len)));
+        if zeroed != Err(Errno::ENOTSUP) {
+            return zeroed;
+        }
+    }
+    match punch(fd, offset, len) {
+        // Punched, then reserved again: what tmpfs and older file systems have in place of `ZERO_RANGE`.
+        Ok(()) if !flags.may_unmap => {
+            unsupported(retry(|| fallocate(fd, FallocateFlags::empty(), offset, len)))
+        }
+        Ok(()) => extend(fd, offset + len),
+        Err(Errno::ENOTSUP) if flags.may_unmap => {
+            unsupported(retry(|| fallocate(fd, FallocateFlags::ZERO_RANGE, offset, len)))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Makes the file at least `end` bytes long. Never makes it shorter, whatever other threads write meanwhile.
+fn extend(fd: BorrowedFd<'_>, end: u64) -> Result<(), Errno> {
+    if file_len(fd)? >= end {
+        return Ok(());
+    }
+    unsupported(retry(|| fallocate(fd, FallocateFlags::empty(), end - 1, 1)))
+}
+
+/// Zeroes a range of a block device; the kernel takes `fallocate` on one for that.
+fn device_zeroes(fd: BorrowedFd<'_>, offset: u64, len: u64, flags: ZeroFlags) -> Result<(), Errno> {
+    if flags.may_unmap {
+        let punched = punch(fd, offset, len);
+        if punched != Err(Errno::ENOTSUP) || flags.no_fallback {
+            return punched;
+        }
+    }
+    if flags.no_fallback {
+        // The kernel would write zeros itself where the device cannot.
+        return Err(Errno::ENOTSUP);
+    }
+    let mode = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
+    unsupported(retry(|| fallocate(fd, mode, offset, len)))
+}
+
+#[allow(unsafe_code)]
+fn device_discard(fd: BorrowedFd<'_>, offset: u64, len: u64) -> Result<(), Errno> {
+    use rustix::ioctl::{Opcode, Setter, ioctl, opcode};
+    /// `BLKDISCARD`, whose argument is a first byte and a length. Source: linux/fs.h.
+    const BLKDISCARD: Opcode = opcode::none(0x12, 119);
+    let sector = u64::from(rustix::fs::ioctl_blksszget(fd).map_err(errno).map_err(|_| Errno::ENOTSUP)?);
+    let start = offset.next_multiple_of(sector);
+    let end = (offset + len) / sector * sector;
+    if start >= end {
+        return Ok(());
+    }
+    // SAFETY: `BLKDISCARD` reads two 64-bit numbers from its argument.
+    let request = unsafe { Setter::<BLKDISCARD, [u64; 2]>::new([start, end - start]) };
+    // SAFETY: the kernel reads the argument during the call only, and touches no memory of this process.
+    let discarded = unsafe { ioctl(fd, request) };
+    unsupported(discarded.map_err(errno))
+}
+
+fn preallocate(fd: BorrowedFd<'_>, from: u64, to: u64, how: Preallocation) -> Result<(), Errno> {
+    if from >= to {
+        return Ok(());
+    }
+    match how {
+        Preallocation::Off => Ok(()),
+        Preallocation::Falloc => retry(|| fallocate(fd, FallocateFlags::empty(), from, to - from)),
+        Preallocation::Full => {
+            let zeros = vec![0; ZERO_CHUNK.min(usize::try_from(to - from).unwrap_or(ZERO_CHUNK))];
+            let mut at = from;
+            while at < to {
+                let len = usize::try_from(to - at).unwrap_or(ZERO_CHUNK).min(zeros.len());
+                match retry(|| rustix::io::pwrite(fd, &zeros[..len], at))? {
+                    0 => return Err(Errno::EIO),
+                    written => at += written as u64,
+                }
+            }
+            retry(|| rustix::fs::fsync(fd))
+        }
+    }
+}
+
+/// What `SEEK_DATA` and `SEEK_HOLE` say of a range; a file system that has neither holds data everywhere.
+fn file_status(fd: BorrowedFd<'_>, offset: u64, len: u64) -> LeafStatus {
+    let end = offset.saturating_add(len);
+    match seek(fd, SeekFrom::Data(offset)) {
+        Ok(data) if data > offset => LeafStatus { len: data.min(end) - offset, hole: true },
+        // No data from here to the end of the file.
+        Err(rustix::io::Errno::NXIO) => LeafStatus { len, hole: true },
+        Ok(_) => match seek(fd, SeekFrom::Hole(offset)) {
+            Ok(hole) if hole > offset => LeafStatus { len: hole.min(end) - offset, hole: false },
+            _ => LeafStatus { len, hole: false },
+        },
+        Err(_) => LeafStatus { len, hole: false },
+    }
+}

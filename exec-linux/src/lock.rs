@@ -1,0 +1,120 @@
+//! QEMU's image locks: shared byte-range locks on the image file itself, which belong to the open file.
+//!
+//! ```text
+//!   byte 100 + n   held: this process holds permission n
+//!   byte 200 + n   held: this process does not share permission n
+//! ```
+//!
+//! All locks are shared ones, so taking them never fails for a conflict. Once they are taken, each process asks whether
+//! an exclusive lock would go through on the bytes that speak against it: two processes that start at the same time
+//! may both give up, and never both go on. Observed on QEMU 10.0 in `/proc/locks`.
+
+use std::os::fd::BorrowedFd;
+
+use drystone_core::intent::{Errno, LockRefused, Permissions};
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc;
+
+/// First byte of the permissions that are held.
+const HELD: i64 = 100;
+
+/// First byte of the permissions that are not shared.
+const UNSHARED: i64 = 200;
+
+/// Permissions, as bits of a set.
+const BITS: std::ops::Range<u8> = 0..4;
+
+/// What an open file holds and shares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ImageLocks {
+    pub(crate) holds: Permissions,
+    pub(crate) shares: Permissions,
+}
+
+impl Default for ImageLocks {
+    fn default() -> Self {
+        Self { holds: Permissions::NONE, shares: Permissions::ALL }
+    }
+}
+
+/// Brings the locks from `held` to `wanted`; when that is refused they stay as they were.
+pub(crate) fn change(
+    fd: BorrowedFd<'_>,
+    held: &mut ImageLocks,
+    wanted: ImageLocks,
+) -> Result<(), LockRefused> {
+    let both = ImageLocks {
+        holds: held.holds.with(wanted.holds),
+        shares: held.shares.complement().with(wanted.shares.complement()).complement(),
+    };
+    let taken = add(fd, *held, both).and_then(|()| check(fd, wanted));
+    let rest = if taken.is_ok() { wanted } else { *held };
+    let freed = release(fd, both, rest);
+    taken?;
+    *held = wanted;
+    freed
+}
+
+/// Takes the locks of `more` that `held` lacks.
+fn add(fd: BorrowedFd<'_>, held: ImageLocks, more: ImageLocks) -> Result<(), LockRefused> {
+    for byte in bytes(more).filter(|byte| !bytes(held).any(|other| other == *byte)) {
+        set(fd, byte, libc::F_RDLCK)?;
+    }
+    Ok(())
+}
+
+/// Gives up the locks of `held` that are not in `rest`.
+fn release(fd: BorrowedFd<'_>, held: ImageLocks, rest: ImageLocks) -> Result<(), LockRefused> {
+    for byte in bytes(held).filter(|byte| !bytes(rest).any(|other| other == *byte)) {
+        set(fd, byte, libc::F_UNLCK)?;
+    }
+    Ok(())
+}
+
+/// Asks whether somebody else's locks speak against ours.
+fn check(fd: BorrowedFd<'_>, wanted: ImageLocks) -> Result<(), LockRefused> {
+    for bit in BITS {
+        let permission = Permissions(1 << bit);
+        if wanted.holds.contains(permission) && is_locked(fd, UNSHARED + i64::from(bit))? {
+            return Err(LockRefused::Conflict { permission, shared: false });
+        }
+        if !wanted.shares.contains(permission) && is_locked(fd, HELD + i64::from(bit))? {
+            return Err(LockRefused::Conflict { permission, shared: true });
+        }
+    }
+    Ok(())
+}
+
+/// The bytes that say so.
+fn bytes(locks: ImageLocks) -> impl Iterator<Item = i64> {
+    let held = BITS.filter(move |bit| locks.holds.contains(Permissions(1 << bit)));
+    let unshared = BITS.filter(move |bit| !locks.shares.contains(Permissions(1 << bit)));
+    held.map(|bit| HELD + i64::from(bit)).chain(unshared.map(|bit| UNSHARED + i64::from(bit)))
+}
+
+fn set(fd: BorrowedFd<'_>, byte: i64, kind: i32) -> Result<(), LockRefused> {
+    fcntl(fd, FcntlArg::F_OFD_SETLK(&range(byte, kind))).map(drop).map_err(failed)
+}
+
+/// Whether another open file holds a lock on the byte.
+fn is_locked(fd: BorrowedFd<'_>, byte: i64) -> Result<bool, LockRefused> {
+    let mut answer = range(byte, libc::F_WRLCK);
+    fcntl(fd, FcntlArg::F_OFD_GETLK(&mut answer)).map_err(failed)?;
+    Ok(i32::from(answer.l_type) != libc::F_UNLCK)
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "the constants of libc are small")]
+fn range(byte: i64, kind: i32) -> libc::flock {
+    libc::flock {
+        l_type: kind as i16,
+        l_whence: libc::SEEK_SET as i16,
+        l_start: byte,
+        l_len: 1,
+        // Must be zero for locks of an open file.
+        l_pid: 0,
+    }
+}
+
+fn failed(error: nix::errno::Errno) -> LockRefused {
+    LockRefused::Failed(Errno(error as i32))
+}

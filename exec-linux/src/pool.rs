@@ -1,0 +1,145 @@
+//! Threads that carry out actions with blocking calls, and run CPU-heavy work.
+//!
+//! Threads start when there is work and nobody idle, up to a bound. What they finish lies in an [`Outbox`] until the
+//! engine's thread takes it.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::thread::JoinHandle;
+
+use drystone_core::intent::{Action, Token};
+
+use crate::doorbell::Doorbell;
+use crate::host::{Carried, Leaves, carry_out};
+
+/// One action for a thread.
+pub(crate) struct Job {
+    pub(crate) token: Token,
+    pub(crate) action: Action,
+    pub(crate) leaves: Leaves,
+}
+
+/// What came of it.
+pub(crate) struct Finished {
+    pub(crate) token: Token,
+    pub(crate) carried: Carried,
+}
+
+/// Where other threads put what they finished.
+pub(crate) struct Outbox {
+    finished: Mutex<Vec<Finished>>,
+    bell: Arc<Doorbell>,
+}
+
+impl Outbox {
+    pub(crate) fn new(bell: Arc<Doorbell>) -> Self {
+        Self { finished: Mutex::default(), bell }
+    }
+
+    pub(crate) fn put(&self, finished: Finished) {
+        self.finished.lock().expect("putting and taking do not panic").push(finished);
+        self.bell.ring();
+    }
+
+    /// Moves everything into `out`, which is empty; both keep their memory.
+    pub(crate) fn take(&self, out: &mut Vec<Finished>) {
+        std::mem::swap(&mut *self.finished.lock().expect("putting and taking do not panic"), out);
+    }
+}
+
+/// A bounded number of threads on one queue.
+pub(crate) struct Pool {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+    threads_max: usize,
+}
+
+struct Shared {
+    state: Mutex<State>,
+    work: Condvar,
+    outbox: Arc<Outbox>,
+}
+
+#[derive(Default)]
+struct State {
+    jobs: VecDeque<Job>,
+    /// Threads that wait for work, less those that a job was queued for already.
+    idle: usize,
+    stopping: bool,
+}
+
+impl Pool {
+    pub(crate) fn new(threads_max: usize, outbox: Arc<Outbox>) -> Self {
+        let shared = Arc::new(Shared { state: Mutex::default(), work: Condvar::new(), outbox });
+        Self { shared, threads: Vec::new(), threads_max: threads_max.max(1) }
+    }
+
+    /// Queues a job. Its caller bounds how many are queued.
+    pub(crate) fn push(&mut self, job: Job) {
+        let mut state = self.shared.lock();
+        state.jobs.push_back(job);
+        if state.idle > 0 {
+            state.idle -= 1;
+            drop(state);
+            self.shared.work.notify_one();
+            return;
+        }
+        drop(state);
+        if self.threads.len() < self.threads_max {
+            self.start_thread();
+        }
+    }
+
+    fn start_thread(&mut self) {
+        let shared = Arc::clone(&self.shared);
+        let name = format!("drystone-{}", self.threads.len());
+        match std::thread::Builder::new().name(name).spawn(move || shared.work()) {
+            Ok(thread) => self.threads.push(thread),
+            // The threads that there are will come to it.
+            Err(_) if !self.threads.is_empty() => {}
+            Err(error) => panic!("the host gives this process not even one thread: {error}"),
+        }
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        let mut state = self.shared.lock();
+        state.stopping = true;
+        state.jobs.clear();
+        drop(state);
+        self.shared.work.notify_all();
+        for thread in self.threads.drain(..) {
+            // A thread that panicked has said so already.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no job runs while the queue is locked")
+    }
+
+    fn work(&self) {
+        while let Some(job) = self.next() {
+            let carried = carry_out(job.leaves, job.action);
+            self.outbox.put(Finished { token: job.token, carried });
+        }
+    }
+
+    /// The next job; nothing once the pool stops.
+    fn next(&self) -> Option<Job> {
+        let mut state = self.lock();
+        loop {
+            if state.stopping {
+                return None;
+            }
+            if let Some(job) = state.jobs.pop_front() {
+                return Some(job);
+            }
+            state.idle += 1;
+            state = self.work.wait(state).expect("no job runs while the queue is locked");
+        }
+    }
+}

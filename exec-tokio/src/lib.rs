@@ -1,0 +1,85 @@
+//! Runs Drystone's engine on a tokio runtime.
+//!
+//! ```
+//! use drystone_core::buf::Buf;
+//! use drystone_core::graph::open::{NodeSpec, OpenMode};
+//! use drystone_exec_tokio::{Config, run};
+//!
+//! let path = std::env::temp_dir().join(format!("drystone-tokio-{}", std::process::id()));
+//! std::fs::write(&path, vec![0; 65536])?;
+//! let mode = OpenMode { writable: true, ..OpenMode::default() };
+//! let spec = NodeSpec::raw(NodeSpec::file(path.to_str().expect("UTF-8"), mode));
+//!
+//! run(Config::default(), async |client| {
+//!     let disk = client.open(&spec).await?;
+//!     disk.write(4096, Buf::from(&b"stones without mortar"[..])).await.1?;
+//!     disk.flush().await?;
+//!     let (data, result) = disk.read(4103, Buf::zeroed(7)).await;
+//!     result?;
+//!     assert_eq!(&*data.into_single(), b"without");
+//!     disk.close().await
+//! })?
+//! .expect("a file that was just made");
+//!
+//! assert_eq!(&std::fs::read(&path)?[4096..4102], b"stones");
+//! # std::fs::remove_file(&path)?;
+//! # Ok::<(), std::io::Error>(())
+//! ```
+#![deny(unsafe_code)]
+
+use std::io;
+use std::rc::Rc;
+
+use drystone_exec_linux::{Session, drive};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::runtime::{Builder, LocalOptions};
+use tokio::task::JoinHandle;
+
+pub use drystone_exec_linux::{BackendKind, Client, Config, Image, Transfer};
+
+/// Starts an engine on this thread; a task of its own drives it.
+///
+/// Call it where `tokio::task::spawn_local` works: in a `LocalRuntime` or a `LocalSet`, with I/O enabled.
+///
+/// # Errors
+/// The kernel's, where it refuses what `config` asks for.
+pub fn start(config: Config) -> io::Result<Client> {
+    let session = Session::new(&config)?;
+    spawn_driver(&session)?;
+    Ok(Client::new(session))
+}
+
+#[allow(unsafe_code)]
+fn spawn_driver(session: &Rc<Session>) -> io::Result<JoinHandle<()>> {
+    let fd = session.readiness_fd()?;
+    // SAFETY: an `OwnedFd` names the same open descriptor until the `AsyncFd` that owns it is dropped.
+    let ready = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?;
+    let driver = drive(Rc::clone(session), async move || {
+        // Cleared before the session looks, so that what comes while it looks is seen next time.
+        ready.readable().await.map(|mut guard| guard.clear_ready())
+    });
+    Ok(tokio::task::spawn_local(async move {
+        if let Err(error) = driver.await {
+            panic!("the kernel takes no more requests: {error}");
+        }
+    }))
+}
+
+/// Builds a runtime on this thread, and runs `main` in it with an engine.
+///
+/// Returns when `main` has, and everything that it left in flight has ended.
+///
+/// # Errors
+/// The kernel's, where it refuses the runtime or what `config` asks for.
+pub fn run<T>(config: Config, main: impl AsyncFnOnce(Client) -> T) -> io::Result<T> {
+    let runtime = Builder::new_current_thread().enable_io().build_local(LocalOptions::default())?;
+    runtime.block_on(async {
+        let session = Session::new(&config)?;
+        let driver = spawn_driver(&session)?;
+        let value = main(Client::new(Rc::clone(&session))).await;
+        session.close();
+        driver.await.map_err(io::Error::other)?;
+        Ok(value)
+    })
+}
