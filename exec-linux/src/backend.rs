@@ -5,13 +5,14 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
-use drystone_core::intent::{Action, Intent, Outcome, Token};
+use drystone_core::intent::{Action, Intent, LeafId, Outcome, Token};
 use rustix::event::{PollFd, PollFlags, poll};
 
-use crate::config::Config;
+use crate::config::{BackendKind, Config};
 use crate::doorbell::Doorbell;
 use crate::host::{Carried, Host};
 use crate::pool::{Finished, Job, Outbox, Pool};
+use crate::ring::{Completion, Ring};
 use crate::timer::Timer;
 
 /// Jobs with the threads at the most, waiting and running; further intents stay with the engine.
@@ -23,6 +24,7 @@ const BLOCKING_THREADS_MAX: usize = 32;
 /// What carries out the intents of one engine.
 pub struct Backend {
     host: Host,
+    ring: Option<Ring>,
     blocking: Pool,
     compute: Pool,
     timer: Timer,
@@ -47,8 +49,14 @@ impl Backend {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             workers => workers,
         };
+        let ring = match config.backend {
+            BackendKind::Threads => None,
+            BackendKind::IoUring => Some(Ring::new(config.ring_entries, &bell)?),
+            BackendKind::Auto => Ring::new(config.ring_entries, &bell).ok(),
+        };
         Ok(Self {
             host: Host::new(),
+            ring,
             blocking: Pool::new(BLOCKING_THREADS_MAX, Arc::clone(&outbox)),
             compute: Pool::new(workers, Arc::clone(&outbox)),
             timer: Timer::new(Arc::clone(&outbox)),
@@ -65,23 +73,73 @@ impl Backend {
         Arc::clone(&self.bell)
     }
 
+    /// The interface that carries reads and writes.
+    pub fn kind(&self) -> BackendKind {
+        if self.ring.is_some() { BackendKind::IoUring } else { BackendKind::Threads }
+    }
+
     /// Whether another intent may be pushed.
     pub fn has_room(&self) -> bool {
-        self.jobs < JOBS_MAX
+        self.jobs < JOBS_MAX && self.ring.as_ref().is_none_or(Ring::has_room)
     }
 
     /// Tells whether nothing is in flight.
     pub fn is_idle(&self) -> bool {
-        self.jobs == 0 && self.ready.is_empty()
+        self.jobs == 0 && self.ready.is_empty() && self.ring.as_ref().is_none_or(Ring::is_idle)
     }
 
-    /// Takes an intent; it may begin only with [`submit`](Self::submit).
-    pub fn push(&mut self, intent: Intent) {
+    /// Takes an intent; it may begin only with [`submit`](Self::submit). There must be [room](Self::has_room).
+    ///
+    /// # Errors
+    /// The kernel's, when it takes no requests at all.
+    pub fn push(&mut self, intent: Intent) -> io::Result<()> {
         let Intent { token, action, .. } = intent;
+        let Some(action) = self.push_to_ring(token, action)? else { return Ok(()) };
+        self.push_to_threads(token, action);
+        Ok(())
+    }
+
+    /// Gives an action to the ring, or back where the ring is not the one to do it.
+    fn push_to_ring(&mut self, token: Token, action: Action) -> io::Result<Option<Action>> {
+        let Some(ring) = &mut self.ring else { return Ok(Some(action)) };
+        let Some(id) = leaf_of(&action) else {
+            return match action {
+                Action::Sleep { duration } => ring.sleep(token, duration).map(|()| None),
+                // A number that the kernel has not looked up yet must not become another file's.
+                Action::Close { .. } => ring.submit().map(|()| Some(action)),
+                action => Ok(Some(action)),
+            };
+        };
+        let Some(leaf) = self.host.leaf(id) else { return Ok(Some(action)) };
+        let Some(fd) = leaf.async_fd() else { return Ok(Some(action)) };
+        match action {
+            Action::Read { offset, data, .. } => ring.read(fd, token, (id, offset), data)?,
+            Action::Write { offset, data, fua, .. } => ring.write(fd, token, (id, offset), data, fua)?,
+            Action::Flush { .. } => ring.flush(fd, token, id)?,
+            Action::Discard { offset, len, .. } if leaf.is_regular() => {
+                ring.discard(fd, token, id, (offset, len))?;
+            }
+            Action::WriteZeroes { offset, len, flags, .. }
+                if leaf.is_regular() && (!flags.may_unmap || leaf.reaches(offset + len)) =>
+            {
+                ring.write_zeroes(fd, token, id, (offset, len), flags)?;
+            }
+            action => return Ok(Some(action)),
+        }
+        Ok(None)
+    }
+
+    fn push_to_threads(&mut self, token: Token, action: Action) {
         let leaves = self.host.leaves_of(&action);
         match action {
             Action::Close { leaf } => {
                 let outcome = Outcome::Done(self.host.close(leaf));
+                self.ready.push_back((token, outcome));
+                return;
+            }
+            // Nothing to wait for.
+            action if leaves.leaf.as_ref().is_some_and(|leaf| leaf.is_null()) => {
+                let outcome = self.host.carry_out(action);
                 self.ready.push_back((token, outcome));
                 return;
             }
@@ -95,9 +153,9 @@ impl Backend {
     /// Begins what was pushed.
     ///
     /// # Errors
-    /// The kernel's.
+    /// The kernel's, when it takes no requests at all.
     pub fn submit(&mut self) -> io::Result<()> {
-        Ok(())
+        self.ring.as_mut().map_or(Ok(()), Ring::submit)
     }
 
     /// Hands over what came of earlier intents. Does not wait. Tells whether there was anything.
@@ -107,9 +165,23 @@ impl Backend {
             done(token, outcome);
             any = true;
         }
-        if !self.bell.answer() {
-            return any;
+        while let Some(ring) = &mut self.ring
+            && let Some(completion) = ring.next()
+        {
+            any = true;
+            match completion {
+                Completion::Outcome(token, outcome) => done(token, outcome),
+                Completion::Again(token, action) => self.push_to_threads(token, action),
+            }
         }
+        if self.bell.answer() {
+            any = true;
+            self.reap_threads(done);
+        }
+        any
+    }
+
+    fn reap_threads(&mut self, mut done: impl FnMut(Token, Outcome)) {
         let mut finished = std::mem::take(&mut self.finished);
         self.outbox.take(&mut finished);
         for Finished { token, carried } in finished.drain(..) {
@@ -121,7 +193,24 @@ impl Backend {
             done(token, outcome);
         }
         self.finished = finished;
-        true
+    }
+
+    /// Has the [descriptor](AsFd) become readable when there is something to reap, from now on. Tells whether there is
+    /// already.
+    pub fn arm(&mut self) -> bool {
+        !self.ready.is_empty() || self.ring.as_mut().is_some_and(Ring::arm)
+    }
+
+    /// Spares the kernel that, while this thread looks anyway.
+    pub fn disarm(&mut self) {
+        if let Some(ring) = &mut self.ring {
+            ring.disarm();
+        }
+    }
+
+    /// Makes the descriptor unreadable again, once it was seen to be readable.
+    pub fn hush(&self) {
+        self.bell.hush();
     }
 
     /// Waits until something came of an intent, or somebody rang.
@@ -129,17 +218,33 @@ impl Backend {
     /// # Errors
     /// The kernel's.
     pub fn wait(&mut self) -> io::Result<()> {
-        if !self.ready.is_empty() {
-            return Ok(());
+        if !self.arm() {
+            let mut fds = [PollFd::new(&self.bell, PollFlags::IN)];
+            match poll(&mut fds, None) {
+                Ok(_) => self.hush(),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
         }
-        let mut fds = [PollFd::new(&self.bell, PollFlags::IN)];
-        rustix::io::retry_on_intr(|| poll(&mut fds, None))?;
+        self.disarm();
         Ok(())
     }
 }
 
+/// The leaf of an action that a ring may be able to do.
+fn leaf_of(action: &Action) -> Option<LeafId> {
+    match action {
+        Action::Read { leaf, .. }
+        | Action::Write { leaf, .. }
+        | Action::Flush { leaf }
+        | Action::Discard { leaf, .. }
+        | Action::WriteZeroes { leaf, .. } => Some(*leaf),
+        _ => None,
+    }
+}
+
 impl AsFd for Backend {
-    /// A descriptor that is readable while something came of an intent.
+    /// A descriptor that becomes readable when something came of an intent, while the backend is armed.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.bell.as_fd()
     }

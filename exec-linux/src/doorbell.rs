@@ -1,4 +1,5 @@
-//! Waking the thread of an engine from other threads: an eventfd that is written at most once until it is answered.
+//! Waking the thread of an engine: an eventfd that other threads write at most once until it is answered, and that the
+//! kernel writes for an io_uring.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -28,16 +29,14 @@ impl Doorbell {
 
     /// Tells whether it was rung since the last answer; to be called before looking for what the ringing was about.
     pub(crate) fn answer(&self) -> bool {
-        if !self.rung.load(Ordering::Acquire) {
-            return false;
-        }
-        let mut count = [0; 8];
-        // `rung` is set before the write. When there is nothing to read yet, the write is under way, and the bell counts
-        // as rung until that has been read.
-        if rustix::io::read(&self.event, &mut count).is_ok() {
-            self.rung.swap(false, Ordering::AcqRel);
-        }
-        true
+        self.rung.load(Ordering::Acquire) && self.rung.swap(false, Ordering::AcqRel)
+    }
+
+    /// Makes the descriptor unreadable again, whoever wrote it. To be called before the [`answer`](Self::answer): one
+    /// that comes between setting `rung` and writing only makes the descriptor readable once for nothing.
+    pub(crate) fn hush(&self) {
+        // There is nothing to read when the runtime woke for nothing.
+        let _ = rustix::io::read(&self.event, &mut [0; 8]);
     }
 }
 

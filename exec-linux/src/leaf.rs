@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use drystone_core::buf::{Buf, BufList};
 use drystone_core::intent::{
-    Errno, Fua, LeafAccess, LeafId, LeafInfo, LeafKind, LeafStatus, Location, LockRefused, Permissions,
+    Aio, Errno, Fua, LeafAccess, LeafId, LeafInfo, LeafKind, LeafStatus, Location, LockRefused, Permissions,
     Preallocation, ZeroFlags,
 };
 use rustix::fs::{
@@ -43,6 +43,8 @@ pub(crate) fn errno(error: rustix::io::Errno) -> Errno {
 pub struct OpenLeaf {
     storage: Storage,
     locks: Mutex<ImageLocks>,
+    /// Only blocking calls are wanted.
+    blocking: bool,
     /// A length in bytes that the file is known to have had; it may have grown since.
     len_seen: AtomicU64,
 }
@@ -60,14 +62,15 @@ impl OpenLeaf {
             Location::Path(path) => Self::open_path(path, access).map_err(errno),
             &Location::Null { len, read_zeroes } => {
                 let info = LeafInfo { len, discard_zeroes: true, ..info_of(LeafKind::Null) };
-                Ok((Self::new(Storage::Null { read_zeroes }, len), info))
+                Ok((Self::new(Storage::Null { read_zeroes }, len, Aio::Auto), info))
             }
             _ => Err(Errno::ENOTSUP),
         }
     }
 
-    fn new(storage: Storage, len: u64) -> Self {
-        Self { storage, locks: Mutex::default(), len_seen: AtomicU64::new(len) }
+    fn new(storage: Storage, len: u64, aio: Aio) -> Self {
+        let blocking = aio == Aio::Threads;
+        Self { storage, locks: Mutex::default(), blocking, len_seen: AtomicU64::new(len) }
     }
 
     fn open_path(path: &str, access: LeafAccess) -> rustix::io::Result<(Self, LeafInfo)> {
@@ -88,7 +91,7 @@ impl OpenLeaf {
         if access.direct {
             (info.request_align, info.memory_align) = direct_alignment(&fd, &about);
         }
-        Ok((Self::new(Storage::File { fd, kind }, len), info))
+        Ok((Self::new(Storage::File { fd, kind }, len, access.aio), info))
     }
 
     /// The descriptor, where there is one.
@@ -97,6 +100,15 @@ impl OpenLeaf {
             Storage::File { fd, .. } => Some(fd.as_fd()),
             Storage::Null { .. } => None,
         }
+    }
+
+    /// The descriptor, where asynchronous requests are welcome.
+    pub(crate) fn async_fd(&self) -> Option<BorrowedFd<'_>> {
+        if self.blocking { None } else { self.fd() }
+    }
+
+    pub(crate) fn is_null(&self) -> bool {
+        matches!(self.storage, Storage::Null { .. })
     }
 
     pub(crate) fn is_regular(&self) -> bool {
@@ -109,7 +121,7 @@ impl OpenLeaf {
     }
 
     /// What a leaf without storage answers to a read.
-    pub(crate) fn null_read(&self, data: &mut BufList) -> usize {
+    fn null_read(&self, data: &mut BufList) -> usize {
         if matches!(self.storage, Storage::Null { read_zeroes: true }) {
             data.zero_from(0);
         }
@@ -212,7 +224,7 @@ pub(crate) fn create(location: &Location, len: u64, preallocation: Preallocation
     let fd = rustix::fs::open(path.as_str(), flags, Mode::from_raw_mode(0o644)).map_err(errno)?;
     let about = rustix::fs::fstat(&fd).map_err(errno)?;
     let kind = kind_of(&about).map_err(errno)?;
-    let leaf = OpenLeaf::new(Storage::File { fd, kind }, 0);
+    let leaf = OpenLeaf::new(Storage::File { fd, kind }, 0, Aio::Threads);
     if !leaf.is_regular() {
         return leaf.set_len(len, Preallocation::Off).map_err(|_| Errno::ENOSPC);
     }

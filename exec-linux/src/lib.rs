@@ -12,9 +12,9 @@
 //! Knows nothing of any async runtime: a runtime's crate waits until [`Session::as_fd`](session::Session) is readable
 //! and pumps. Start at [`client::Client`]; what one system call each does is in `leaf`.
 #![deny(unsafe_code)]
-#![expect(dead_code, reason = "what the io_uring and other threads will use")]
 
 mod backend;
+mod blocking;
 mod client;
 mod config;
 mod doorbell;
@@ -23,10 +23,12 @@ mod image;
 mod leaf;
 mod lock;
 mod pool;
+mod ring;
 mod session;
 mod timer;
 
 pub use backend::Backend;
+pub use blocking::run;
 pub use client::Client;
 pub use config::{BackendKind, Config};
 pub use host::Host;

@@ -10,6 +10,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::pin::pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use drystone_core::buf::BufList;
@@ -20,6 +21,7 @@ use slab::Slab;
 
 use crate::backend::Backend;
 use crate::config::Config;
+use crate::doorbell::Doorbell;
 use crate::image::Opened;
 
 /// An engine on this thread, and what carries out its intents.
@@ -64,7 +66,8 @@ impl Session {
         }))
     }
 
-    /// A descriptor that becomes readable when [`pump`](Self::pump) has something to do.
+    /// A descriptor that becomes readable when there is something to do, after
+    /// [`pump_and_arm`](Self::pump_and_arm).
     ///
     /// # Errors
     /// The kernel's.
@@ -77,24 +80,49 @@ impl Session {
     /// # Errors
     /// The kernel's, when it takes no more intents at all.
     pub fn pump(&self) -> io::Result<()> {
+        // Whoever submits meanwhile is seen below.
         self.kicked.set(true);
-        loop {
-            let mut backend = self.backend.borrow_mut();
-            while backend.has_room()
-                && let Some(intent) = self.engine.next_intent()
-            {
-                backend.push(intent);
-            }
-            backend.submit()?;
-            let moved = backend.reap(|token, outcome| self.engine.complete(token, outcome));
-            drop(backend);
-            let answered = self.deliver();
-            if !moved && !answered {
-                break;
-            }
-        }
+        while self.turn()? {}
         self.kicked.set(false);
         Ok(())
+    }
+
+    /// Pumps, and has the descriptor tell when there is more.
+    ///
+    /// # Errors
+    /// The kernel's, when it takes no more intents at all.
+    pub fn pump_and_arm(&self) -> io::Result<()> {
+        self.backend.borrow_mut().disarm();
+        loop {
+            self.pump()?;
+            if !self.backend.borrow_mut().arm() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Makes the descriptor unreadable again, once it was seen to be readable.
+    pub fn hush(&self) {
+        self.backend.borrow().hush();
+    }
+
+    /// Moves everything once. Tells whether anything moved.
+    fn turn(&self) -> io::Result<bool> {
+        let mut backend = self.backend.borrow_mut();
+        while backend.has_room()
+            && let Some(intent) = self.engine.next_intent()
+        {
+            backend.push(intent)?;
+        }
+        backend.submit()?;
+        let moved = backend.reap(|token, outcome| self.engine.complete(token, outcome));
+        drop(backend);
+        Ok(self.deliver() || moved)
+    }
+
+    /// Wakes the thread that drives this session, from any thread.
+    pub(crate) fn bell(&self) -> Arc<Doorbell> {
+        self.backend.borrow().bell()
     }
 
     /// Waits until the backend has something to do. For threads without a runtime.
@@ -235,7 +263,7 @@ pub async fn drive(
         let mut waiting = pin!(readable());
         let over = poll_fn(|cx| {
             *session.driver.borrow_mut() = Some(cx.waker().clone());
-            if let Err(error) = session.pump() {
+            if let Err(error) = session.pump_and_arm() {
                 return Poll::Ready(Err(error));
             }
             if session.is_over() {
@@ -247,5 +275,6 @@ pub async fn drive(
         if over {
             return Ok(());
         }
+        session.hush();
     }
 }

@@ -1,0 +1,437 @@
+//! An io_uring: reads, writes and what else the kernel does better when it is asked asynchronously.
+//!
+//! Every request in flight has a [`Slot`], which keeps its buffers. The invariant of this module: **from the moment an
+//! entry is in the submission queue until its completion has been taken, nobody touches its slot, and slots do not
+//! move.** So what the kernel writes to is alive and ours alone. Dropping the ring waits for the kernel.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::sync::atomic::{Ordering, fence};
+use std::time::Duration;
+
+use drystone_core::buf::{Buf, BufList};
+use drystone_core::intent::{Action, Errno, Fua, LeafId, Outcome, Token, ZeroFlags};
+use io_uring::types::{Fd, FsyncFlags, Timespec};
+use io_uring::{IoUring, Probe, opcode, squeue};
+use nix::libc;
+use rustix::fs::FallocateFlags;
+
+use crate::doorbell::Doorbell;
+use crate::leaf::WINDOWS_MAX;
+
+/// What names the completions of cancellations.
+const CANCEL: u64 = u64::MAX;
+
+/// Bytes in one request at the most: the kernel stops there by itself. Source: linux/fs.h, `MAX_RW_COUNT`.
+const TRANSFER_MAX: usize = 0x7fff_f000;
+
+/// The longest sleep: what a clock of the kernel surely holds.
+const SLEEP_MAX: Duration = Duration::from_hours(24 * 365 * 100);
+
+/// A ring and what is in flight on it.
+pub(crate) struct Ring {
+    ring: IoUring,
+    slots: Box<[Slot]>,
+    /// Slots that are not in flight.
+    free: Vec<u32>,
+    /// The ring belongs to the thread that made it.
+    _not_send: std::marker::PhantomData<*const ()>,
+}
+
+/// One request in flight.
+struct Slot {
+    token: Token,
+    op: RingOp,
+    data: BufList,
+    /// The kernel's description of `data`, where that is several windows. Keeps its memory.
+    vectors: Vec<libc::iovec>,
+    time: Timespec,
+}
+
+/// What a ring can do.
+#[derive(Clone, Copy, Debug)]
+enum RingOp {
+    Read { leaf: LeafId, offset: u64 },
+    Write { leaf: LeafId, offset: u64, fua: Fua },
+    Flush { leaf: LeafId },
+    Discard { leaf: LeafId, offset: u64, len: u64 },
+    WriteZeroes { leaf: LeafId, offset: u64, len: u64, flags: ZeroFlags },
+    Sleep { duration: Duration },
+}
+
+/// What came of a request.
+pub(crate) enum Completion {
+    /// An answer.
+    Outcome(Token, Outcome),
+    /// The ring cannot do this; blocking calls have more ways.
+    Again(Token, Action),
+}
+
+impl Ring {
+    /// Sets up a ring that rings `bell` when there is something to complete, while it is [armed](Self::arm).
+    pub(crate) fn new(entries: u32, bell: &Doorbell) -> io::Result<Self> {
+        let ring = build(entries.clamp(1, 32_768))?;
+        check_operations(&ring)?;
+        // Every request in flight has room for its completion.
+        let depth = ring.params().cq_entries();
+        let slots = (0..depth).map(|_| Slot::default()).collect();
+        let mut this =
+            Self { ring, slots, free: (0..depth).rev().collect(), _not_send: std::marker::PhantomData };
+        // Observed on Linux 6.18: with deferred completions, polling the ring itself does not tell of them; and a poll
+        // on an eventfd, as a request of the ring, wakes the ring's own eventfd only once.
+        this.ring.submitter().register_eventfd(bell.as_fd().as_raw_fd())?;
+        this.disarm();
+        Ok(this)
+    }
+
+    pub(crate) fn has_room(&self) -> bool {
+        !self.free.is_empty()
+    }
+
+    pub(crate) fn is_idle(&self) -> bool {
+        self.free.len() == self.slots.len()
+    }
+
+    /// Puts a read into the submission queue. There must be room.
+    pub(crate) fn read(
+        &mut self,
+        fd: BorrowedFd<'_>,
+        token: Token,
+        (leaf, offset): (LeafId, u64),
+        data: BufList,
+    ) -> io::Result<()> {
+        let (key, slot) = self.take_slot(token, RingOp::Read { leaf, offset }, data);
+        let fd = Fd(fd.as_raw_fd());
+        let entry = match slot.data.windows_mut() {
+            [window] => opcode::Read::new(fd, window.as_mut_ptr(), len_u32(window)).offset(offset).build(),
+            _ => {
+                slot.describe();
+                let count = slot.vectors.len() as u32;
+                opcode::Readv::new(fd, slot.vectors.as_ptr(), count).offset(offset).build()
+            }
+        };
+        // SAFETY: the entry names the memory of `data`, which is in its slot, and of the slot's vectors.
+        unsafe { self.push(key, entry) }
+    }
+
+    /// Puts a write into the submission queue. There must be room.
+    pub(crate) fn write(
+        &mut self,
+        fd: BorrowedFd<'_>,
+        token: Token,
+        (leaf, offset): (LeafId, u64),
+        data: BufList,
+        fua: Fua,
+    ) -> io::Result<()> {
+        let (key, slot) = self.take_slot(token, RingOp::Write { leaf, offset, fua }, data);
+        let fd = Fd(fd.as_raw_fd());
+        let flags = match fua {
+            Fua::No => 0,
+            Fua::Yes => libc::RWF_DSYNC,
+        };
+        let entry = match slot.data.windows() {
+            [window] => opcode::Write::new(fd, window.as_ptr(), len_u32(window))
+                .offset(offset)
+                .rw_flags(flags)
+                .build(),
+            _ => {
+                slot.describe();
+                let count = slot.vectors.len() as u32;
+                opcode::Writev::new(fd, slot.vectors.as_ptr(), count).offset(offset).rw_flags(flags).build()
+            }
+        };
+        // SAFETY: the entry names the memory of `data`, which is in its slot, and of the slot's vectors.
+        unsafe { self.push(key, entry) }
+    }
+
+    /// Puts a flush into the submission queue. There must be room.
+    pub(crate) fn flush(&mut self, fd: BorrowedFd<'_>, token: Token, leaf: LeafId) -> io::Result<()> {
+        let (key, _) = self.take_slot(token, RingOp::Flush { leaf }, BufList::new());
+        let entry = opcode::Fsync::new(Fd(fd.as_raw_fd())).flags(FsyncFlags::DATASYNC).build();
+        // SAFETY: the entry names no memory.
+        unsafe { self.push(key, entry) }
+    }
+
+    /// Puts a discard of a regular file's range into the submission queue. There must be room.
+    pub(crate) fn discard(
+        &mut self,
+        fd: BorrowedFd<'_>,
+        token: Token,
+        leaf: LeafId,
+        (offset, len): (u64, u64),
+    ) -> io::Result<()> {
+        let op = RingOp::Discard { leaf, offset, len };
+        let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        self.fallocate(fd, token, op, mode, (offset, len))
+    }
+
+    /// Puts the zeroing of a regular file's range into the submission queue. There must be room, and the range must lie
+    /// within the file where it may be unmapped.
+    pub(crate) fn write_zeroes(
+        &mut self,
+        fd: BorrowedFd<'_>,
+        token: Token,
+        leaf: LeafId,
+        (offset, len): (u64, u64),
+        flags: ZeroFlags,
+    ) -> io::Result<()> {
+        let op = RingOp::WriteZeroes { leaf, offset, len, flags };
+        let mode = match flags.may_unmap {
+            true => FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
+            false => FallocateFlags::ZERO_RANGE,
+        };
+        self.fallocate(fd, token, op, mode, (offset, len))
+    }
+
+    fn fallocate(
+        &mut self,
+        fd: BorrowedFd<'_>,
+        token: Token,
+        op: RingOp,
+        mode: FallocateFlags,
+        (offset, len): (u64, u64),
+    ) -> io::Result<()> {
+        let (key, _) = self.take_slot(token, op, BufList::new());
+        let mode = mode.bits().cast_signed();
+        let entry = opcode::Fallocate::new(Fd(fd.as_raw_fd()), len).offset(offset).mode(mode).build();
+        // SAFETY: the entry names no memory.
+        unsafe { self.push(key, entry) }
+    }
+
+    /// Puts a timer into the submission queue. There must be room.
+    pub(crate) fn sleep(&mut self, token: Token, duration: Duration) -> io::Result<()> {
+        let (key, slot) = self.take_slot(token, RingOp::Sleep { duration }, BufList::new());
+        slot.time = Timespec::from(duration.min(SLEEP_MAX));
+        let entry = opcode::Timeout::new(&raw const slot.time).build();
+        // SAFETY: the entry names the time in its slot.
+        unsafe { self.push(key, entry) }
+    }
+
+    fn take_slot(&mut self, token: Token, op: RingOp, data: BufList) -> (u32, &mut Slot) {
+        let key = self.free.pop().expect("a caller asks for room first");
+        let slot = &mut self.slots[key as usize];
+        (slot.token, slot.op, slot.data) = (token, op, data);
+        (key, slot)
+    }
+
+    /// # Safety
+    /// What memory the entry names is kept by the slot `key`, which was just taken.
+    unsafe fn push(&mut self, key: u32, entry: squeue::Entry) -> io::Result<()> {
+        let entry = entry.user_data(u64::from(key));
+        while self.ring.submission().is_full() {
+            self.submit()?;
+        }
+        // SAFETY: the memory is kept by a slot, which nobody touches until its completion (the module's invariant).
+        let pushed = unsafe { self.ring.submission().push(&entry) };
+        pushed.map_err(io::Error::other)
+    }
+
+    /// Hands everything in the submission queue to the kernel, and lets the kernel do what it deferred.
+    pub(crate) fn submit(&mut self) -> io::Result<()> {
+        loop {
+            let queue = self.ring.submission();
+            let needed = !queue.is_empty() || queue.taskrun() || queue.cq_overflow();
+            drop(queue);
+            if !needed {
+                return Ok(());
+            }
+            match self.ring.submit() {
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // The kernel is short of memory, or has completions that wait to be taken: later.
+                Err(error) if is_busy(&error) => {
+                    std::thread::yield_now();
+                    return Ok(());
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Waits until there is a completion.
+    fn wait(&mut self) -> io::Result<()> {
+        if !self.ring.completion().is_empty() {
+            return Ok(());
+        }
+        match self.ring.submit_and_wait(1) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted || is_busy(&error) => Ok(()),
+            other => other.map(drop),
+        }
+    }
+
+    /// Takes the next completion of a request.
+    pub(crate) fn next(&mut self) -> Option<Completion> {
+        loop {
+            let entry = self.ring.completion().next()?;
+            match entry.user_data() {
+                CANCEL => {}
+                key => return Some(self.complete(key as u32, entry.result())),
+            }
+        }
+    }
+
+    fn complete(&mut self, key: u32, result: i32) -> Completion {
+        let slot = &mut self.slots[key as usize];
+        self.free.push(key);
+        let (token, op) = (slot.token, slot.op);
+        let data = std::mem::take(&mut slot.data);
+        slot.vectors.clear();
+        let result = usize::try_from(result).map_err(|_| Errno(result.wrapping_neg()));
+        let outcome = match (op, result) {
+            (RingOp::Sleep { .. }, _) => Outcome::Done(Ok(())),
+            (op, Err(errno)) if op.has_other_ways(errno) => return Completion::Again(token, op.action(data)),
+            (RingOp::Read { .. } | RingOp::Write { .. }, result) => Outcome::Moved { data, result },
+            (_, result) => Outcome::Done(result.map(drop)),
+        };
+        Completion::Outcome(token, outcome)
+    }
+
+    /// Has the kernel ring the bell from now on. Tells whether there is something to complete already.
+    pub(crate) fn arm(&mut self) -> bool {
+        self.ring.completion().enable_eventfd();
+        // The kernel looks at the switch after it has published a completion; this looks after it has turned the switch.
+        fence(Ordering::SeqCst);
+        let queue = self.ring.submission();
+        let deferred = queue.taskrun() || queue.cq_overflow();
+        drop(queue);
+        deferred || !self.ring.completion().is_empty()
+    }
+
+    /// Spares the kernel the ringing while this thread is looking anyway.
+    pub(crate) fn disarm(&mut self) {
+        self.ring.completion().disable_eventfd();
+    }
+
+    /// Asks the kernel to end what is in flight early, and waits until all of it has ended.
+    fn drain(&mut self) -> io::Result<()> {
+        let mut in_flight = vec![true; self.slots.len()];
+        for key in &self.free {
+            in_flight[*key as usize] = false;
+        }
+        for key in (0..self.slots.len()).filter(|key| in_flight[*key]) {
+            let entry = match self.slots[key].op {
+                RingOp::Sleep { .. } => opcode::TimeoutRemove::new(key as u64).build(),
+                _ => opcode::AsyncCancel::new(key as u64).build(),
+            };
+            while self.ring.submission().is_full() {
+                self.submit()?;
+                while self.next().is_some() {}
+            }
+            // SAFETY: the entry names no memory.
+            let _ = unsafe { self.ring.submission().push(&entry.user_data(CANCEL)) };
+        }
+        while !self.is_idle() {
+            self.wait()?;
+            while self.next().is_some() {}
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Ring {
+    fn drop(&mut self) {
+        if self.is_idle() {
+            return;
+        }
+        if self.drain().is_err() {
+            // The kernel may still write to the buffers: better they are never freed.
+            std::mem::forget(std::mem::take(&mut self.slots));
+        }
+    }
+}
+
+impl Default for Slot {
+    fn default() -> Self {
+        Self {
+            token: Token(0),
+            op: RingOp::Sleep { duration: Duration::ZERO },
+            data: BufList::new(),
+            vectors: Vec::new(),
+            time: Timespec::new(),
+        }
+    }
+}
+
+impl Slot {
+    /// Lists the windows of the slot for the kernel.
+    fn describe(&mut self) {
+        self.vectors.clear();
+        for window in self.data.windows_mut().iter_mut().take(WINDOWS_MAX) {
+            let vector = libc::iovec { iov_base: window.as_mut_ptr().cast(), iov_len: window.len() };
+            self.vectors.push(vector);
+        }
+    }
+}
+
+impl RingOp {
+    /// Whether blocking calls may succeed where the ring did not.
+    fn has_other_ways(self, errno: Errno) -> bool {
+        match self {
+            Self::WriteZeroes { .. } | Self::Discard { .. } => errno != Errno::ENOSPC,
+            Self::Write { fua: Fua::Yes, .. } if errno == Errno::ENOTSUP => true,
+            _ => matches!(errno, Errno::EINTR | Errno::EAGAIN | Errno::ENOSYS),
+        }
+    }
+
+    /// The action that this was.
+    fn action(self, data: BufList) -> Action {
+        match self {
+            Self::Read { leaf, offset } => Action::Read { leaf, offset, data },
+            Self::Write { leaf, offset, fua } => Action::Write { leaf, offset, data, fua },
+            Self::Flush { leaf } => Action::Flush { leaf },
+            Self::Discard { leaf, offset, len } => Action::Discard { leaf, offset, len },
+            Self::WriteZeroes { leaf, offset, len, flags } => {
+                Action::WriteZeroes { leaf, offset, len, flags }
+            }
+            Self::Sleep { duration } => Action::Sleep { duration },
+        }
+    }
+}
+
+fn len_u32(window: &Buf) -> u32 {
+    window.len().min(TRANSFER_MAX) as u32
+}
+
+fn is_busy(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EAGAIN | libc::ENOMEM))
+}
+
+/// Sets up a ring with the cheapest way of completing that the kernel has.
+fn build(entries: u32) -> io::Result<IoUring> {
+    // Since Linux 6.1: completions are made when this thread asks for them, and never interrupt it.
+    let deferred = IoUring::builder()
+        .setup_clamp()
+        .setup_submit_all()
+        .setup_single_issuer()
+        .setup_defer_taskrun()
+        .setup_taskrun_flag()
+        .build(entries);
+    match deferred {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+            IoUring::builder().setup_clamp().build(entries)
+        }
+        other => other,
+    }
+}
+
+/// Refuses a kernel that lacks what every request needs.
+fn check_operations(ring: &IoUring) -> io::Result<()> {
+    let mut probe = Probe::new();
+    ring.submitter().register_probe(&mut probe)?;
+    let needed = [
+        opcode::Read::CODE,
+        opcode::Write::CODE,
+        opcode::Readv::CODE,
+        opcode::Writev::CODE,
+        opcode::Fsync::CODE,
+        opcode::Fallocate::CODE,
+        opcode::Timeout::CODE,
+        opcode::PollAdd::CODE,
+    ];
+    let stable = ring.params().is_feature_submit_stable() && ring.params().is_feature_nodrop();
+    if stable && needed.iter().all(|code| probe.is_supported(*code)) {
+        return Ok(());
+    }
+    Err(io::Error::from_raw_os_error(libc::ENOSYS))
+}
