@@ -5,18 +5,21 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::event::{EventfdFlags, eventfd};
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::Errno;
 
 /// Rung after something was put where the engine's thread will look.
 pub(crate) struct Doorbell {
     event: OwnedFd,
     rung: AtomicBool,
+    /// Whether whoever waits for the descriptor reads it too.
+    read_elsewhere: AtomicBool,
 }
 
 impl Doorbell {
     pub(crate) fn new() -> Result<Self, Errno> {
         let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Self { event, rung: AtomicBool::new(false) })
+        Ok(Self { event, rung: AtomicBool::new(false), read_elsewhere: AtomicBool::new(false) })
     }
 
     /// Makes the descriptor readable, unless it is already.
@@ -35,8 +38,18 @@ impl Doorbell {
     /// Makes the descriptor unreadable again, whoever wrote it. To be called before the [`answer`](Self::answer): one
     /// that comes between setting `rung` and writing only makes the descriptor readable once for nothing.
     pub(crate) fn hush(&self) {
+        if self.read_elsewhere.load(Ordering::Relaxed) {
+            return;
+        }
         // There is nothing to read when the runtime woke for nothing.
         let _ = rustix::io::read(&self.event, &mut [0; 8]);
+    }
+
+    /// From now on, reads wait, and are somebody else's.
+    pub(crate) fn leave_to_reader(&self) -> Result<(), Errno> {
+        self.read_elsewhere.store(true, Ordering::Relaxed);
+        let flags = fcntl_getfl(&self.event)?;
+        fcntl_setfl(&self.event, flags - OFlags::NONBLOCK)
     }
 }
 

@@ -75,6 +75,16 @@ impl Session {
         self.backend.borrow().as_fd().try_clone_to_owned()
     }
 
+    /// As [`readiness_fd`](Self::readiness_fd), for runtimes that cannot poll: an eventfd whose 8 bytes are to be read, and
+    /// that makes the reader wait while there is nothing to do.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn counter_fd(&self) -> io::Result<OwnedFd> {
+        self.bell().leave_to_reader()?;
+        self.readiness_fd()
+    }
+
     /// Moves intents to the backend and outcomes to the engine until nothing moves without waiting.
     ///
     /// # Errors
