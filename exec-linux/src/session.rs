@@ -33,6 +33,8 @@ pub struct Session {
     driver: RefCell<Option<Waker>>,
     /// The driver task was woken, or is at it.
     kicked: Cell<bool>,
+    /// The kernel takes no more requests: nobody is answered any more.
+    failed: Cell<bool>,
     /// No client is left: the driver ends with the last request.
     closing: Cell<bool>,
 }
@@ -62,6 +64,7 @@ impl Session {
             waiters: RefCell::default(),
             driver: RefCell::default(),
             kicked: Cell::new(false),
+            failed: Cell::new(false),
             closing: Cell::new(false),
         }))
     }
@@ -187,6 +190,7 @@ impl Session {
 
     /// Takes the answer of a key, which is free then; or sees to it that `cx` is woken by it.
     pub(crate) fn poll_answer(&self, key: usize, cx: &Context<'_>) -> Poll<(BufList, Result<()>)> {
+        assert!(!self.failed.get(), "the driver of this engine failed: the kernel takes no more requests");
         let mut waiters = self.waiters.borrow_mut();
         match &mut waiters[key] {
             Waiter::Waiting { waker: Some(waker), .. } if waker.will_wake(cx.waker()) => Poll::Pending,
@@ -199,6 +203,17 @@ impl Session {
                 _ => unreachable!("matched above"),
             },
             Waiter::Abandoned { .. } => unreachable!("who waits has not given up"),
+        }
+    }
+
+    /// Has everyone who waits find out that nothing will come.
+    fn fail(&self) {
+        self.failed.set(true);
+        let waiters = self.waiters.borrow();
+        for (_, waiter) in waiters.iter() {
+            if let Waiter::Waiting { waker: Some(waker), .. } = waiter {
+                waker.wake_by_ref();
+            }
         }
     }
 
@@ -264,9 +279,17 @@ impl Session {
 /// `readable` waits until the session's descriptor is readable; it may also return for nothing.
 ///
 /// # Errors
-/// The kernel's, or the runtime's.
-pub async fn drive(
-    session: Rc<Session>,
+/// The kernel's, or the runtime's. Then requests in flight panic where they are awaited.
+pub async fn drive(session: Rc<Session>, readable: impl AsyncFnMut() -> io::Result<()>) -> io::Result<()> {
+    let result = drive_to_end(&session, readable).await;
+    if result.is_err() {
+        session.fail();
+    }
+    result
+}
+
+async fn drive_to_end(
+    session: &Session,
     mut readable: impl AsyncFnMut() -> io::Result<()>,
 ) -> io::Result<()> {
     loop {

@@ -51,7 +51,7 @@ pub fn start(config: Config) -> io::Result<Client> {
 }
 
 #[allow(unsafe_code)]
-fn spawn_driver(session: &Rc<Session>) -> io::Result<JoinHandle<()>> {
+fn spawn_driver(session: &Rc<Session>) -> io::Result<JoinHandle<io::Result<()>>> {
     let fd = session.readiness_fd()?;
     // SAFETY: an `OwnedFd` names the same open descriptor until the `AsyncFd` that owns it is dropped.
     let ready = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?;
@@ -59,11 +59,7 @@ fn spawn_driver(session: &Rc<Session>) -> io::Result<JoinHandle<()>> {
         // Cleared before the session looks, so that what comes while it looks is seen next time.
         ready.readable().await.map(|mut guard| guard.clear_ready())
     });
-    Ok(tokio::task::spawn_local(async move {
-        if let Err(error) = driver.await {
-            panic!("the kernel takes no more requests: {error}");
-        }
-    }))
+    Ok(tokio::task::spawn_local(driver))
 }
 
 /// Builds a runtime on this thread, and runs `main` in it with an engine.
@@ -79,7 +75,7 @@ pub fn run<T>(config: Config, main: impl AsyncFnOnce(Client) -> T) -> io::Result
         let driver = spawn_driver(&session)?;
         let value = main(Client::new(Rc::clone(&session))).await;
         session.close();
-        driver.await.map_err(io::Error::other)?;
+        driver.await.map_err(io::Error::other)??;
         Ok(value)
     })
 }
