@@ -48,10 +48,18 @@ unsafe impl Send for Heap {}
 // SAFETY: as above; no method gives access through a shared reference.
 unsafe impl Sync for Heap {}
 
-// SAFETY: `start` came from the allocator with `layout`, is freed only in `drop`, and is private to this value.
-unsafe impl Region for Heap {
-    fn bytes(&self) -> (NonNull<u8>, usize) {
-        (self.start, self.layout.size())
+/// Who keeps a window's memory. One word in every window: requests move through the engine by value.
+enum Owner {
+    Heap(Heap),
+    Region(Arc<dyn Region>),
+}
+
+impl Owner {
+    fn len(&self) -> usize {
+        match self {
+            Self::Heap(heap) => heap.layout.size(),
+            Self::Region(region) => region.bytes().1,
+        }
     }
 }
 
@@ -78,7 +86,7 @@ impl Drop for Heap {
 pub struct Buf {
     start: NonNull<u8>,
     len: usize,
-    region: Option<Arc<dyn Region>>,
+    owner: Option<Arc<Owner>>,
 }
 
 // SAFETY: a `Buf` is the only access to its window (the invariant of this module), like a `Box<[u8]>`.
@@ -89,7 +97,7 @@ unsafe impl Sync for Buf {}
 impl Buf {
     /// Returns a buffer of no bytes; allocates nothing.
     pub const fn empty() -> Self {
-        Self { start: NonNull::dangling(), len: 0, region: None }
+        Self { start: NonNull::dangling(), len: 0, owner: None }
     }
 
     /// Allocates `len` zero bytes, aligned for direct I/O.
@@ -106,7 +114,7 @@ impl Buf {
         // SAFETY: the layout has a size above zero.
         let memory = unsafe { alloc_zeroed(layout) };
         let Some(start) = NonNull::new(memory) else { handle_alloc_error(layout) };
-        Self { start, len, region: Some(Arc::new(Heap { start, layout })) }
+        Self { start, len, owner: Some(Arc::new(Owner::Heap(Heap { start, layout }))) }
     }
 
     /// Wraps the whole of `region` in one window.
@@ -115,7 +123,7 @@ impl Buf {
     /// No other window of this region exists or will be made.
     pub unsafe fn from_region(region: Arc<dyn Region>) -> Self {
         let (start, len) = region.bytes();
-        Self { start, len, region: Some(region) }
+        Self { start, len, owner: Some(Arc::new(Owner::Region(region))) }
     }
 
     /// Length of the window in bytes.
@@ -147,7 +155,7 @@ impl Buf {
         assert!(at <= self.len, "split at {at} of a window of {} bytes", self.len);
         // SAFETY: `at` is within the window, so the address stays inside (or one past) the region.
         let start = unsafe { self.start.add(at) };
-        let tail = Self { start, len: self.len - at, region: self.region.clone() };
+        let tail = Self { start, len: self.len - at, owner: self.owner.clone() };
         self.len = at;
         tail
     }
@@ -179,7 +187,7 @@ impl Buf {
     }
 
     fn precedes(&self, next: &Self) -> bool {
-        match (&self.region, &next.region) {
+        match (&self.owner, &next.owner) {
             (Some(mine), Some(theirs)) => {
                 Arc::ptr_eq(mine, theirs) && self.start.as_ptr().wrapping_add(self.len) == next.start.as_ptr()
             }
@@ -189,9 +197,7 @@ impl Buf {
 
     /// Tells whether this window is the only one left of its region, and all of it.
     pub fn is_whole(&self) -> bool {
-        self.region
-            .as_ref()
-            .is_some_and(|region| Arc::strong_count(region) == 1 && region.bytes().1 == self.len)
+        self.owner.as_ref().is_some_and(|owner| Arc::strong_count(owner) == 1 && owner.len() == self.len)
     }
 }
 
