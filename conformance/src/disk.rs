@@ -90,6 +90,13 @@ pub enum Change {
     SetLen(u64),
 }
 
+impl Change {
+    /// Number of parts that a crash decides about.
+    pub fn sectors(&self, sector: u64) -> usize {
+        sectors_of(self, sector).count()
+    }
+}
+
 /// Names a change that is in the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ChangeId(u64);
@@ -252,12 +259,11 @@ impl Disk {
 
     /// Number of sectors whose fate a crash decides.
     pub fn unflushed_sectors(&self) -> usize {
-        self.log.iter().map(|pending| sectors_of(&pending.change, self.config.sector).count()).sum()
+        self.log.iter().map(|pending| pending.change.sectors(self.config.sector)).sum()
     }
 
     /// Stops the power. What is in flight besides the log may reach the disk too.
-    pub fn crash(&mut self, in_flight: Vec<Change>, survival: Survival) {
-        let mut fate = Fate::new(survival);
+    pub fn crash(&mut self, in_flight: Vec<Change>, fate: &mut Fate) {
         for change in in_flight {
             let range = match &change {
                 Change::Write(offset, bytes) => *offset..offset + bytes.len() as u64,
@@ -278,7 +284,7 @@ impl Disk {
         for pending in &log {
             let resized = pending.new_len.is_some();
             seen += usize::from(resized);
-            self.survive(&pending.change, resized && seen <= survive, &mut fate);
+            self.survive(&pending.change, resized && seen <= survive, fate);
         }
         self.stable.set_len(end);
         self.view = self.stable.clone();
@@ -352,8 +358,9 @@ fn sectors_of(change: &Change, sector: u64) -> impl Iterator<Item = Range<u64>> 
     }
 }
 
-/// Decides what survives.
-struct Fate {
+/// Decides what survives, one sector after the other, over all disks of a world.
+#[derive(Debug)]
+pub struct Fate {
     survival: Survival,
     rng: Rng,
     bit: u32,
@@ -368,16 +375,20 @@ enum Whole {
 }
 
 impl Fate {
-    fn new(survival: Survival) -> Self {
-        let seed = if let Survival::Seed(seed) = survival { seed } else { 0 };
+    /// Returns the decisions of a crash.
+    pub fn new(survival: Survival) -> Self {
+        let seed = match survival {
+            Survival::Seed(seed) | Survival::Mask(seed) => seed,
+            Survival::Nothing | Survival::Everything => 0,
+        };
         Self { survival, rng: Rng::with_seed(seed), bit: 0 }
     }
 
     fn prefix(&mut self, lengths: usize) -> usize {
         match self.survival {
             Survival::Nothing => 0,
-            Survival::Everything | Survival::Mask(_) => lengths,
-            Survival::Seed(_) => self.rng.usize(..=lengths),
+            Survival::Everything => lengths,
+            Survival::Seed(_) | Survival::Mask(_) => self.rng.usize(..=lengths),
         }
     }
 
@@ -426,7 +437,7 @@ mod tests {
         disk.complete(first, 1);
         disk.complete(second, 3);
         disk.flush(2);
-        disk.crash(Vec::new(), Survival::Nothing);
+        disk.crash(Vec::new(), &mut Fate::new(Survival::Nothing));
         assert_eq!(disk.view().bytes(0, 2048), [vec![2; 512], vec![1; 1536]].concat());
     }
 
@@ -437,7 +448,7 @@ mod tests {
             disk.begin(Change::Write(0, vec![2; 1024]));
             let over = disk.begin(Change::Write(0, vec![3; 512]));
             disk.harden_one(over);
-            disk.crash(Vec::new(), Survival::Seed(seed));
+            disk.crash(Vec::new(), &mut Fate::new(Survival::Seed(seed)));
             assert_eq!(disk.view().bytes(0, 512), [3; 512]);
         }
     }
@@ -450,7 +461,7 @@ mod tests {
             disk.begin(Change::Write(256, vec![2; 1024]));
             disk.begin(Change::Zero(1536..2048, true));
             assert_eq!(disk.unflushed_sectors(), 4);
-            disk.crash(Vec::new(), Survival::Mask(mask));
+            disk.crash(Vec::new(), &mut Fate::new(Survival::Mask(mask)));
             outcomes.insert(disk.view().to_vec());
         }
         assert_eq!(outcomes.len(), 16);
@@ -466,7 +477,7 @@ mod tests {
             let mut disk = disk();
             disk.begin(Change::SetLen(512));
             disk.begin(Change::Write(4096, vec![7; 512]));
-            disk.crash(Vec::new(), Survival::Seed(seed));
+            disk.crash(Vec::new(), &mut Fate::new(Survival::Seed(seed)));
             lengths.insert(disk.view().len());
             let tail = disk.view().bytes(512, 1536);
             if disk.view().len() == 4608 {
@@ -486,7 +497,7 @@ mod tests {
             disk.fail_flush(1, &mut Rng::with_seed(seed));
             disk.flush(2);
             assert_eq!(disk.view().bytes(0, 512), [2; 512]);
-            disk.crash(Vec::new(), Survival::Everything);
+            disk.crash(Vec::new(), &mut Fate::new(Survival::Everything));
             lost += u32::from(disk.view().bytes(0, 512) == [1; 512]);
         }
         assert!((1..20).contains(&lost));

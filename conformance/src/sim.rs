@@ -16,7 +16,7 @@ use drystone_core::engine::{Engine, Io, Reply, Request};
 use drystone_core::intent::{Action, Intent, Outcome, Token};
 use fastrand::Rng;
 
-use crate::disk::Survival;
+use crate::disk::{Change, Survival};
 use crate::fault::Faults;
 use crate::trace;
 use crate::world::{Consequence, Moment, World};
@@ -245,17 +245,25 @@ impl Sim {
         true
     }
 
-    /// Cuts the power now, and returns what is left on the disks.
-    pub fn crash(mut self, survival: Survival) -> World {
-        let begun = std::mem::take(&mut self.events).into_values();
-        let in_flight = begun
-            .filter_map(|event| match event.state {
-                State::Begun(action) => self.world.change_of(&action),
-                State::Done(..) => None,
-            })
-            .collect();
-        self.world.crash(in_flight, survival);
-        self.world
+    /// Returns what is left on the disks if the power goes now.
+    pub fn after_crash(&self, survival: Survival) -> World {
+        let mut world = self.world.clone();
+        world.crash(self.changes_in_flight(), survival);
+        world
+    }
+
+    /// Number of sectors that a crash would decide about.
+    pub fn unflushed_sectors(&self) -> usize {
+        self.world.unflushed_sectors(&self.changes_in_flight())
+    }
+
+    /// What intents that have not taken effect may still do.
+    fn changes_in_flight(&self) -> Vec<(usize, Change)> {
+        let begun = self.events.values().filter_map(|event| match &event.state {
+            State::Begun(action) => self.world.change_of(action),
+            State::Done(..) => None,
+        });
+        begun.collect()
     }
 
     /// Ends the simulation, and returns the world with what reads see as what is stored.

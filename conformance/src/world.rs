@@ -5,7 +5,6 @@
 //! bug in core.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use drystone_core::buf::BufList;
 use drystone_core::intent::{
@@ -14,7 +13,7 @@ use drystone_core::intent::{
 };
 use fastrand::Rng;
 
-use crate::disk::{Change, ChangeId, DiscardEffect, Disk, DiskConfig, GARBAGE, Survival};
+use crate::disk::{Change, ChangeId, DiscardEffect, Disk, DiskConfig, Fate, GARBAGE, Survival};
 use crate::fault::Effect;
 use crate::sparse::Sparse;
 
@@ -23,6 +22,8 @@ use crate::sparse::Sparse;
 pub struct World {
     /// What files are like that are added or created without a configuration of their own.
     pub default_config: DiskConfig,
+    /// What the paths of images begin with; empty, unless the files are to be saved in a folder of the host.
+    pub folder: String,
     disks: Vec<Disk>,
     paths: BTreeMap<String, usize>,
     leaves: BTreeMap<LeafId, Leaf>,
@@ -64,6 +65,11 @@ impl World {
         Self::default()
     }
 
+    /// The path of a file, by its name in the world's folder.
+    pub fn path(&self, name: &str) -> String {
+        format!("{}{name}", self.folder)
+    }
+
     /// Adds a file with this durable content; replaces one of the same path.
     pub fn add_file(&mut self, path: &str, bytes: &[u8]) {
         self.add_disk(path, self.default_config.clone(), Sparse::from_bytes(bytes));
@@ -98,21 +104,24 @@ impl World {
         self.paths.keys().map(String::as_str)
     }
 
-    /// Writes every file into a folder of the host, holes as holes.
+    /// Writes every file to its path on the host, holes as holes.
     ///
     /// # Errors
     /// What the host says.
-    pub fn save(&self, folder: &Path) -> std::io::Result<()> {
-        for (path, index) in &self.paths {
-            let mut file = std::fs::File::create(folder.join(path))?;
-            self.disks[*index].view().save(&mut file)?;
-        }
-        Ok(())
+    pub fn save(&self) -> std::io::Result<()> {
+        self.paths.iter().try_for_each(|(path, index)| {
+            let mut file = std::fs::File::create(path)?;
+            self.disks[*index].view().save(&mut file)
+        })
     }
 
     /// Number of sectors, over all disks, that a crash would decide about.
-    pub fn unflushed_sectors(&self) -> usize {
-        self.disks.iter().map(Disk::unflushed_sectors).sum()
+    pub(crate) fn unflushed_sectors(&self, in_flight: &[(usize, Change)]) -> usize {
+        let in_flight = in_flight
+            .iter()
+            .map(|(disk, change)| change.sectors(self.disks[*disk].config.sector))
+            .sum::<usize>();
+        in_flight + self.disks.iter().map(Disk::unflushed_sectors).sum::<usize>()
     }
 
     /// Number of leaves that are open.
@@ -213,9 +222,10 @@ impl World {
         self.leaves.clear();
         let mut in_flight: Vec<(usize, Option<Change>)> =
             in_flight.into_iter().map(|(disk, change)| (disk, Some(change))).collect();
+        let mut fate = Fate::new(survival);
         for (index, disk) in self.disks.iter_mut().enumerate() {
             let mine = in_flight.iter_mut().filter(|(disk, _)| *disk == index);
-            disk.crash(mine.filter_map(|(_, change)| change.take()).collect(), survival);
+            disk.crash(mine.filter_map(|(_, change)| change.take()).collect(), &mut fate);
         }
     }
 
