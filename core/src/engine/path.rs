@@ -231,8 +231,8 @@ impl Shared {
     fn emit_run(&self, nodes: &[Option<Rc<Node>>], piece: &mut Piece, run: Option<Run>) {
         let Some(run) = run else { return };
         let Kind::Leaf(leaf) = &graph::at(nodes, run.leaf).kind else { unreachable!("runs end on leaves") };
-        let transfer_max = match (piece.verb, leaf.info.transfer_max) {
-            (Verb::Read | Verb::Write(_), limit) if limit > 0 => u64::from(limit),
+        let transfer_max = match piece.verb {
+            Verb::Read | Verb::Write(_) => leaf.transfer_max() as u64,
             _ => u64::MAX,
         };
         let mut offset = run.offset;

@@ -391,25 +391,26 @@ async fn read_blocks(
     let len_bytes = ((offset + len).next_multiple_of(block) - start) as usize;
     let align = (leaf.info.memory_align as usize).max(crate::buf::BUF_ALIGN);
     let mut done = BufList::new();
-    let mut data = BufList::from(Buf::zeroed_aligned(len_bytes, align));
-    loop {
+    let mut rest = BufList::from(Buf::zeroed_aligned(len_bytes, align));
+    while !rest.is_empty() {
         let at = start + done.len_bytes() as u64;
+        let data = rest.split_to(rest.len_bytes().min(leaf.transfer_max()));
         let action = Action::Read { leaf: leaf.info.leaf, offset: at, data };
         let (mut back, result) = io.moved(label, action).await;
-        let wanted = back.len_bytes();
-        let moved = result.map_err(|errno| leaf.error("read", at, wanted as u64, errno))?;
+        let wanted = back.len_bytes() as u64;
+        let moved = result.map_err(|errno| leaf.error("read", at, wanted, errno))?;
         let at_end = moved == 0 || !moved.is_multiple_of(block as usize);
         if at_end {
+            back.append(std::mem::take(&mut rest));
             back.zero_from(moved);
-        }
-        if at_end || moved >= wanted {
             done.append(back);
-            return Ok((start, done.into_single()));
+        } else {
+            done.append(back.split_to(moved));
+            back.append(rest);
+            rest = back;
         }
-        let front = back.split_to(moved);
-        done.append(front);
-        data = back;
     }
+    Ok((start, done.into_single()))
 }
 
 /// Writes to a leaf with blocks what is not whole blocks in aligned memory, or what must wait for such a write.
@@ -456,7 +457,8 @@ async fn rewrite_blocks(io: &Io, leaf: &Leaf, piece: &mut Piece, aligned: bool) 
 
 async fn write_whole(io: &Io, leaf: &Leaf, mut offset: u64, mut data: BufList, fua: Fua) -> Result<()> {
     while !data.is_empty() {
-        let action = Action::Write { leaf: leaf.info.leaf, offset, data, fua };
+        let part = data.split_to(data.len_bytes().min(leaf.transfer_max()));
+        let action = Action::Write { leaf: leaf.info.leaf, offset, data: part, fua };
         let (mut back, result) = io.moved("write/blocks", action).await;
         let len = back.len_bytes() as u64;
         let moved = match result {
@@ -466,6 +468,7 @@ async fn write_whole(io: &Io, leaf: &Leaf, mut offset: u64, mut data: BufList, f
         let moved = moved.map_err(|errno| leaf.error("write", offset, len, errno))?;
         leaf.wrote(offset + moved as u64);
         drop(back.split_to(moved.min(back.len_bytes())));
+        back.append(data);
         data = back;
         offset += moved as u64;
     }
