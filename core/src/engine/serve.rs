@@ -57,9 +57,11 @@ async fn serving(shared: Rc<Shared>, mut piece: Piece) {
         (Kind::Driver(driver), Verb::WriteZeroes(flags, Fua::No)) => {
             Box::pin(write_zeroes(&io, &node, driver.as_ref(), &piece, flags)).await
         }
-        (Kind::Leaf(_), Verb::WriteZeroes(..)) => {
-            Box::pin(zeroes_as_data(&io, piece.node, piece.offset, piece.len)).await
+        (Kind::Leaf(leaf), Verb::WriteZeroes(_, Fua::No)) => {
+            leaf_without_cycles(&io, leaf, &piece).await;
+            return shared.dispatch(piece);
         }
+        (_, Verb::ZeroesAsData) => Box::pin(zeroes_as_data(&io, piece.node, piece.offset, piece.len)).await,
         (Kind::Driver(driver), Verb::Discard) => Box::pin(discard(&io, &node, driver.as_ref(), &piece)).await,
         (Kind::Leaf(_), Verb::Discard) => unreachable!("a leaf takes discards as they are"),
     };
@@ -413,10 +415,18 @@ async fn read_blocks(
     Ok((start, done.into_single()))
 }
 
+/// Waits until no cycle of read, modify and write holds a block of the piece: it would write old bytes back over the
+/// zeros.
+async fn leaf_without_cycles(io: &Io, leaf: &Leaf, piece: &Piece) {
+    let (start, end) = (piece.offset, piece.offset + piece.len);
+    let free = || (!leaf.collides(start, end, Collision::WithCycles)).then_some(());
+    leaf.settled.wait(&io.shared().tasks, free).await;
+}
+
 /// Writes to a leaf with blocks what is not whole blocks in aligned memory, or what must wait for such a write.
 ///
-/// A cycle of read, modify and write holds its blocks against all other writes; a write of whole blocks goes beside
-/// its like and waits for cycles only.
+/// A cycle of read, modify and write holds its blocks against all other writes, of zeros too; a write of whole blocks
+/// goes beside its like and waits for cycles only.
 async fn leaf_write(io: &Io, leaf: &Leaf, piece: &mut Piece) -> Result<()> {
     let shared = io.shared();
     let block = u64::from(leaf.info.request_align.max(1));
