@@ -151,6 +151,21 @@ fn zeros_wait_for_a_cycle_that_shares_a_block() {
     assert_eq!((disk.bytes[9], disk.bytes[10], disk.bytes[500]), (0, 1, 2));
 }
 
+#[test]
+fn a_flush_beside_one_that_fails_fails_too() {
+    let mut disk = Disk::new(1, vec![0; 100]);
+    let node = disk.open(0, None);
+    disk.run(node, Op::Write(Fua::No), 0, 0, Buf::zeroed(1).into()).result.expect("writes");
+    for tag in [1, 2] {
+        let request = Request { node, op: Op::Flush, offset: 0, len: 0, data: BufList::new(), tag };
+        disk.engine.submit(request);
+    }
+    disk.fail.insert(3, Errno::EIO);
+    let replies = disk.settle();
+    assert_eq!(disk.log[3..], ["flush", "flush"]);
+    assert!(replies.iter().all(|reply| reply.result.is_err()), "the first one may have lost what both cover");
+}
+
 /// An executor with one leaf of memory, which does everything at once and in order.
 struct Disk {
     engine: Engine,

@@ -508,6 +508,10 @@ async fn flush_leaf(io: &Io, node: &Node, leaf: &Leaf) -> Result<()> {
         leaf.flush_failed.set(Some(errno));
         leaf.error("flush", 0, 0, errno)
     })?;
+    // One that failed meanwhile may have lost what this one covers, and left it nothing to fail with.
+    if let Some(errno) = leaf.flush_failed.get() {
+        return Err(leaf.error("flush", 0, 0, errno));
+    }
     leaf.flushed.set(leaf.flushed.get().max(written));
     Ok(())
 }
