@@ -268,12 +268,14 @@ fn with_faults(case: &Case, seed: u64, faults: Faults) -> Result<bool, String> {
 /// A failure that nobody made is a bug, and so is a failure that nobody heard of.
 fn surfaced(faults: &Faults, ended: &Ended, closing: bool, run: &Run<'_>) -> Result<(), String> {
     let Ended::Finished(answers) = ended else { return Ok(()) };
-    let failed = answers.iter().zip(&run.plan).any(|(answer, step)| {
-        let beyond = step.offset.checked_add(step.len).is_none_or(|end| end > run.image.content.len());
-        let slow = matches!(step.op, Op::WriteZeroes(flags, _) if flags.no_fallback);
-        answer.result.is_err() && !beyond && !slow
-    });
-    match (faults.hurt(), failed) {
+    let failed = |slow: bool| {
+        answers.iter().zip(&run.plan).any(|(answer, step)| {
+            let beyond = step.offset.checked_add(step.len).is_none_or(|end| end > run.image.content.len());
+            let may_fail = slow && matches!(step.op, Op::WriteZeroes(flags, _) if flags.no_fallback);
+            answer.result.is_err() && !beyond && !may_fail
+        })
+    };
+    match (faults.hurt(), failed(!faults.hurt())) {
         (false, true) => Err(run.fail("a request failed, and nothing had made it fail")),
         (true, false) if !closing => Err(run.fail(format!("nobody heard of {:?}", faults.struck))),
         _ => Ok(()),
