@@ -4,6 +4,8 @@ pub mod cases;
 pub mod disk;
 pub mod fault;
 pub mod model;
+pub mod qemu;
+pub mod runner;
 pub mod scenario;
 pub mod sim;
 pub mod sparse;

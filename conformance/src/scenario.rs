@@ -6,9 +6,8 @@
 use std::collections::BTreeMap;
 
 use drystone_core::buf::{Buf, BufList};
-use drystone_core::engine::{Op, Reply, Request};
+use drystone_core::engine::{Op, Reply};
 use drystone_core::error::{Error, FaultKind};
-use drystone_core::graph::NodeId;
 use drystone_core::graph::open::NodeSpec;
 use drystone_core::intent::{Errno, Fua, ZeroFlags};
 
@@ -40,19 +39,19 @@ impl Draw for arbitrary::Unstructured<'_> {
     }
 }
 
-/// An executor with one engine, as the suite sees it.
+/// An executor with one open image, as the suite sees it.
 pub trait Runner {
-    /// Opens a tree of nodes.
+    /// Opens a tree of nodes, whose root the other methods are about.
     ///
     /// # Errors
     /// What core says, or that the machine stopped.
-    fn open(&mut self, spec: &NodeSpec) -> Result<NodeId, RunError>;
+    fn open(&mut self, spec: &NodeSpec) -> Result<(), RunError>;
 
-    /// Length of a node in bytes.
-    fn len(&mut self, node: NodeId) -> u64;
+    /// Length of the image in bytes.
+    fn size(&mut self) -> u64;
 
     /// Begins requests, all at once.
-    fn submit(&mut self, batch: Vec<Request>);
+    fn submit(&mut self, batch: Vec<Ask>);
 
     /// Waits for the next reply, in whatever order they come.
     ///
@@ -60,11 +59,26 @@ pub trait Runner {
     /// When the machine stopped.
     fn wait(&mut self) -> Result<Reply, Stopped>;
 
-    /// Closes a node and what is below it.
+    /// Closes the image and what is below it.
     ///
     /// # Errors
     /// What core says, or that the machine stopped.
-    fn close(&mut self, node: NodeId) -> Result<(), RunError>;
+    fn close(&mut self) -> Result<(), RunError>;
+}
+
+/// A request on the image that a [`Runner`] has open.
+#[derive(Debug)]
+pub struct Ask {
+    /// What to do.
+    pub op: Op,
+    /// First byte.
+    pub offset: u64,
+    /// Bytes, for what carries no data.
+    pub len: u64,
+    /// Room for what is read, or the bytes to write.
+    pub data: BufList,
+    /// To be found in the reply.
+    pub tag: u64,
 }
 
 /// Why opening or closing came to nothing.
@@ -127,6 +141,14 @@ impl Default for Mix {
 }
 
 impl Mix {
+    /// Changes what does not belong to the image: how many, how large, how many at once, and whether they meet.
+    pub fn vary(&mut self, draw: &mut dyn Draw) {
+        self.steps = self.steps / 2 + draw.below(self.steps as u64) as usize;
+        self.depth = [1, 4, 16, 16][draw.below(4) as usize].min(self.depth);
+        self.len_max >>= draw.below(4);
+        self.overlap &= !draw.one_in(4);
+    }
+
     /// Draws a plan for a disk of `size` bytes.
     pub fn plan(&self, size: u64, draw: &mut dyn Draw) -> Vec<Step> {
         // Many requests meet in one small place, so that they share sectors and clusters.
@@ -300,12 +322,11 @@ pub struct Conduct {
 /// With the first reply that cannot be right.
 pub fn play(
     runner: &mut dyn Runner,
-    node: NodeId,
     model: &mut Model,
     plan: &[Step],
     conduct: Conduct,
 ) -> Result<Ended, Failure> {
-    let mut play = Play { runner, node, model, plan, conduct, answers: BTreeMap::new(), refused: 0 };
+    let mut play = Play { runner, model, plan, conduct, answers: BTreeMap::new(), refused: 0 };
     let mut batch = Vec::new();
     for (tag, step) in plan.iter().enumerate() {
         while play.must_wait(step, batch.len()) {
@@ -330,7 +351,6 @@ pub fn play(
 
 struct Play<'a> {
     runner: &'a mut dyn Runner,
-    node: NodeId,
     model: &'a mut Model,
     plan: &'a [Step],
     conduct: Conduct,
@@ -354,7 +374,7 @@ impl Play<'_> {
         full || clash
     }
 
-    fn begin(&mut self, tag: u64, step: &Step) -> Request {
+    fn begin(&mut self, tag: u64, step: &Step) -> Ask {
         let data = match step.op {
             Op::Read => buffers(step, None),
             Op::Write(_) | Op::WriteCompressed => buffers(step, Some(tag)),
@@ -366,7 +386,7 @@ impl Play<'_> {
             let bytes = matches!(step.op, Op::Write(_) | Op::WriteCompressed).then(|| bytes_of(&data));
             self.model.begin(tag, step.op, step.offset, step.len, bytes);
         }
-        Request { node: self.node, op: step.op, offset: step.offset, len: step.len, data, tag }
+        Ask { op: step.op, offset: step.offset, len: step.len, data, tag }
     }
 
     fn wait(&mut self) -> Result<Result<(), Stopped>, Failure> {
@@ -453,19 +473,19 @@ fn bytes_of(data: &BufList) -> Vec<u8> {
     bytes
 }
 
-/// Reads a whole node, in order.
+/// Reads a whole image, in order.
 ///
 /// # Errors
 /// The first failure, or that the machine stopped.
-pub fn read_all(runner: &mut dyn Runner, node: NodeId) -> Result<Sparse, RunError> {
+pub fn read_all(runner: &mut dyn Runner) -> Result<Sparse, RunError> {
     const CHUNK: u64 = 64 * 1024;
-    let size = runner.len(node);
+    let size = runner.size();
     let mut content = Sparse::new(size);
     let mut offset = 0;
     while offset < size {
         let len = CHUNK.min(size - offset);
         let data = Buf::zeroed(len as usize).into();
-        runner.submit(vec![Request { node, op: Op::Read, offset, len, data, tag: u64::MAX - 1 }]);
+        runner.submit(vec![Ask { op: Op::Read, offset, len, data, tag: u64::MAX - 1 }]);
         let reply = runner.wait()?;
         reply.result?;
         let bytes = reply.data.into_single();
@@ -481,8 +501,8 @@ pub fn read_all(runner: &mut dyn Runner, node: NodeId) -> Result<Sparse, RunErro
 ///
 /// # Errors
 /// Its error, or that the machine stopped.
-pub fn one(runner: &mut dyn Runner, request: Request) -> Result<Reply, RunError> {
-    runner.submit(vec![request]);
+pub fn one(runner: &mut dyn Runner, ask: Ask) -> Result<Reply, RunError> {
+    runner.submit(vec![ask]);
     let mut reply = runner.wait()?;
     std::mem::replace(&mut reply.result, Ok(()))?;
     Ok(reply)

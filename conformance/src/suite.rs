@@ -1,20 +1,20 @@
 //! The scenarios on the simulator: clean runs, faults, crashes, determinism.
 //!
-//! Every check takes a [`Case`], an image and how to open it, and a seed; a failure names both. Start at [`clean`].
+//! A [`Run`] is a [`Case`], an image and how to open it, with a seed; a failure names both. Start at [`Run`]; [`on`] is the part for other executors.
 
 use std::fmt::Display;
 
 use drystone_core::buf::BufList;
-use drystone_core::engine::{Op, Reply, Request};
-use drystone_core::graph::NodeId;
-use drystone_core::graph::open::{NodeSpec, open};
+use drystone_core::engine::Op;
+use drystone_core::graph::open::NodeSpec;
 use fastrand::Rng;
 
 use crate::disk::Survival;
 use crate::fault::{Effect, Fault, Faults, Storm};
 use crate::model::{Model, Rules};
-use crate::scenario::{Conduct, Ended, Failure, Mix, RunError, Runner, Step, one, play, read_all};
-use crate::sim::{FIRST, Sim, Stopped};
+use crate::runner::SimRunner;
+use crate::scenario::{Ask, Conduct, Draw, Ended, Failure, Mix, RunError, Runner, Step, one, play, read_all};
+use crate::sim::Sim;
 use crate::sparse::Sparse;
 use crate::world::World;
 
@@ -73,74 +73,13 @@ impl Case {
     }
 }
 
-/// The first engine of a simulation as a [`Runner`].
-pub struct SimRunner(
-    /// The simulation.
-    pub Sim,
-);
-
-impl Runner for SimRunner {
-    fn open(&mut self, spec: &NodeSpec) -> Result<NodeId, RunError> {
-        let spec = spec.clone();
-        Ok(self.0.run_job(|io| async move { open(&io, &spec).await })??)
-    }
-
-    fn len(&mut self, node: NodeId) -> u64 {
-        self.0.engine(FIRST).len(node)
-    }
-
-    fn submit(&mut self, batch: Vec<Request>) {
-        for request in batch {
-            self.0.submit(FIRST, request);
-        }
-    }
-
-    fn wait(&mut self) -> Result<Reply, Stopped> {
-        let reply = self.0.wait_reply()?;
-        let (_, reply) = reply.expect("a reply is waited for only while a request is in flight");
-        Ok(reply)
-    }
-
-    fn close(&mut self, node: NodeId) -> Result<(), RunError> {
-        Ok(self.0.run_job(move |io| async move { io.close(node).await })??)
-    }
-}
-
-/// One run of a case: what is drawn from its seed.
-struct Run<'a> {
+/// One run of a case: an image in a world, and a plan for it.
+pub struct Run<'a> {
     case: &'a Case,
     seed: u64,
     image: Image,
     plan: Vec<Step>,
     world: World,
-}
-
-impl<'a> Run<'a> {
-    fn new(case: &'a Case, seed: u64) -> Self {
-        let mut world = World::new();
-        let image = (case.setup)(&mut world);
-        let plan = image.mix.plan(image.content.len(), &mut Rng::with_seed(seed));
-        Self { case, seed, image, plan, world }
-    }
-
-    fn model(&self) -> Model {
-        Model::new(self.image.content.len(), self.image.content.clone(), self.image.rules)
-    }
-
-    fn sim(&self, world: World, faults: Faults, stop_after: Option<u64>) -> SimRunner {
-        let mut sim = Sim::new(self.seed, world);
-        sim.faults = faults;
-        sim.stop_after = stop_after;
-        SimRunner(sim)
-    }
-
-    fn conduct(&self, faults: bool) -> Conduct {
-        Conduct { depth: self.image.mix.depth, overlap: self.image.mix.overlap, faults }
-    }
-
-    fn fail(&self, what: impl Display) -> String {
-        format!("case {}, seed {}: {what}", self.case.name, self.seed)
-    }
 }
 
 /// What a clean run ends with.
@@ -154,22 +93,265 @@ pub struct Clean {
     pub intents: u64,
 }
 
-/// Runs a plan without faults, reads everything back, closes, and inspects.
-///
-/// # Errors
-/// A report of the first thing that is wrong.
-pub fn clean(case: &Case, seed: u64) -> Result<Clean, String> {
-    let run = Run::new(case, seed);
-    let mut runner = run.sim(run.world.clone(), Faults::default(), None);
-    let (ended, content) = run_clean(&run, &mut runner).map_err(|error| run.fail(error))?;
-    let intents = runner.0.answered();
-    let world = runner.0.into_world();
-    (case.verify)(&world, Stage::Closed, Some(&content)).map_err(|error| run.fail(error))?;
-    Ok(Clean { ended, content, intents })
+/// How thoroughly crashes are explored at each point.
+#[derive(Clone, Copy, Debug)]
+pub struct Thoroughness {
+    /// Every subset is tried of so many sectors at the most.
+    pub subsets_max: u32,
+    /// Beyond that, so many drawn ones.
+    pub samples: u64,
+    /// Crash points are this far apart.
+    pub stride: u64,
 }
 
-fn run_clean(run: &Run<'_>, runner: &mut dyn Runner) -> Result<(Ended, Sparse), Failure> {
-    on(runner, &run.image, &run.plan)
+impl<'a> Run<'a> {
+    /// Returns a run whose plan is drawn from the seed that decides everything else too.
+    pub fn new(case: &'a Case, seed: u64) -> Self {
+        Self::drawn(case, seed, &mut Rng::with_seed(seed))
+    }
+
+    /// Returns a run whose plan is drawn from elsewhere.
+    pub fn drawn(case: &'a Case, seed: u64, draw: &mut dyn Draw) -> Self {
+        let mut world = World::new();
+        let mut image = (case.setup)(&mut world);
+        image.mix.vary(draw);
+        let plan = image.mix.plan(image.content.len(), draw);
+        Self { case, seed, image, plan, world }
+    }
+
+    /// Runs the plan without faults, reads everything back, closes, and inspects.
+    ///
+    /// # Errors
+    /// A report of the first thing that is wrong.
+    pub fn clean(&self) -> Result<Clean, String> {
+        let mut runner = self.runner(self.world.clone(), Faults::default(), None);
+        let (ended, content) = on(&mut runner, &self.image, &self.plan).map_err(|error| self.fail(error))?;
+        let intents = runner.sim.answered();
+        let world = runner.sim.into_world();
+        (self.case.verify)(&world, Stage::Closed, Some(&content)).map_err(|error| self.fail(error))?;
+        Ok(Clean { ended, content, intents })
+    }
+
+    /// Runs the plan twice with the same faults, and wants the same trace, which it returns.
+    ///
+    /// # Errors
+    /// With the first line that differs.
+    pub fn deterministic(&self) -> Result<Vec<String>, String> {
+        let (first, second) = (self.trace()?, self.trace()?);
+        match first.iter().zip(&second).find(|(a, b)| a != b) {
+            Some((a, b)) => Err(self.fail(format!("two runs differ:\n{a}\n{b}"))),
+            None if first.len() != second.len() => Err(self.fail("two runs differ in length")),
+            None => Ok(first),
+        }
+    }
+
+    fn trace(&self) -> Result<Vec<String>, String> {
+        let mut runner = self.runner(self.world.clone(), storm(self.seed), None);
+        runner.sim.start_trace();
+        if let Ok(()) = runner.open(&self.image.spec) {
+            let mut model = self.model(self.image.rules);
+            let played = play(&mut runner, &mut model, &self.plan, self.conduct(true));
+            played.map_err(|error| self.fail(error))?;
+        }
+        Ok(runner.sim.trace().to_vec())
+    }
+
+    /// Runs the plan while intents fail at random; then cuts the power, and wants everything back that was flushed.
+    ///
+    /// # Errors
+    /// A report of the first thing that is wrong.
+    pub fn faulty(&self) -> Result<(), String> {
+        self.with_faults(storm(self.seed)).map(|_| ())
+    }
+
+    /// Lets the first intent fail, then the second, and so on until a run meets no fault; returns how many it met.
+    ///
+    /// # Errors
+    /// A report of the first thing that is wrong.
+    pub fn every_nth_fault(&self, effect: Effect) -> Result<u64, String> {
+        let mut skip = 0;
+        loop {
+            let faults = Faults { rules: vec![Fault::nth(skip, effect)], ..Faults::default() };
+            let struck = self.with_faults(faults);
+            if !struck.map_err(|error| format!("{error} (fault {skip}: {effect:?})"))? {
+                return Ok(skip);
+            }
+            skip += 1;
+        }
+    }
+
+    /// Runs the plan with these faults; returns whether they struck.
+    ///
+    /// # Errors
+    /// A report of the first thing that is wrong.
+    pub fn with_faults(&self, faults: Faults) -> Result<bool, String> {
+        let mut runner = self.runner(self.world.clone(), faults, None);
+        // A write that stops early may stop within a sector.
+        let mut model = self.model(Rules { crash_sector: None, ..self.image.rules });
+        match runner.open(&self.image.spec) {
+            Ok(()) => {
+                let ended = play(&mut runner, &mut model, &self.plan, self.conduct(true));
+                let ended = ended.map_err(|error| self.fail(error))?;
+                let closed = runner.close();
+                self.surfaced(&runner.sim.faults, &ended, closed.is_err())?;
+            }
+            Err(_) if runner.sim.faults.hurt() => {}
+            Err(error) => return Err(self.fail(format!("open: {error}"))),
+        }
+        if runner.sim.world.open_leaves() > 0 {
+            return Err(self.fail("a leaf was left open"));
+        }
+        let struck = !runner.sim.faults.struck.is_empty();
+        let world = runner.sim.after_crash(Survival::Seed(self.seed));
+        self.recover(&model, world, self.seed, 1).map_err(|error| self.fail(error))?;
+        Ok(struck)
+    }
+
+    /// A failure that nobody made is a bug, and so is a failure that nobody heard of.
+    fn surfaced(&self, faults: &Faults, ended: &Ended, closing: bool) -> Result<(), String> {
+        let Ended::Finished(answers) = ended else { return Ok(()) };
+        let size = self.image.content.len();
+        let failed = |but_slow_zeros: bool| {
+            answers.iter().zip(&self.plan).any(|(answer, step)| {
+                let beyond = step.offset.checked_add(step.len).is_none_or(|end| end > size);
+                let slow = matches!(step.op, Op::WriteZeroes(flags, _) if flags.no_fallback);
+                answer.result.is_err() && !beyond && !(slow && but_slow_zeros)
+            })
+        };
+        match faults.hurt() {
+            false if failed(true) => Err(self.fail("a request failed, and nothing had made it fail")),
+            true if !failed(false) && !closing => {
+                Err(self.fail(format!("nobody heard of {:?}", faults.struck)))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Cuts the power after every intent, or every few, lets every subset of the cache survive, or some, and wants
+    /// back what was flushed, each time. Returns the number of crashes.
+    ///
+    /// # Errors
+    /// A report of the first thing that is wrong.
+    pub fn crash_everywhere(&self, how: Thoroughness) -> Result<u64, String> {
+        let intents = self.clean()?.intents;
+        let mut tried = 0;
+        let mut stop = self.seed % how.stride;
+        while stop <= intents {
+            tried += self.crash_at(stop, how)?;
+            stop += how.stride;
+        }
+        Ok(tried)
+    }
+
+    /// Cuts the power after `stop` intents. Returns the number of ways in which it was cut.
+    ///
+    /// # Errors
+    /// A report of the first thing that is wrong.
+    pub fn crash_at(&self, stop: u64, how: Thoroughness) -> Result<u64, String> {
+        let mut runner = self.runner(self.world.clone(), Faults::default(), Some(stop));
+        let mut model = self.model(self.image.rules);
+        let fail = |error: &dyn Display| self.fail(format!("power cut after {stop} intents: {error}"));
+        match runner.open(&self.image.spec) {
+            Ok(()) => {
+                let ended = play(&mut runner, &mut model, &self.plan, self.conduct(false));
+                if let Ended::Finished(_) = ended.map_err(|error| fail(&error))? {
+                    // The plan may end before the power does: the rest of the intents close the image.
+                    let _ = read_all(&mut runner).and_then(|_| runner.close());
+                }
+            }
+            Err(RunError::Stopped(_)) => {}
+            Err(RunError::Core(error)) => return Err(fail(&error)),
+        }
+        let survivals = self.survivals(runner.sim.unflushed_sectors(), stop, how);
+        for survival in &survivals {
+            let world = runner.sim.after_crash(*survival);
+            let recovered = self.recover(&model, world, stop, 0);
+            recovered.map_err(|error| fail(&format!("{survival:?} survives: {error}")))?;
+        }
+        Ok(survivals.len() as u64)
+    }
+
+    fn survivals(&self, sectors: usize, stop: u64, how: Thoroughness) -> Vec<Survival> {
+        match u32::try_from(sectors) {
+            Ok(sectors) if sectors <= how.subsets_max.min(16) => {
+                (0..1 << sectors).map(Survival::Mask).collect()
+            }
+            _ => {
+                let seeds = (0..how.samples).map(|sample| self.seed ^ (stop << 20) ^ (sample << 50));
+                seeds.map(Survival::Seed).chain([Survival::Nothing, Survival::Everything]).collect()
+            }
+        }
+    }
+
+    /// Opens what a crash left, and checks that it is what a crash may leave; then goes on working with it.
+    ///
+    /// Now and then the power fails again on the way, twice at the most.
+    fn recover(&self, model: &Model, world: World, salt: u64, level: u32) -> Result<(), Failure> {
+        self.inspect(&world, Stage::Crashed, None, "inspection after the crash")?;
+        let mut rng = Rng::with_seed(self.seed ^ salt.rotate_left(32) ^ u64::from(level));
+        let again = level < 2 && rng.u8(..4) == 0;
+        let mut runner = self.runner(world, Faults::default(), again.then(|| rng.u64(..8)));
+        let read = runner.open(&self.image.spec).and_then(|()| read_all(&mut runner));
+        let content = match read {
+            Ok(content) => content,
+            Err(RunError::Stopped(_)) => {
+                let world = runner.sim.after_crash(Survival::Seed(rng.u64(..)));
+                return self.recover(model, world, salt, level + 1);
+            }
+            Err(error) => return Err(broken("opening after the crash", error)),
+        };
+        if content.len() != model.size() {
+            let lengths = format!("{} bytes of {}", content.len(), model.size());
+            return Err(broken("opening after the crash", lengths));
+        }
+        check(&content, "after the crash", |offset, bytes| model.check_after_crash(offset, bytes))?;
+        runner.sim.stop_after = None;
+        self.go_on(runner, content)
+    }
+
+    /// Works with an image that was recovered, as with any other.
+    fn go_on(&self, mut runner: SimRunner, content: Sparse) -> Result<(), Failure> {
+        let mut model = Model::new(content.len(), content, self.image.rules);
+        let mix = Mix { steps: 6, ..self.image.mix.clone() };
+        let plan = mix.plan(model.size(), &mut Rng::with_seed(!self.seed));
+        play(&mut runner, &mut model, &plan, self.conduct(false))?;
+        let content = read_all(&mut runner).map_err(|error| broken("reading back", error))?;
+        check(&content, "reading back after recovery", |offset, bytes| model.check_now(offset, bytes))?;
+        let flush = Ask { op: Op::Flush, offset: 0, len: 0, data: BufList::new(), tag: 0 };
+        one(&mut runner, flush).map_err(|error| broken("flush after recovery", error))?;
+        runner.close().map_err(|error| broken("close after recovery", error))?;
+        let world = runner.sim.into_world();
+        self.inspect(&world, Stage::Closed, Some(&content), "inspection after recovery")
+    }
+
+    fn inspect(
+        &self,
+        world: &World,
+        stage: Stage,
+        content: Option<&Sparse>,
+        when: &'static str,
+    ) -> Result<(), Failure> {
+        (self.case.verify)(world, stage, content).map_err(|error| broken(when, error))
+    }
+
+    fn model(&self, rules: Rules) -> Model {
+        Model::new(self.image.content.len(), self.image.content.clone(), rules)
+    }
+
+    fn runner(&self, world: World, faults: Faults, stop_after: Option<u64>) -> SimRunner {
+        let mut sim = Sim::new(self.seed, world);
+        sim.faults = faults;
+        sim.stop_after = stop_after;
+        SimRunner::new(sim)
+    }
+
+    fn conduct(&self, faults: bool) -> Conduct {
+        Conduct { depth: self.image.mix.depth, overlap: self.image.mix.overlap, faults }
+    }
+
+    fn fail(&self, what: impl Display) -> String {
+        format!("case {}, seed {}: {what}", self.case.name, self.seed)
+    }
 }
 
 /// Opens an image on any executor, runs a plan, reads everything back, and closes: the part of the suite that every
@@ -179,41 +361,17 @@ fn run_clean(run: &Run<'_>, runner: &mut dyn Runner) -> Result<(Ended, Sparse), 
 /// With the first thing that is wrong.
 pub fn on(runner: &mut dyn Runner, image: &Image, plan: &[Step]) -> Result<(Ended, Sparse), Failure> {
     let mut model = Model::new(image.content.len(), image.content.clone(), image.rules);
-    let node = runner.open(&image.spec).map_err(|error| broken("open", error))?;
+    runner.open(&image.spec).map_err(|error| broken("open", error))?;
     let conduct = Conduct { depth: image.mix.depth, overlap: image.mix.overlap, faults: false };
-    let ended = play(runner, node, &mut model, plan, conduct)?;
-    let content = read_all(runner, node).map_err(|error| broken("reading back", error))?;
+    let ended = play(runner, &mut model, plan, conduct)?;
+    let content = read_all(runner).map_err(|error| broken("reading back", error))?;
     check(&content, "reading back", |offset, bytes| model.check_now(offset, bytes))?;
-    runner.close(node).map_err(|error| broken("close", error))?;
+    runner.close().map_err(|error| broken("close", error))?;
     Ok((ended, content))
 }
 
-/// Runs the same seed twice, and wants the same trace.
-///
-/// # Errors
-/// With the first line that differs.
-pub fn deterministic(case: &Case, seed: u64) -> Result<Vec<String>, String> {
-    let run = Run::new(case, seed);
-    let trace = || {
-        let mut runner = run.sim(run.world.clone(), storm_of(seed), None);
-        runner.0.start_trace();
-        let mut model = run.model();
-        if let Ok(node) = runner.open(&run.image.spec) {
-            let played = play(&mut runner, node, &mut model, &run.plan, run.conduct(true));
-            played.map_err(|error| run.fail(error))?;
-        }
-        Ok::<_, String>(runner.0.trace().to_vec())
-    };
-    let (first, second) = (trace()?, trace()?);
-    match first.iter().zip(&second).find(|(a, b)| a != b) {
-        Some((a, b)) => Err(run.fail(format!("two runs differ:\n{a}\n{b}"))),
-        None if first.len() != second.len() => Err(run.fail("two runs differ in length")),
-        None => Ok(first),
-    }
-}
-
 /// Faults of every kind that a request may meet, often enough that most runs meet some.
-fn storm_of(seed: u64) -> Faults {
+fn storm(seed: u64) -> Faults {
     use crate::fault::Kind::{Discard, Flush, Read, Write, WriteZeroes};
     use drystone_core::intent::Errno;
     let mut rng = Rng::with_seed(seed ^ 0x5747_4f52_4d53);
@@ -229,177 +387,6 @@ fn storm_of(seed: u64) -> Faults {
         ],
     };
     Faults { storm: Some(storm), ..Faults::default() }
-}
-
-/// Runs a plan while intents fail at random; then cuts the power, and wants everything back that was flushed.
-///
-/// # Errors
-/// A report of the first thing that is wrong.
-pub fn faulty(case: &Case, seed: u64) -> Result<(), String> {
-    with_faults(case, seed, storm_of(seed)).map(|_| ())
-}
-
-/// Runs a plan with these faults; returns whether they struck.
-fn with_faults(case: &Case, seed: u64, faults: Faults) -> Result<bool, String> {
-    let run = Run::new(case, seed);
-    let mut runner = run.sim(run.world.clone(), faults, None);
-    // A write that stops early may stop within a sector.
-    let rules = Rules { crash_sector: None, ..run.image.rules };
-    let mut model = Model::new(run.image.content.len(), run.image.content.clone(), rules);
-    match runner.open(&run.image.spec) {
-        Ok(node) => {
-            let ended = play(&mut runner, node, &mut model, &run.plan, run.conduct(true));
-            let ended = ended.map_err(|error| run.fail(error))?;
-            let closed = runner.close(node);
-            surfaced(&runner.0.faults, &ended, closed.is_err(), &run)?;
-        }
-        Err(_) if runner.0.faults.hurt() => {}
-        Err(error) => return Err(run.fail(format!("open: {error}"))),
-    }
-    if runner.0.world.open_leaves() > 0 {
-        return Err(run.fail("a leaf was left open"));
-    }
-    let struck = !runner.0.faults.struck.is_empty();
-    let world = runner.0.after_crash(Survival::Seed(seed));
-    recovered(&run, &model, world, 1).map_err(|error| run.fail(error))?;
-    Ok(struck)
-}
-
-/// A failure that nobody made is a bug, and so is a failure that nobody heard of.
-fn surfaced(faults: &Faults, ended: &Ended, closing: bool, run: &Run<'_>) -> Result<(), String> {
-    let Ended::Finished(answers) = ended else { return Ok(()) };
-    let failed = |slow: bool| {
-        answers.iter().zip(&run.plan).any(|(answer, step)| {
-            let beyond = step.offset.checked_add(step.len).is_none_or(|end| end > run.image.content.len());
-            let may_fail = slow && matches!(step.op, Op::WriteZeroes(flags, _) if flags.no_fallback);
-            answer.result.is_err() && !beyond && !may_fail
-        })
-    };
-    match (faults.hurt(), failed(!faults.hurt())) {
-        (false, true) => Err(run.fail("a request failed, and nothing had made it fail")),
-        (true, false) if !closing => Err(run.fail(format!("nobody heard of {:?}", faults.struck))),
-        _ => Ok(()),
-    }
-}
-
-/// Lets the first intent fail, then the second, and so on until a run meets no fault.
-///
-/// # Errors
-/// A report of the first thing that is wrong.
-pub fn every_nth_fault(case: &Case, seed: u64, effect: Effect) -> Result<u64, String> {
-    for skip in 0.. {
-        let faults = Faults { rules: vec![Fault::nth(skip, effect)], ..Faults::default() };
-        let struck =
-            with_faults(case, seed, faults).map_err(|error| format!("fault {skip} ({effect:?}): {error}"))?;
-        if !struck {
-            return Ok(skip);
-        }
-    }
-    unreachable!("a plan has an end")
-}
-
-/// How thoroughly crashes are explored at each point.
-#[derive(Clone, Copy, Debug)]
-pub struct Thoroughness {
-    /// Every subset is tried of so many sectors at the most.
-    pub subsets_max: u32,
-    /// Beyond that, so many drawn ones.
-    pub samples: u64,
-    /// Crash points are this far apart.
-    pub stride: u64,
-}
-
-/// Cuts the power after every intent, or every few, lets every subset of the cache survive, or some, and wants back
-/// what was flushed, each time.
-///
-/// # Errors
-/// A report of the first thing that is wrong.
-pub fn crash_everywhere(case: &Case, seed: u64, how: Thoroughness) -> Result<u64, String> {
-    let intents = clean(case, seed)?.intents;
-    let mut tried = 0;
-    let mut stop = seed % how.stride;
-    while stop <= intents {
-        tried += crash_at(case, seed, stop, how)?;
-        stop += how.stride;
-    }
-    Ok(tried)
-}
-
-/// Cuts the power after `stop` intents.
-///
-/// # Errors
-/// A report of the first thing that is wrong.
-pub fn crash_at(case: &Case, seed: u64, stop: u64, how: Thoroughness) -> Result<u64, String> {
-    let run = Run::new(case, seed);
-    let mut runner = run.sim(run.world.clone(), Faults::default(), Some(stop));
-    let mut model = run.model();
-    let fail = |error: &dyn Display| run.fail(format!("power cut after {stop} intents: {error}"));
-    match runner.open(&run.image.spec) {
-        Ok(node) => {
-            let ended = play(&mut runner, node, &mut model, &run.plan, run.conduct(false));
-            if let Ended::Finished(_) = ended.map_err(|error| fail(&error))? {
-                // The plan may end before the power does: the rest of the intents close the image.
-                let _ = read_all(&mut runner, node).and_then(|_| runner.close(node));
-            }
-        }
-        Err(RunError::Stopped(_)) => {}
-        Err(RunError::Core(error)) => return Err(fail(&error)),
-    }
-    let sectors = u32::try_from(runner.0.unflushed_sectors()).unwrap_or(u32::MAX);
-    let survivals: Vec<Survival> = if sectors <= how.subsets_max.min(16) {
-        (0..1 << sectors).map(Survival::Mask).collect()
-    } else {
-        let drawn = (0..how.samples).map(|sample| Survival::Seed(seed ^ (stop << 20) ^ sample));
-        drawn.chain([Survival::Nothing, Survival::Everything]).collect()
-    };
-    for survival in &survivals {
-        let world = runner.0.after_crash(*survival);
-        recovered(&run, &model, world, 0)
-            .map_err(|error| fail(&format!("{survival:?} survives: {error}")))?;
-    }
-    Ok(survivals.len() as u64)
-}
-
-/// Opens what a crash left, and checks that it is what a crash may leave; then goes on working with it.
-///
-/// Now and then the power fails again on the way, `level` times at the most.
-fn recovered(run: &Run<'_>, model: &Model, world: World, level: u32) -> Result<(), Failure> {
-    let verify = |world: &World, stage, content: Option<&Sparse>| {
-        (run.case.verify)(world, stage, content).map_err(|error| broken("inspection", error))
-    };
-    verify(&world, Stage::Crashed, None)?;
-    let mut rng = Rng::with_seed(run.seed ^ u64::from(level));
-    let again = level < 2 && rng.u8(..4) == 0;
-    let stop_after = again.then(|| rng.u64(..8));
-    let mut runner = run.sim(world, Faults::default(), stop_after);
-    let read = runner.open(&run.image.spec).and_then(|node| Ok((node, read_all(&mut runner, node)?)));
-    let (node, content) = match read {
-        Ok(read) => read,
-        Err(RunError::Stopped(_)) => {
-            let world = runner.0.after_crash(Survival::Seed(rng.u64(..)));
-            return recovered(run, model, world, level + 1);
-        }
-        Err(error) => return Err(broken("opening after the crash", error)),
-    };
-    check(&content, "after the crash", |offset, bytes| model.check_after_crash(offset, bytes))?;
-    runner.0.stop_after = None;
-    go_on(run, runner, node, content)
-}
-
-/// Works with an image that was recovered, as with any other.
-fn go_on(run: &Run<'_>, mut runner: SimRunner, node: NodeId, content: Sparse) -> Result<(), Failure> {
-    let mut model = Model::new(content.len(), content, run.image.rules);
-    let mix = Mix { steps: 6, ..run.image.mix.clone() };
-    let plan = mix.plan(model.size(), &mut Rng::with_seed(!run.seed));
-    play(&mut runner, node, &mut model, &plan, run.conduct(false))?;
-    let content = read_all(&mut runner, node).map_err(|error| broken("reading back", error))?;
-    check(&content, "reading back after recovery", |offset, bytes| model.check_now(offset, bytes))?;
-    let flush = Request { node, op: Op::Flush, offset: 0, len: 0, data: BufList::new(), tag: 0 };
-    one(&mut runner, flush).map_err(|error| broken("flush after recovery", error))?;
-    runner.close(node).map_err(|error| broken("close after recovery", error))?;
-    let world = runner.0.into_world();
-    let verified = (run.case.verify)(&world, Stage::Closed, Some(&content));
-    verified.map_err(|error| broken("inspection after recovery", error))
 }
 
 /// Checks a whole disk in pieces.
