@@ -366,7 +366,7 @@ pub enum LockRefused {
     Conflict {
         /// What was asked for: one permission.
         permission: Permissions,
-        /// `true`: we want to hold it and somebody does not share it. `false`: somebody holds what we do not share.
+        /// `true`: somebody holds what we do not share. `false`: we want to hold it and somebody does not share it.
         shared: bool,
     },
     /// The file system could not say.
