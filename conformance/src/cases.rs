@@ -49,6 +49,13 @@ impl RawCase {
         Self { config, direct: true, ..Self::default() }
     }
 
+    /// The same with sectors of this size, which a crash does not tear.
+    #[must_use]
+    pub fn sectors(mut self, sector: u64) -> Self {
+        self.config.sector = sector;
+        self
+    }
+
     /// A device that zeros and discards only whole sectors, and promises nothing about what it discards.
     pub fn device() -> Self {
         let direct = Self::direct(512);
@@ -136,6 +143,7 @@ pub fn raw() -> Vec<Case> {
         RawCase::default().case("raw, buffered"),
         RawCase::direct(512).case("raw, direct 512"),
         RawCase::direct(4096).case("raw, direct 4096"),
+        RawCase::direct(4096).sectors(4096).case("raw, direct 4096, sectors of 4096"),
         RawCase::default().window(1000, Some(100_001)).case("raw window, buffered"),
         RawCase::direct(512).window(1024, Some(128 * 1024)).case("raw window, direct 512"),
         RawCase::direct(4096).window(1000, Some(100_001)).case("raw window off blocks, direct 4096"),

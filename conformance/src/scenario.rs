@@ -233,6 +233,45 @@ impl Mix {
     }
 }
 
+/// All short plans over a few places: every sequence of so many requests from a small alphabet.
+#[derive(Clone, Debug)]
+pub struct SmallPlans {
+    /// First bytes of the ranges that requests are about.
+    pub places: Vec<u64>,
+    /// Bytes of each.
+    pub len: u64,
+}
+
+impl SmallPlans {
+    /// Returns every plan of `steps` requests.
+    pub fn of(&self, steps: u32) -> impl Iterator<Item = Vec<Step>> {
+        let alphabet = self.alphabet();
+        let letters = alphabet.len();
+        (0..letters.pow(steps)).map(move |number| {
+            let digits = (0..steps).map(|place| number / letters.pow(place) % letters);
+            digits.map(|letter| alphabet[letter].clone()).collect()
+        })
+    }
+
+    fn alphabet(&self) -> Vec<Step> {
+        let step = |op, offset, len| {
+            let buffers = if carries_data(op) { vec![(len, 0)] } else { Vec::new() };
+            Step { op, offset, len, buffers, with_next: false }
+        };
+        let flags = ZeroFlags { may_unmap: true, no_fallback: false };
+        let mut alphabet = vec![step(Op::Flush, 0, 0)];
+        for place in &self.places {
+            alphabet.push(step(Op::Write(Fua::No), *place, self.len));
+            alphabet.push(step(Op::WriteZeroes(flags, Fua::No), *place, self.len));
+        }
+        let first = self.places[0];
+        alphabet.push(step(Op::Write(Fua::Yes), first, self.len));
+        alphabet.push(step(Op::Write(Fua::No), first + self.len / 2, self.len));
+        alphabet.push(step(Op::Discard, first, self.len));
+        alphabet
+    }
+}
+
 fn carries_data(op: Op) -> bool {
     matches!(op, Op::Read | Op::Write(_) | Op::WriteCompressed)
 }

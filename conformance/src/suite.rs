@@ -119,6 +119,14 @@ impl<'a> Run<'a> {
         Self { case, seed, image, plan, world }
     }
 
+    /// Returns a run of this very plan, with so many requests in flight at the most.
+    pub fn planned(case: &'a Case, seed: u64, plan: Vec<Step>, depth: usize) -> Self {
+        let mut world = World::new();
+        let mut image = (case.setup)(&mut world);
+        image.mix.depth = depth;
+        Self { case, seed, image, plan, world }
+    }
+
     /// Runs the plan without faults, reads everything back, closes, and inspects.
     ///
     /// # Errors
@@ -350,7 +358,12 @@ impl<'a> Run<'a> {
     }
 
     fn fail(&self, what: impl Display) -> String {
-        format!("case {}, seed {}: {what}", self.case.name, self.seed)
+        let plan = match self.plan.len() {
+            // Short ones are not drawn from the seed.
+            0..=3 => format!(", plan {:?}", self.plan),
+            _ => String::new(),
+        };
+        format!("case {}, seed {}{plan}: {what}", self.case.name, self.seed)
     }
 }
 

@@ -3,6 +3,7 @@
 use drystone_conformance::cases::{RawCase, WRITABLE, raw};
 use drystone_conformance::fault::Effect;
 use drystone_conformance::qemu::Recipe;
+use drystone_conformance::scenario::SmallPlans;
 use drystone_conformance::suite::{Run, Thoroughness};
 use drystone_core::graph::open::NodeSpec;
 use drystone_core::intent::Errno;
@@ -37,6 +38,25 @@ fn every_single_fault_is_survived() {
 fn a_crash_at_any_intent_keeps_what_was_flushed() {
     let how = Thoroughness { subsets_max: 3, samples: 3, stride: 1 };
     each(0..2, |run| run.crash_everywhere(how));
+}
+
+/// Every plan of one or two requests, and some of three: every crash point, and every subset of what is not flushed.
+#[test]
+fn every_short_plan_survives_every_crash() {
+    let how = Thoroughness { subsets_max: 6, samples: 8, stride: 1 };
+    let cases = [RawCase::default(), RawCase::direct(512), RawCase::direct(4096)];
+    for case in cases {
+        let small = SmallPlans { places: vec![512, 8192], len: 1024 };
+        let case = RawCase { file_len: 16384, ..case }.case("raw, short plans");
+        let plans = small.of(1).chain(small.of(2)).chain(small.of(3).step_by(7));
+        let mut crashes = 0;
+        for (index, plan) in plans.enumerate() {
+            let depth = 1 + index % 3;
+            let run = Run::planned(&case, index as u64, plan, depth);
+            crashes += run.crash_everywhere(how).unwrap_or_else(|report| panic!("{report}"));
+        }
+        assert!(crashes > 5000, "{crashes} crashes");
+    }
 }
 
 #[test]
