@@ -5,6 +5,7 @@ use drystone_core::intent::LeafKind;
 
 use crate::disk::{DiscardEffect, DiskConfig};
 use crate::model::Rules;
+use crate::qemu::Recipe;
 use crate::scenario::Mix;
 use crate::sparse::Sparse;
 use crate::suite::{Case, Image, Stage};
@@ -153,3 +154,126 @@ pub fn raw() -> Vec<Case> {
         RawCase::plain(4096).case("raw, 4096 bytes a transfer"),
     ]
 }
+
+/// Ways to make qcow2 images, for [`Recipe::case`]: cluster sizes, backing chains, subclusters, compressed and
+/// shared clusters, refcount widths, external data.
+pub fn qcow2() -> Vec<Recipe> {
+    let recipe = |&(name, granule, commands): &(&str, u64, &[&str])| {
+        let mut recipe = Recipe::new(name, "qcow2", "top.qcow2", commands);
+        recipe.mix.granule = granule;
+        recipe.mix.compressed = true;
+        recipe.mix.len_max = (4 * granule).max(16 * 1024);
+        // Refcounts that are written lazily are wrong after a crash, until the image is opened again.
+        recipe.check_crashed = !commands.iter().any(|command| command.contains("lazy_refcounts=on"));
+        recipe
+    };
+    QCOW2.iter().map(recipe).collect()
+}
+
+const FILLED: &str =
+    "qemu-io -f qcow2 -c 'write -P 17 10k 150k' -c 'write -P 18 400k 90k' -c 'write -z 440k 20k' top.qcow2";
+
+/// Name, bytes of the unit that requests prefer, commands.
+const QCOW2: &[(&str, u64, &[&str])] = &[
+    ("qcow2, empty", 65536, &["qemu-img create -f qcow2 top.qcow2 1M"]),
+    ("qcow2, filled", 65536, &["qemu-img create -f qcow2 top.qcow2 1000001", FILLED]),
+    ("qcow2, clusters of 512", 512, &["qemu-img create -f qcow2 -o cluster_size=512 top.qcow2 1M", FILLED]),
+    (
+        "qcow2, clusters of 4096, refcounts of 1 bit",
+        4096,
+        &["qemu-img create -f qcow2 -o cluster_size=4k,refcount_bits=1 top.qcow2 1M", FILLED],
+    ),
+    (
+        "qcow2, refcounts of 64 bits",
+        4096,
+        &["qemu-img create -f qcow2 -o cluster_size=4k,refcount_bits=64 top.qcow2 1M", FILLED],
+    ),
+    (
+        "qcow2, version 2",
+        4096,
+        &[
+            "qemu-img create -f qcow2 -o compat=0.10,cluster_size=4k top.qcow2 1M",
+            "qemu-io -f qcow2 -c 'write -P 17 10k 150k' top.qcow2",
+        ],
+    ),
+    (
+        "qcow2, lazy refcounts",
+        4096,
+        &["qemu-img create -f qcow2 -o lazy_refcounts=on,cluster_size=4k top.qcow2 1M", FILLED],
+    ),
+    (
+        "qcow2, subclusters",
+        16384,
+        &["qemu-img create -f qcow2 -o extended_l2=on,cluster_size=16k top.qcow2 1M", FILLED],
+    ),
+    (
+        "qcow2, preallocated",
+        4096,
+        &["qemu-img create -f qcow2 -o preallocation=metadata,cluster_size=4k top.qcow2 1M", FILLED],
+    ),
+    (
+        "qcow2, external data",
+        4096,
+        &["qemu-img create -f qcow2 -o data_file=data.raw,cluster_size=4k top.qcow2 1M", FILLED],
+    ),
+    (
+        "qcow2, raw external data",
+        4096,
+        &[
+            "qemu-img create -f qcow2 -o data_file=data.raw,data_file_raw=on,cluster_size=4k top.qcow2 1M",
+            FILLED,
+        ],
+    ),
+    (
+        "qcow2, compressed",
+        4096,
+        &[
+            "qemu-img create -f raw flat.raw 1M",
+            "qemu-io -f raw -c 'write -P 17 10k 300k' -c 'write -P 18 500k 90k' flat.raw",
+            "qemu-img convert -c -f raw -O qcow2 -o cluster_size=4k flat.raw top.qcow2",
+            "rm flat.raw",
+        ],
+    ),
+    (
+        "qcow2, compressed by zstd",
+        65536,
+        &[
+            "qemu-img create -f raw flat.raw 1M",
+            "qemu-io -f raw -c 'write -P 17 10k 300k' -c 'write -P 18 500k 90k' flat.raw",
+            "qemu-img convert -c -f raw -O qcow2 -o compression_type=zstd flat.raw top.qcow2",
+            "rm flat.raw",
+        ],
+    ),
+    (
+        "qcow2, shared with a snapshot",
+        4096,
+        &[
+            "qemu-img create -f qcow2 -o cluster_size=4k top.qcow2 1M",
+            FILLED,
+            "qemu-img snapshot -c before top.qcow2",
+            "qemu-io -f qcow2 -c 'write -P 19 100k 30k' top.qcow2",
+        ],
+    ),
+    (
+        "qcow2, on a shorter raw file",
+        4096,
+        &[
+            "qemu-img create -f raw base.raw 300001",
+            "qemu-io -f raw -c 'write -P 16 0 300000' base.raw",
+            "qemu-img create -f qcow2 -o cluster_size=4k -b base.raw -F raw top.qcow2 1M",
+            "qemu-io -f qcow2 -c 'write -P 17 10k 15k' -c 'write -z 100k 20k' top.qcow2",
+        ],
+    ),
+    (
+        "qcow2, third of a chain",
+        16384,
+        &[
+            "qemu-img create -f qcow2 -o cluster_size=64k base.qcow2 2M",
+            "qemu-io -f qcow2 -c 'write -P 15 0 700k' base.qcow2",
+            "qemu-img create -f qcow2 -o cluster_size=512 -b base.qcow2 -F qcow2 middle.qcow2 600k",
+            "qemu-io -f qcow2 -c 'write -P 16 100k 100k' -c 'write -z 150k 10k' middle.qcow2",
+            "qemu-img create -f qcow2 -o extended_l2=on,cluster_size=16k -b middle.qcow2 -F qcow2 top.qcow2 1M",
+            "qemu-io -f qcow2 -c 'write -P 17 120k 7k' -c 'discard 180k 5k' top.qcow2",
+        ],
+    ),
+];
