@@ -366,7 +366,7 @@ pub enum LockRefused {
     Conflict {
         /// What was asked for: one permission.
         permission: Permissions,
-        /// `true`: we do not share it and somebody holds it. `false`: we want to hold it and somebody does not share it.
+        /// `true`: somebody holds what we do not share. `false`: we want to hold it and somebody does not share it.
         shared: bool,
     },
     /// The file system could not say.

@@ -115,12 +115,66 @@ fn flushes_go_out_only_where_something_was_written_and_stay_failed() {
     assert_eq!(disk.log[2..], ["write 0+1", "flush"]);
 }
 
+#[test]
+fn bounced_transfers_stay_within_what_the_leaf_takes() {
+    let mut disk = Disk::new(512, vec![1; 8192]);
+    disk.leaf_transfer_max = 1100;
+    let node = disk.open(0, None);
+    disk.run(node, Op::Write(Fua::No), 100, 0, Buf::from(vec![2; 2048]).into()).result.expect("works");
+    // Cut at 1100 bytes less a part of a block; each half touches three blocks, two of them in one transfer.
+    let first = ["read 0+1024", "read 1024+512", "write 0+1024", "write 1024+512"];
+    let second = ["read 1024+1024", "read 2048+512", "write 1024+1024", "write 2048+512"];
+    assert_eq!(disk.log[2..], [first, second].concat());
+    assert_eq!((disk.bytes[99], disk.bytes[100], disk.bytes[2147], disk.bytes[2148]), (1, 2, 2, 1));
+}
+
+#[test]
+fn zeros_wait_for_a_cycle_that_shares_a_block() {
+    let mut disk = Disk::new(512, vec![1; 1024]);
+    let node = disk.open(0, None);
+    let write = Request {
+        node,
+        op: Op::Write(Fua::No),
+        offset: 500,
+        len: 0,
+        data: Buf::from(vec![2; 24]).into(),
+        tag: 1,
+    };
+    let zeroes = |offset, tag| {
+        let op = Op::WriteZeroes(ZeroFlags::default(), Fua::No);
+        Request { node, op, offset, len: 10, data: BufList::new(), tag }
+    };
+    disk.engine.submit(write);
+    disk.engine.submit(zeroes(0, 2));
+    disk.settle();
+    assert_eq!(disk.log[2..], ["read 0+1024", "write 0+1024", "write_zeroes 0+10"]);
+    assert_eq!((disk.bytes[9], disk.bytes[10], disk.bytes[500]), (0, 1, 2));
+}
+
+#[test]
+fn a_flush_beside_one_that_fails_fails_too() {
+    let mut disk = Disk::new(1, vec![0; 100]);
+    let node = disk.open(0, None);
+    disk.run(node, Op::Write(Fua::No), 0, 0, Buf::zeroed(1).into()).result.expect("writes");
+    for tag in [1, 2] {
+        let request = Request { node, op: Op::Flush, offset: 0, len: 0, data: BufList::new(), tag };
+        disk.engine.submit(request);
+    }
+    disk.fail.insert(3, Errno::EIO);
+    let replies = disk.settle();
+    assert_eq!(disk.log[3..], ["flush", "flush"]);
+    assert!(replies.iter().all(|reply| reply.result.is_err()), "the first one may have lost what both cover");
+}
+
 /// An executor with one leaf of memory, which does everything at once and in order.
 struct Disk {
     engine: Engine,
     bytes: Vec<u8>,
     block: u32,
+    /// Bytes after which a transfer is cut short.
     transfer_max: usize,
+    /// Bytes in one transfer, as the leaf says when it is opened.
+    leaf_transfer_max: u32,
     log: Vec<String>,
     /// Intents, by their place in the log, that fail.
     fail: BTreeMap<usize, Errno>,
@@ -129,7 +183,15 @@ struct Disk {
 impl Disk {
     fn new(block: u32, bytes: Vec<u8>) -> Self {
         let engine = Engine::new();
-        Self { engine, bytes, block, transfer_max: usize::MAX, log: Vec::new(), fail: BTreeMap::new() }
+        Self {
+            engine,
+            bytes,
+            block,
+            transfer_max: usize::MAX,
+            leaf_transfer_max: 0,
+            log: Vec::new(),
+            fail: BTreeMap::new(),
+        }
     }
 
     fn open(&mut self, offset: u64, size: Option<u64>) -> NodeId {
@@ -190,6 +252,9 @@ impl Disk {
             }
             Action::WriteZeroes { offset, len, .. } => {
                 self.log.push(format!("write_zeroes {offset}+{len}"));
+                if failure.is_none() {
+                    self.bytes[offset as usize..][..len as usize].fill(0);
+                }
                 Outcome::Done(failed(()))
             }
             Action::Flush { .. } => {
@@ -208,7 +273,7 @@ impl Disk {
             request_align: self.block,
             memory_align: self.block,
             preferred_size: 0,
-            transfer_max: 0,
+            transfer_max: self.leaf_transfer_max,
             kind: LeafKind::File,
             grows_as_zeroes: true,
             discard_zeroes: false,

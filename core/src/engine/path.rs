@@ -29,6 +29,8 @@ pub(crate) enum Verb {
     Write(Fua),
     WriteCompressed,
     WriteZeroes(ZeroFlags, Fua),
+    /// Zeros for a leaf that refused to zero the range.
+    ZeroesAsData,
     Discard,
     Flush,
 }
@@ -39,7 +41,7 @@ impl Verb {
             Self::Read => "read",
             Self::Write(_) => "write",
             Self::WriteCompressed => "compressed write",
-            Self::WriteZeroes(..) => "write of zeros",
+            Self::WriteZeroes(..) | Self::ZeroesAsData => "write of zeros",
             Self::Discard => "discard",
             Self::Flush => "flush",
         }
@@ -231,8 +233,8 @@ impl Shared {
     fn emit_run(&self, nodes: &[Option<Rc<Node>>], piece: &mut Piece, run: Option<Run>) {
         let Some(run) = run else { return };
         let Kind::Leaf(leaf) = &graph::at(nodes, run.leaf).kind else { unreachable!("runs end on leaves") };
-        let transfer_max = match (piece.verb, leaf.info.transfer_max) {
-            (Verb::Read | Verb::Write(_), limit) if limit > 0 => u64::from(limit),
+        let transfer_max = match piece.verb {
+            Verb::Read | Verb::Write(_) => leaf.transfer_max() as u64,
             _ => u64::MAX,
         };
         let mut offset = run.offset;
@@ -248,6 +250,9 @@ impl Shared {
                 Verb::Write(_) => {
                     leaf.fits(front.offset, &front.data)
                         && !leaf.collides(front.offset, front.offset + len, Collision::WithCycles)
+                }
+                Verb::WriteZeroes(..) => {
+                    !leaf.collides(front.offset, front.offset + len, Collision::WithCycles)
                 }
                 _ => true,
             };
@@ -267,10 +272,12 @@ impl Shared {
                 Verb::Write(fua) => Action::Write { leaf: id, offset, data, fua },
                 Verb::WriteZeroes(flags, _) => Action::WriteZeroes { leaf: id, offset, len, flags },
                 Verb::Discard => Action::Discard { leaf: id, offset, len },
-                Verb::WriteCompressed | Verb::Flush => unreachable!("served by coroutines"),
+                Verb::WriteCompressed | Verb::ZeroesAsData | Verb::Flush => {
+                    unreachable!("served by coroutines")
+                }
             };
             let token = self.fly(super::Flight::Part(part));
-            if matches!(verb, Verb::Write(_)) {
+            if matches!(verb, Verb::Write(_) | Verb::WriteZeroes(..)) {
                 leaf.enter(Owner::Intent(token), offset, offset + len);
             }
             self.intents.borrow_mut().push_back(Intent { token, label, action });
@@ -282,11 +289,13 @@ impl Shared {
         let node = self.graph.node(part.leaf);
         let Kind::Leaf(leaf) = &node.kind else { unreachable!("intents go to leaves") };
         let fail = |errno| Err(leaf.error(part.verb.name(), part.offset, part.len, errno));
+        if matches!(part.verb, Verb::Write(_) | Verb::WriteZeroes(..)) {
+            leaf.leave(Owner::Intent(token));
+            leaf.settled.notify(&self.tasks);
+        }
         match outcome {
             Outcome::Moved { mut data, result } => {
                 if matches!(part.verb, Verb::Write(_)) {
-                    leaf.leave(Owner::Intent(token));
-                    leaf.settled.notify(&self.tasks);
                     leaf.wrote(part.offset + *result.as_ref().unwrap_or(&0) as u64);
                 }
                 let moved = match result {
@@ -332,11 +341,10 @@ impl Shared {
         let result = match (part.verb, result) {
             (_, Ok(())) | (Verb::Discard, Err(Errno::ENOTSUP)) => Ok(()),
             (Verb::WriteZeroes(flags, _), Err(Errno::ENOTSUP | Errno::EINVAL)) if !flags.no_fallback => {
-                // The leaf has no way to zero a range: the coroutine writes zeros as data.
                 return self.serve(Piece {
                     request: part.request,
                     label: part.label,
-                    verb: part.verb,
+                    verb: Verb::ZeroesAsData,
                     node: part.leaf,
                     offset: part.offset,
                     len: part.len,

@@ -57,9 +57,11 @@ async fn serving(shared: Rc<Shared>, mut piece: Piece) {
         (Kind::Driver(driver), Verb::WriteZeroes(flags, Fua::No)) => {
             Box::pin(write_zeroes(&io, &node, driver.as_ref(), &piece, flags)).await
         }
-        (Kind::Leaf(_), Verb::WriteZeroes(..)) => {
-            Box::pin(zeroes_as_data(&io, piece.node, piece.offset, piece.len)).await
+        (Kind::Leaf(leaf), Verb::WriteZeroes(_, Fua::No)) => {
+            leaf_without_cycles(&io, leaf, &piece).await;
+            return shared.dispatch(piece);
         }
+        (_, Verb::ZeroesAsData) => Box::pin(zeroes_as_data(&io, piece.node, piece.offset, piece.len)).await,
         (Kind::Driver(driver), Verb::Discard) => Box::pin(discard(&io, &node, driver.as_ref(), &piece)).await,
         (Kind::Leaf(_), Verb::Discard) => unreachable!("a leaf takes discards as they are"),
     };
@@ -391,31 +393,40 @@ async fn read_blocks(
     let len_bytes = ((offset + len).next_multiple_of(block) - start) as usize;
     let align = (leaf.info.memory_align as usize).max(crate::buf::BUF_ALIGN);
     let mut done = BufList::new();
-    let mut data = BufList::from(Buf::zeroed_aligned(len_bytes, align));
-    loop {
+    let mut rest = BufList::from(Buf::zeroed_aligned(len_bytes, align));
+    while !rest.is_empty() {
         let at = start + done.len_bytes() as u64;
+        let data = rest.split_to(rest.len_bytes().min(leaf.transfer_max()));
         let action = Action::Read { leaf: leaf.info.leaf, offset: at, data };
         let (mut back, result) = io.moved(label, action).await;
-        let wanted = back.len_bytes();
-        let moved = result.map_err(|errno| leaf.error("read", at, wanted as u64, errno))?;
+        let wanted = back.len_bytes() as u64;
+        let moved = result.map_err(|errno| leaf.error("read", at, wanted, errno))?;
         let at_end = moved == 0 || !moved.is_multiple_of(block as usize);
         if at_end {
+            back.append(std::mem::take(&mut rest));
             back.zero_from(moved);
-        }
-        if at_end || moved >= wanted {
             done.append(back);
-            return Ok((start, done.into_single()));
+        } else {
+            done.append(back.split_to(moved));
+            back.append(rest);
+            rest = back;
         }
-        let front = back.split_to(moved);
-        done.append(front);
-        data = back;
     }
+    Ok((start, done.into_single()))
+}
+
+/// Waits until no cycle of read, modify and write holds a block of the piece: it would write old bytes back over the
+/// zeros.
+async fn leaf_without_cycles(io: &Io, leaf: &Leaf, piece: &Piece) {
+    let (start, end) = (piece.offset, piece.offset + piece.len);
+    let free = || (!leaf.collides(start, end, Collision::WithCycles)).then_some(());
+    leaf.settled.wait(&io.shared().tasks, free).await;
 }
 
 /// Writes to a leaf with blocks what is not whole blocks in aligned memory, or what must wait for such a write.
 ///
-/// A cycle of read, modify and write holds its blocks against all other writes; a write of whole blocks goes beside
-/// its like and waits for cycles only.
+/// A cycle of read, modify and write holds its blocks against all other writes, of zeros too; a write of whole blocks
+/// goes beside its like and waits for cycles only.
 async fn leaf_write(io: &Io, leaf: &Leaf, piece: &mut Piece) -> Result<()> {
     let shared = io.shared();
     let block = u64::from(leaf.info.request_align.max(1));
@@ -456,7 +467,8 @@ async fn rewrite_blocks(io: &Io, leaf: &Leaf, piece: &mut Piece, aligned: bool) 
 
 async fn write_whole(io: &Io, leaf: &Leaf, mut offset: u64, mut data: BufList, fua: Fua) -> Result<()> {
     while !data.is_empty() {
-        let action = Action::Write { leaf: leaf.info.leaf, offset, data, fua };
+        let part = data.split_to(data.len_bytes().min(leaf.transfer_max()));
+        let action = Action::Write { leaf: leaf.info.leaf, offset, data: part, fua };
         let (mut back, result) = io.moved("write/blocks", action).await;
         let len = back.len_bytes() as u64;
         let moved = match result {
@@ -466,6 +478,7 @@ async fn write_whole(io: &Io, leaf: &Leaf, mut offset: u64, mut data: BufList, f
         let moved = moved.map_err(|errno| leaf.error("write", offset, len, errno))?;
         leaf.wrote(offset + moved as u64);
         drop(back.split_to(moved.min(back.len_bytes())));
+        back.append(data);
         data = back;
         offset += moved as u64;
     }
@@ -495,6 +508,10 @@ async fn flush_leaf(io: &Io, node: &Node, leaf: &Leaf) -> Result<()> {
         leaf.flush_failed.set(Some(errno));
         leaf.error("flush", 0, 0, errno)
     })?;
+    // One that failed meanwhile may have lost what this one covers, and left it nothing to fail with.
+    if let Some(errno) = leaf.flush_failed.get() {
+        return Err(leaf.error("flush", 0, 0, errno));
+    }
     leaf.flushed.set(leaf.flushed.get().max(written));
     Ok(())
 }

@@ -69,6 +69,15 @@ impl Leaf {
         self.info.request_align > 1
     }
 
+    /// Bytes in one transfer at the most: whole blocks, at least one.
+    pub(crate) fn transfer_max(&self) -> usize {
+        let block = self.info.request_align.max(1);
+        match self.info.transfer_max {
+            0 => usize::MAX,
+            limit => (limit - limit % block).max(block) as usize,
+        }
+    }
+
     /// Whether the leaf takes a request as it is.
     pub(crate) fn fits(&self, offset: u64, data: &BufList) -> bool {
         let (block, memory) = (self.info.request_align as usize, self.info.memory_align as usize);

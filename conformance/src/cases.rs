@@ -1,0 +1,279 @@
+//! Images that the suite runs on.
+
+use drystone_core::graph::open::{DriverSpec, NodeSpec, OpenMode};
+use drystone_core::intent::LeafKind;
+
+use crate::disk::{DiscardEffect, DiskConfig};
+use crate::model::Rules;
+use crate::qemu::Recipe;
+use crate::scenario::Mix;
+use crate::sparse::Sparse;
+use crate::suite::{Case, Image, Stage};
+use crate::world::World;
+
+/// Opened for writing, with everything else as it is by default.
+pub const WRITABLE: OpenMode = OpenMode {
+    writable: true,
+    direct: false,
+    no_flush: false,
+    discard: true,
+    aio: drystone_core::intent::Aio::Auto,
+    force_share: false,
+    locking: true,
+};
+
+/// A raw image: a window on a file or device.
+#[derive(Clone, Debug)]
+pub struct RawCase {
+    /// What the file is like.
+    pub config: DiskConfig,
+    /// Whether it is opened for direct I/O, with the alignments of `config`.
+    pub direct: bool,
+    /// First byte of the window.
+    pub offset: u64,
+    /// Bytes of the window; to the end of the file, without.
+    pub size: Option<u64>,
+    /// Bytes of the file.
+    pub file_len: u64,
+}
+
+impl Default for RawCase {
+    fn default() -> Self {
+        Self { config: DiskConfig::default(), direct: false, offset: 0, size: None, file_len: 256 * 1024 }
+    }
+}
+
+impl RawCase {
+    /// Direct I/O with this alignment.
+    pub fn direct(align: u32) -> Self {
+        let config = DiskConfig { request_align: align, memory_align: align, ..DiskConfig::default() };
+        Self { config, direct: true, ..Self::default() }
+    }
+
+    /// The same with sectors of this size, which a crash does not tear.
+    #[must_use]
+    pub fn sectors(mut self, sector: u64) -> Self {
+        self.config.sector = sector;
+        self
+    }
+
+    /// A device that zeros and discards only whole sectors, and promises nothing about what it discards.
+    pub fn device() -> Self {
+        let direct = Self::direct(512);
+        let config = DiskConfig {
+            kind: LeafKind::HostDevice,
+            zeroes_align: Some(512),
+            discard: DiscardEffect::Anything,
+            copies: false,
+            ..direct.config
+        };
+        Self { config, ..direct }
+    }
+
+    /// A file system that can neither zero nor discard, and takes a few blocks at a time.
+    pub fn plain(transfer_max: u32) -> Self {
+        let direct = Self::direct(512);
+        let config = DiskConfig {
+            zeroes_align: None,
+            discard: DiscardEffect::Unsupported,
+            transfer_max,
+            ..direct.config
+        };
+        Self { config, ..direct }
+    }
+
+    /// The same through a window.
+    #[must_use]
+    pub fn window(self, offset: u64, size: Option<u64>) -> Self {
+        Self { offset, size, ..self }
+    }
+
+    /// The case for the suite.
+    pub fn case(self, name: &str) -> Case {
+        let len = self.size.unwrap_or(self.file_len - self.offset);
+        let (start, end) = (self.offset, self.offset + len);
+        let before = stones(self.file_len);
+        let setup = move |world: &mut World| {
+            let path = world.path("disk.raw");
+            let file = Sparse::from_bytes(&stones(self.file_len));
+            let content = Sparse::from_bytes(&file.bytes(start, len as usize));
+            world.add_disk(&path, self.config.clone(), file);
+            let mode = OpenMode { direct: self.direct, ..WRITABLE };
+            let file = Box::new(NodeSpec::file(path, mode));
+            let driver = DriverSpec::Raw { file, offset: self.offset, size: self.size };
+            let spec = NodeSpec { node_name: Some("disk0".into()), mode, driver };
+            let mix = Mix { granule: u64::from(self.config.request_align), ..Mix::default() };
+            Image { spec, content, rules: self.rules(), mix }
+        };
+        Case::new(name, setup).verified(move |world: &World, stage, content: Option<&Sparse>| {
+            let file = world.export(&world.path("disk.raw"));
+            let (start, end) = (start as usize, end as usize);
+            if file[..start] != before[..start] || file[end..] != before[end..] {
+                return Err("bytes outside the window changed".into());
+            }
+            match (stage, content) {
+                (Stage::Closed, Some(content)) if content.to_vec() != file[start..end] => {
+                    Err("the file differs from what its guest reads".into())
+                }
+                _ => Ok(()),
+            }
+        })
+    }
+
+    fn rules(&self) -> Rules {
+        let split = self.config.transfer_max > 0;
+        let shifted = !self.offset.is_multiple_of(self.config.sector);
+        let crash_sector = (!split && !shifted).then_some(self.config.sector);
+        let discard_garbage = self.config.discard == DiscardEffect::Anything;
+        Rules { discard_garbage, crash_sector, ..Rules::default() }
+    }
+}
+
+/// Bytes that differ from place to place, with a hole in the middle.
+pub fn stones(len: u64) -> Vec<u8> {
+    let hole = len / 2..len / 2 + len / 8;
+    let byte = |at: u64| {
+        if hole.contains(&at) { 0 } else { (at / 512).wrapping_mul(37).wrapping_add(at % 11) as u8 }
+    };
+    (0..len).map(byte).collect()
+}
+
+/// Raw images of all kinds.
+pub fn raw() -> Vec<Case> {
+    vec![
+        RawCase::default().case("raw, buffered"),
+        RawCase::direct(512).case("raw, direct 512"),
+        RawCase::direct(4096).case("raw, direct 4096"),
+        RawCase::direct(4096).sectors(4096).case("raw, direct 4096, sectors of 4096"),
+        RawCase::default().window(1000, Some(100_001)).case("raw window, buffered"),
+        RawCase::direct(512).window(1024, Some(128 * 1024)).case("raw window, direct 512"),
+        RawCase::direct(4096).window(1000, Some(100_001)).case("raw window off blocks, direct 4096"),
+        RawCase::direct(4096).window(8192, None).case("raw window to the end, direct 4096"),
+        RawCase::device().case("device"),
+        RawCase::plain(0).case("raw without zeros and discards"),
+        RawCase::plain(4096).case("raw, 4096 bytes a transfer"),
+    ]
+}
+
+/// Ways to make qcow2 images, for [`Recipe::case`]: cluster sizes, backing chains, subclusters, compressed and
+/// shared clusters, refcount widths, external data.
+pub fn qcow2() -> Vec<Recipe> {
+    let recipe = |&(name, granule, commands): &(&str, u64, &[&str])| {
+        let mut recipe = Recipe::new(name, "qcow2", "top.qcow2", commands);
+        recipe.mix.granule = granule;
+        recipe.mix.compressed = true;
+        recipe.mix.len_max = (4 * granule).max(16 * 1024);
+        // Refcounts that are written lazily are wrong after a crash, until the image is opened again.
+        recipe.check_crashed = !commands.iter().any(|command| command.contains("lazy_refcounts=on"));
+        recipe
+    };
+    QCOW2.iter().map(recipe).collect()
+}
+
+const FILLED: &str =
+    "qemu-io -f qcow2 -c 'write -P 17 10k 150k' -c 'write -P 18 400k 90k' -c 'write -z 440k 20k' top.qcow2";
+
+/// Name, bytes of the unit that requests prefer, commands.
+const QCOW2: &[(&str, u64, &[&str])] = &[
+    ("qcow2, empty", 65536, &["qemu-img create -f qcow2 top.qcow2 1M"]),
+    ("qcow2, filled", 65536, &["qemu-img create -f qcow2 top.qcow2 1000001", FILLED]),
+    ("qcow2, clusters of 512", 512, &["qemu-img create -f qcow2 -o cluster_size=512 top.qcow2 1M", FILLED]),
+    (
+        "qcow2, clusters of 4096, refcounts of 1 bit",
+        4096,
+        &["qemu-img create -f qcow2 -o cluster_size=4k,refcount_bits=1 top.qcow2 1M", FILLED],
+    ),
+    (
+        "qcow2, refcounts of 64 bits",
+        4096,
+        &["qemu-img create -f qcow2 -o cluster_size=4k,refcount_bits=64 top.qcow2 1M", FILLED],
+    ),
+    (
+        "qcow2, version 2",
+        4096,
+        &[
+            "qemu-img create -f qcow2 -o compat=0.10,cluster_size=4k top.qcow2 1M",
+            "qemu-io -f qcow2 -c 'write -P 17 10k 150k' top.qcow2",
+        ],
+    ),
+    (
+        "qcow2, lazy refcounts",
+        4096,
+        &["qemu-img create -f qcow2 -o lazy_refcounts=on,cluster_size=4k top.qcow2 1M", FILLED],
+    ),
+    (
+        "qcow2, subclusters",
+        16384,
+        &["qemu-img create -f qcow2 -o extended_l2=on,cluster_size=16k top.qcow2 1M", FILLED],
+    ),
+    (
+        "qcow2, preallocated",
+        4096,
+        &["qemu-img create -f qcow2 -o preallocation=metadata,cluster_size=4k top.qcow2 1M", FILLED],
+    ),
+    (
+        "qcow2, external data",
+        4096,
+        &["qemu-img create -f qcow2 -o data_file=data.raw,cluster_size=4k top.qcow2 1M", FILLED],
+    ),
+    (
+        "qcow2, raw external data",
+        4096,
+        &[
+            "qemu-img create -f qcow2 -o data_file=data.raw,data_file_raw=on,cluster_size=4k top.qcow2 1M",
+            FILLED,
+        ],
+    ),
+    (
+        "qcow2, compressed",
+        4096,
+        &[
+            "qemu-img create -f raw flat.raw 1M",
+            "qemu-io -f raw -c 'write -P 17 10k 300k' -c 'write -P 18 500k 90k' flat.raw",
+            "qemu-img convert -c -f raw -O qcow2 -o cluster_size=4k flat.raw top.qcow2",
+            "rm flat.raw",
+        ],
+    ),
+    (
+        "qcow2, compressed by zstd",
+        65536,
+        &[
+            "qemu-img create -f raw flat.raw 1M",
+            "qemu-io -f raw -c 'write -P 17 10k 300k' -c 'write -P 18 500k 90k' flat.raw",
+            "qemu-img convert -c -f raw -O qcow2 -o compression_type=zstd flat.raw top.qcow2",
+            "rm flat.raw",
+        ],
+    ),
+    (
+        "qcow2, shared with a snapshot",
+        4096,
+        &[
+            "qemu-img create -f qcow2 -o cluster_size=4k top.qcow2 1M",
+            FILLED,
+            "qemu-img snapshot -c before top.qcow2",
+            "qemu-io -f qcow2 -c 'write -P 19 100k 30k' top.qcow2",
+        ],
+    ),
+    (
+        "qcow2, on a shorter raw file",
+        4096,
+        &[
+            "qemu-img create -f raw base.raw 300001",
+            "qemu-io -f raw -c 'write -P 16 0 300000' base.raw",
+            "qemu-img create -f qcow2 -o cluster_size=4k -b base.raw -F raw top.qcow2 1M",
+            "qemu-io -f qcow2 -c 'write -P 17 10k 15k' -c 'write -z 100k 20k' top.qcow2",
+        ],
+    ),
+    (
+        "qcow2, third of a chain",
+        16384,
+        &[
+            "qemu-img create -f qcow2 -o cluster_size=64k base.qcow2 2M",
+            "qemu-io -f qcow2 -c 'write -P 15 0 700k' base.qcow2",
+            "qemu-img create -f qcow2 -o cluster_size=512 -b base.qcow2 -F qcow2 middle.qcow2 600k",
+            "qemu-io -f qcow2 -c 'write -P 16 100k 100k' -c 'write -z 150k 10k' middle.qcow2",
+            "qemu-img create -f qcow2 -o extended_l2=on,cluster_size=16k -b middle.qcow2 -F qcow2 top.qcow2 1M",
+            "qemu-io -f qcow2 -c 'write -P 17 120k 7k' -c 'discard 180k 5k' top.qcow2",
+        ],
+    ),
+];

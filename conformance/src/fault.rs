@@ -1,0 +1,186 @@
+//! Which intents fail, and how.
+//!
+//! A [`Fault`] strikes the intents that it names, by count; [`Faults::storm`] strikes at random, by seed.
+
+use drystone_core::intent::{Action, Errno};
+use fastrand::Rng;
+
+/// The verbs of the contract, without what they carry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Kind {
+    /// [`Action::Read`].
+    Read,
+    /// [`Action::Write`].
+    Write,
+    /// [`Action::Flush`].
+    Flush,
+    /// [`Action::Discard`].
+    Discard,
+    /// [`Action::WriteZeroes`].
+    WriteZeroes,
+    /// [`Action::SetLen`].
+    SetLen,
+    /// [`Action::BlockStatus`].
+    BlockStatus,
+    /// [`Action::CopyRange`].
+    CopyRange,
+    /// [`Action::Open`].
+    Open,
+    /// [`Action::Close`].
+    Close,
+    /// [`Action::Create`].
+    Create,
+    /// [`Action::Remove`].
+    Remove,
+    /// [`Action::Lock`].
+    Lock,
+    /// [`Action::Compute`], which cannot fail.
+    Compute,
+    /// [`Action::Sleep`], which cannot fail.
+    Sleep,
+}
+
+impl Kind {
+    /// The verb of an action.
+    ///
+    /// # Panics
+    /// When the contract has grown a verb that the simulator does not know.
+    pub fn of(action: &Action) -> Self {
+        match action {
+            Action::Read { .. } => Self::Read,
+            Action::Write { .. } => Self::Write,
+            Action::Flush { .. } => Self::Flush,
+            Action::Discard { .. } => Self::Discard,
+            Action::WriteZeroes { .. } => Self::WriteZeroes,
+            Action::SetLen { .. } => Self::SetLen,
+            Action::BlockStatus { .. } => Self::BlockStatus,
+            Action::CopyRange { .. } => Self::CopyRange,
+            Action::Open { .. } => Self::Open,
+            Action::Close { .. } => Self::Close,
+            Action::Create { .. } => Self::Create,
+            Action::Remove { .. } => Self::Remove,
+            Action::Lock { .. } => Self::Lock,
+            Action::Compute(_) => Self::Compute,
+            Action::Sleep { .. } => Self::Sleep,
+            other => panic!("the simulator does not know {other:?}"),
+        }
+    }
+
+    fn can_fail(self) -> bool {
+        !matches!(self, Self::Compute | Self::Sleep)
+    }
+
+    fn can_be_short(self) -> bool {
+        matches!(self, Self::Read | Self::Write | Self::CopyRange)
+    }
+}
+
+/// What happens to an intent that a fault strikes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// It fails. Of a write, any sectors may have been written; of a flush, what it covers may be lost for good.
+    Fail(Errno),
+    /// A transfer stops early, though not at once. Has no effect on what moves no bytes.
+    Short,
+}
+
+/// One rule.
+#[derive(Clone, Debug)]
+pub struct Fault {
+    /// The verbs that it strikes; all that can fail, when empty.
+    pub kinds: Vec<Kind>,
+    /// The file that it strikes; all, without one.
+    pub path: Option<String>,
+    /// How many intents of that description pass unharmed first.
+    pub skip: u64,
+    /// How many are struck then; all that follow, without a number.
+    pub times: Option<u64>,
+    /// How.
+    pub effect: Effect,
+}
+
+impl Fault {
+    /// Strikes the intents of one verb, all of them.
+    pub fn all(kind: Kind, effect: Effect) -> Self {
+        Self { kinds: vec![kind], path: None, skip: 0, times: None, effect }
+    }
+
+    /// Strikes one intent of any verb, after `skip` others.
+    pub fn nth(skip: u64, effect: Effect) -> Self {
+        Self { kinds: Vec::new(), path: None, skip, times: Some(1), effect }
+    }
+}
+
+/// Strikes at random.
+#[derive(Clone, Debug)]
+pub struct Storm {
+    /// How many of 1000 intents are struck.
+    pub per_mille: u32,
+    /// The verbs that it strikes.
+    pub kinds: Vec<Kind>,
+    /// One of these is drawn.
+    pub effects: Vec<Effect>,
+}
+
+/// All rules of a run, and what they did.
+#[derive(Clone, Debug, Default)]
+pub struct Faults {
+    /// Asked in this order; the first that strikes decides.
+    pub rules: Vec<Fault>,
+    /// Asked when no rule strikes.
+    pub storm: Option<Storm>,
+    /// What was struck.
+    pub struck: Vec<(Kind, Effect)>,
+}
+
+impl Faults {
+    /// Decides about one intent.
+    pub fn strike(&mut self, action: &Action, path: Option<&str>, rng: &mut Rng) -> Option<Effect> {
+        let kind = Kind::of(action);
+        let by_rule = self.rules.iter_mut().find_map(|rule| rule.strike(kind, path));
+        let effect = by_rule.or_else(|| self.storm.as_ref()?.strike(kind, rng))?;
+        self.struck.push((kind, effect));
+        Some(effect)
+    }
+
+    /// Tells whether an intent was failed for a reason that core cannot make up for.
+    pub fn hurt(&self) -> bool {
+        let harmless = |(kind, effect): &(Kind, Effect)| match (kind, effect) {
+            (_, Effect::Short) | (Kind::CopyRange, _) => true,
+            (Kind::WriteZeroes, Effect::Fail(errno)) => matches!(*errno, Errno::ENOTSUP | Errno::EINVAL),
+            (Kind::Discard, Effect::Fail(errno)) => *errno == Errno::ENOTSUP,
+            _ => false,
+        };
+        !self.struck.iter().all(harmless)
+    }
+}
+
+impl Fault {
+    fn strike(&mut self, kind: Kind, path: Option<&str>) -> Option<Effect> {
+        let meant = if self.kinds.is_empty() { kind.can_fail() } else { self.kinds.contains(&kind) };
+        let there = self.path.is_none() || self.path.as_deref() == path;
+        if !meant || !there || (self.effect == Effect::Short && !kind.can_be_short()) {
+            return None;
+        }
+        if self.skip > 0 {
+            self.skip -= 1;
+            return None;
+        }
+        match &mut self.times {
+            Some(0) => return None,
+            Some(times) => *times -= 1,
+            None => {}
+        }
+        Some(self.effect)
+    }
+}
+
+impl Storm {
+    fn strike(&self, kind: Kind, rng: &mut Rng) -> Option<Effect> {
+        if !self.kinds.contains(&kind) || rng.u32(..1000) >= self.per_mille {
+            return None;
+        }
+        let effect = self.effects[rng.usize(..self.effects.len())];
+        (effect != Effect::Short || kind.can_be_short()).then_some(effect)
+    }
+}

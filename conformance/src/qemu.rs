@@ -1,0 +1,188 @@
+//! Images that QEMU's tools make, and what they say of ours.
+//!
+//! Refuses to know any format: `qemu-img` and `qemu-io` are asked for everything. Start at [`Recipe`].
+
+use std::path::Path;
+use std::process::Command;
+
+use drystone_core::graph::open::NodeSpec;
+use tempfile::TempDir;
+
+use crate::model::Rules;
+use crate::scenario::Mix;
+use crate::sparse::Sparse;
+use crate::suite::{Case, Image, Stage};
+use crate::world::World;
+
+/// A folder of the host with the files of a world, for tools that know only files.
+pub struct Folder(TempDir);
+
+impl Folder {
+    /// Returns an empty folder, which goes away when dropped.
+    ///
+    /// # Panics
+    /// When the host has no room for one.
+    pub fn new() -> Self {
+        Self(TempDir::new().expect("the host has a folder for temporary files"))
+    }
+
+    /// Writes the files of a world, by their names without its folder.
+    ///
+    /// # Errors
+    /// What the host says.
+    pub fn of(world: &World) -> std::io::Result<Self> {
+        let folder = Self::new();
+        for path in world.paths() {
+            let name = path.strip_prefix(&world.folder).unwrap_or(path);
+            let mut file = std::fs::File::create(folder.path().join(name))?;
+            world.disk(path).expect("a path of the world").view().save(&mut file)?;
+        }
+        Ok(folder)
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// Runs a command line, words apart, in the folder; returns what it prints.
+    ///
+    /// # Errors
+    /// With all it said, when it fails.
+    pub fn run(&self, words: &[&str]) -> Result<String, String> {
+        let (code, output) = self.status(words)?;
+        if code == 0 { Ok(output) } else { Err(format!("{words:?} ended with {code}: {output}")) }
+    }
+
+    fn status(&self, words: &[&str]) -> Result<(i32, String), String> {
+        let output = Command::new(words[0]).args(&words[1..]).current_dir(self.path()).output();
+        let output = output.map_err(|error| format!("{}: {error}", words[0]))?;
+        let said = [output.stdout, output.stderr].concat();
+        Ok((output.status.code().unwrap_or(-1), String::from_utf8_lossy(&said).into_owned()))
+    }
+
+    /// Has `qemu-img check` look at an image; space that nothing points to is in order where `leaks` says so.
+    ///
+    /// # Errors
+    /// With its report.
+    pub fn check(&self, name: &str, format: &str, leaks: bool) -> Result<(), String> {
+        match self.status(&["qemu-img", "check", "-f", format, name])? {
+            (0, _) => Ok(()),
+            (3, _) if leaks => Ok(()),
+            (code, said) => Err(format!("qemu-img check of {name} ended with {code}: {said}")),
+        }
+    }
+
+    /// What a guest sees of an image, as `qemu-img convert` reads it, with its backing chain.
+    ///
+    /// # Errors
+    /// What the tool says.
+    pub fn guest(&self, name: &str, format: &str) -> Result<Sparse, String> {
+        const FLAT: &str = ".guest-view.raw";
+        self.run(&["qemu-img", "convert", "-f", format, "-O", "raw", name, FLAT])?;
+        let flat = self.path().join(FLAT);
+        let bytes = std::fs::read(&flat).and_then(|bytes| std::fs::remove_file(&flat).map(|()| bytes));
+        Ok(Sparse::from_bytes(&bytes.map_err(|error| error.to_string())?))
+    }
+
+    /// The files in it.
+    ///
+    /// # Errors
+    /// What the host says.
+    pub fn files(&self) -> std::io::Result<Vec<(String, Sparse)>> {
+        let mut files = Vec::new();
+        for entry in std::fs::read_dir(self.path())? {
+            let entry = entry?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            files.push((name, Sparse::from_bytes(&std::fs::read(entry.path())?)));
+        }
+        files.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+        Ok(files)
+    }
+}
+
+impl Default for Folder {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// How QEMU's tools make an image.
+pub struct Recipe {
+    /// The name of the case.
+    pub name: String,
+    /// Command lines, words apart, run in one folder.
+    pub commands: Vec<Vec<String>>,
+    /// The file that is opened.
+    pub top: String,
+    /// Its format, as QEMU names it.
+    pub format: String,
+    /// Whether it must be in order after a crash, before anybody opens it.
+    pub check_crashed: bool,
+    /// What is allowed.
+    pub rules: Rules,
+    /// The requests that suit it.
+    pub mix: Mix,
+}
+
+impl Recipe {
+    /// Returns the recipe of an image, each command as one line of words between blanks; a word in single quotes may
+    /// hold blanks.
+    pub fn new(name: &str, format: &str, top: &str, commands: &[&str]) -> Self {
+        Self {
+            name: name.into(),
+            commands: commands.iter().map(|line| words(line)).collect(),
+            top: top.into(),
+            format: format.into(),
+            check_crashed: true,
+            rules: Rules::default(),
+            mix: Mix::default(),
+        }
+    }
+
+    /// Makes the image, and a case for the suite of it. `spec` says how to open `top`, whose path in the world it is
+    /// given. QEMU checks every image that is left behind, and must see in a closed one what our guest saw.
+    ///
+    /// # Errors
+    /// What the tools say.
+    pub fn case(self, spec: impl Fn(&World, &str) -> NodeSpec + 'static) -> Result<Case, String> {
+        let folder = Folder::new();
+        for command in &self.commands {
+            folder.run(&command.iter().map(String::as_str).collect::<Vec<_>>())?;
+        }
+        let content = folder.guest(&self.top, &self.format)?;
+        let files = folder.files().map_err(|error| error.to_string())?;
+        let (top, rules, mix) = (self.top.clone(), self.rules, self.mix);
+        let setup = move |world: &mut World| {
+            for (name, file) in &files {
+                let path = world.path(name);
+                world.add_disk(&path, world.default_config.clone(), file.clone());
+            }
+            let spec = spec(world, &world.path(&top));
+            Image { spec, content: content.clone(), rules, mix: mix.clone() }
+        };
+        let (top, format, check_crashed) = (self.top, self.format, self.check_crashed);
+        Ok(Case::new(self.name, setup).verified(move |world: &World, stage, content: Option<&Sparse>| {
+            let folder = Folder::of(world).map_err(|error| error.to_string())?;
+            if format != "raw" && (check_crashed || stage == Stage::Closed) {
+                folder.check(&top, &format, stage == Stage::Crashed)?;
+            }
+            let Some(content) = content else { return Ok(()) };
+            match folder.guest(&top, &format)? == *content {
+                true => Ok(()),
+                false => Err("qemu-img reads other bytes than our guest".into()),
+            }
+        }))
+    }
+}
+
+/// Splits a line at blanks, but not within single quotes.
+fn words(line: &str) -> Vec<String> {
+    let quoted = line.split('\'').enumerate();
+    quoted
+        .flat_map(|(index, part)| match index % 2 {
+            0 => part.split_whitespace().map(str::to_owned).collect(),
+            _ => vec![part.to_owned()],
+        })
+        .collect()
+}

@@ -1,0 +1,681 @@
+//! The world that simulated executors share: disks by path, open leaves, locks.
+//!
+//! Owns what an intent does. Refuses to know when: that is [`sim`](crate::sim). Breaking the contract of an intent
+//! (misaligned direct I/O, an unknown leaf, a write to a leaf that is open for reading) is a panic, because it is a
+//! bug in core.
+
+use std::collections::BTreeMap;
+
+use drystone_core::buf::BufList;
+use drystone_core::intent::{
+    Action, Errno, Fua, LeafAccess, LeafId, LeafInfo, LeafKind, LeafStatus, Location, LockRefused, Outcome,
+    Permissions, Preallocation,
+};
+use fastrand::Rng;
+
+use crate::disk::{Change, ChangeId, DiscardEffect, Disk, DiskConfig, Fate, GARBAGE, Survival};
+use crate::fault::Effect;
+use crate::sparse::Sparse;
+
+/// Disks, leaves and locks.
+#[derive(Clone, Debug, Default)]
+pub struct World {
+    /// What files are like that are added or created without a configuration of their own.
+    pub default_config: DiskConfig,
+    /// What the paths of images begin with; empty, unless the files are to be saved in a folder of the host.
+    pub folder: String,
+    disks: Vec<Disk>,
+    paths: BTreeMap<String, usize>,
+    leaves: BTreeMap<LeafId, Leaf>,
+    next_leaf: u32,
+}
+
+#[derive(Clone, Debug)]
+struct Leaf {
+    storage: Storage,
+    access: LeafAccess,
+    holds: Permissions,
+    shares: Permissions,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Storage {
+    Disk(usize),
+    Null { len: u64, read_zeroes: bool },
+}
+
+/// What delivering an outcome brings about.
+#[derive(Clone, Debug)]
+pub(crate) enum Consequence {
+    Nothing,
+    Completes(usize, Vec<ChangeId>, Fua),
+    Flushes(usize),
+    LosesFlush(usize),
+}
+
+/// An intent's circumstances.
+pub(crate) struct Moment<'a> {
+    pub(crate) rng: &'a mut Rng,
+    pub(crate) fault: Option<Effect>,
+}
+
+impl World {
+    /// Returns an empty world.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The path of a file, by its name in the world's folder.
+    pub fn path(&self, name: &str) -> String {
+        format!("{}{name}", self.folder)
+    }
+
+    /// Adds a file with this durable content; replaces one of the same path.
+    pub fn add_file(&mut self, path: &str, bytes: &[u8]) {
+        self.add_disk(path, self.default_config.clone(), Sparse::from_bytes(bytes));
+    }
+
+    /// Adds a disk.
+    pub fn add_disk(&mut self, path: &str, config: DiskConfig, content: Sparse) {
+        self.paths.insert(path.into(), self.disks.len());
+        self.disks.push(Disk::new(config, content));
+    }
+
+    /// The disk at a path.
+    pub fn disk(&self, path: &str) -> Option<&Disk> {
+        self.paths.get(path).map(|index| &self.disks[*index])
+    }
+
+    /// The disk at a path, to change its configuration.
+    pub fn disk_mut(&mut self, path: &str) -> Option<&mut Disk> {
+        self.paths.get(path).map(|index| &mut self.disks[*index])
+    }
+
+    /// The bytes of a file, as reads see them.
+    ///
+    /// # Panics
+    /// When there is no such file.
+    pub fn export(&self, path: &str) -> Vec<u8> {
+        self.disk(path).expect("the file was added").view().to_vec()
+    }
+
+    /// The paths of all files.
+    pub fn paths(&self) -> impl Iterator<Item = &str> {
+        self.paths.keys().map(String::as_str)
+    }
+
+    /// Writes every file to its path on the host, holes as holes.
+    ///
+    /// # Errors
+    /// What the host says.
+    pub fn save(&self) -> std::io::Result<()> {
+        self.paths.iter().try_for_each(|(path, index)| {
+            let mut file = std::fs::File::create(path)?;
+            self.disks[*index].view().save(&mut file)
+        })
+    }
+
+    /// Number of sectors, over all disks, that a crash would decide about.
+    pub(crate) fn unflushed_sectors(&self, in_flight: &[(usize, Change)]) -> usize {
+        let in_flight = in_flight
+            .iter()
+            .map(|(disk, change)| change.sectors(self.disks[*disk].config.sector))
+            .sum::<usize>();
+        in_flight + self.disks.iter().map(Disk::unflushed_sectors).sum::<usize>()
+    }
+
+    /// Number of leaves that are open.
+    pub fn open_leaves(&self) -> usize {
+        self.leaves.len()
+    }
+
+    /// The file of an action, where it has one.
+    pub(crate) fn path_of(&self, action: &Action) -> Option<&str> {
+        let leaf = match action {
+            Action::Open { location, .. } | Action::Create { location, .. } | Action::Remove { location } => {
+                let Location::Path(path) = location else { return None };
+                return self.paths.get_key_value(path).map(|(path, _)| path.as_str());
+            }
+            Action::CopyRange { to, .. } => to,
+            Action::Read { leaf, .. }
+            | Action::Write { leaf, .. }
+            | Action::Flush { leaf }
+            | Action::Discard { leaf, .. }
+            | Action::WriteZeroes { leaf, .. }
+            | Action::SetLen { leaf, .. }
+            | Action::BlockStatus { leaf, .. }
+            | Action::Close { leaf }
+            | Action::Lock { leaf, .. } => leaf,
+            _ => return None,
+        };
+        let Storage::Disk(disk) = self.leaves.get(leaf)?.storage else { return None };
+        self.paths.iter().find(|(_, index)| **index == disk).map(|(path, _)| path.as_str())
+    }
+
+    /// Does what an intent asks.
+    pub(crate) fn carry_out(&mut self, action: Action, moment: Moment<'_>) -> (Outcome, Consequence) {
+        let failure = match moment.fault {
+            Some(Effect::Fail(errno)) => Err(errno),
+            _ => Ok(()),
+        };
+        match action {
+            Action::Read { leaf, offset, data } => self.read(leaf, offset, data, moment),
+            Action::Write { leaf, offset, data, fua } => self.write(leaf, offset, data, fua, moment),
+            Action::Flush { leaf } => self.flush(leaf, failure),
+            Action::Discard { leaf, offset, len } => self.discard(leaf, offset, len, moment),
+            Action::WriteZeroes { leaf, offset, len, flags } => {
+                self.write_zeroes(leaf, offset, len, flags.may_unmap, moment)
+            }
+            Action::SetLen { leaf, len, preallocation } => self.set_len(leaf, len, preallocation, failure),
+            Action::BlockStatus { leaf, offset, len } => {
+                let status = failure.map(|()| self.block_status(leaf, offset, len, moment.rng));
+                (Outcome::Status(status), Consequence::Nothing)
+            }
+            Action::CopyRange { from, from_offset, to, to_offset, len } => {
+                self.copy((from, from_offset), (to, to_offset), len, moment)
+            }
+            Action::Open { location, access } => {
+                let info = failure.and_then(|()| self.open(location, access));
+                (Outcome::Opened(info), Consequence::Nothing)
+            }
+            Action::Close { leaf } => {
+                self.leaves.remove(&leaf).expect("contract: an open leaf is closed, once");
+                done(failure)
+            }
+            Action::Create { location, len, preallocation } => {
+                match failure.and_then(|()| self.create(&location, len, preallocation)) {
+                    Ok(consequence) => (Outcome::Done(Ok(())), consequence),
+                    Err(errno) => done(Err(errno)),
+                }
+            }
+            Action::Remove { location } => done(failure.and_then(|()| self.remove(&location))),
+            Action::Lock { leaf, holds, shares } => {
+                let failed = failure.map_err(LockRefused::Failed);
+                let locked = failed.and_then(|()| self.lock(leaf, holds, shares));
+                (Outcome::Locked(locked), Consequence::Nothing)
+            }
+            Action::Compute(work) => (Outcome::Computed(work.run()), Consequence::Nothing),
+            Action::Sleep { .. } => done(Ok(())),
+            other => panic!("the simulator does not know {other:?}"),
+        }
+    }
+
+    /// Delivers an outcome at the moment `now`; `submitted` is when its intent came.
+    pub(crate) fn settle(&mut self, consequence: Consequence, submitted: u64, now: u64, rng: &mut Rng) {
+        match consequence {
+            Consequence::Nothing => {}
+            Consequence::Completes(disk, changes, fua) => {
+                for change in changes {
+                    self.disks[disk].complete(change, now);
+                    if fua == Fua::Yes {
+                        self.disks[disk].harden_one(change);
+                    }
+                }
+            }
+            Consequence::Flushes(disk) => self.disks[disk].flush(submitted),
+            Consequence::LosesFlush(disk) => self.disks[disk].fail_flush(submitted, rng),
+        }
+    }
+
+    /// Stops the power: leaves and locks are gone, and of each disk what survives is left.
+    pub(crate) fn crash(&mut self, in_flight: Vec<(usize, Change)>, survival: Survival) {
+        self.leaves.clear();
+        let mut in_flight: Vec<(usize, Option<Change>)> =
+            in_flight.into_iter().map(|(disk, change)| (disk, Some(change))).collect();
+        let mut fate = Fate::new(survival);
+        for (index, disk) in self.disks.iter_mut().enumerate() {
+            let mine = in_flight.iter_mut().filter(|(disk, _)| *disk == index);
+            disk.crash(mine.filter_map(|(_, change)| change.take()).collect(), &mut fate);
+        }
+    }
+
+    /// Ends in order: what reads see is stored, and leaves and locks are gone.
+    pub(crate) fn shut_down(&mut self) {
+        self.leaves.clear();
+        self.disks.iter_mut().for_each(Disk::shut_down);
+    }
+
+    /// The change that an intent in flight may make before the power goes.
+    pub(crate) fn change_of(&self, action: &Action) -> Option<(usize, Change)> {
+        let (leaf, change) = match action {
+            Action::Write { leaf, offset, data, .. } => {
+                let mut bytes = vec![0; data.len_bytes()];
+                data.copy_out(0, &mut bytes);
+                (leaf, Change::Write(*offset, bytes))
+            }
+            Action::WriteZeroes { leaf, offset, len, flags } => {
+                (leaf, Change::Zero(*offset..offset + len, flags.may_unmap))
+            }
+            Action::SetLen { leaf, len, .. } => (leaf, Change::SetLen(*len)),
+            _ => return None,
+        };
+        match self.leaf(*leaf).storage {
+            Storage::Disk(disk) => Some((disk, change)),
+            Storage::Null { .. } => None,
+        }
+    }
+
+    fn leaf(&self, id: LeafId) -> &Leaf {
+        self.leaves.get(&id).expect("contract: an intent names an open leaf")
+    }
+
+    fn writable(&self, id: LeafId) -> &Leaf {
+        let leaf = self.leaf(id);
+        assert!(leaf.access.writable, "contract: {id:?} is open for reading only");
+        leaf
+    }
+
+    fn align(&self, leaf: &Leaf) -> (u64, usize, u32) {
+        match leaf.storage {
+            Storage::Disk(disk) => {
+                let config = &self.disks[disk].config;
+                let direct = leaf.access.direct;
+                let request = if direct { u64::from(config.request_align) } else { 1 };
+                let memory = if direct { config.memory_align as usize } else { 1 };
+                (request, memory, config.transfer_max)
+            }
+            Storage::Null { .. } => (1, 1, 0),
+        }
+    }
+
+    /// Holds a transfer against what the leaf said when it was opened; returns the request alignment.
+    fn check_transfer(&self, leaf: &Leaf, offset: u64, data: &BufList) -> u64 {
+        let (request, memory, transfer_max) = self.align(leaf);
+        let len = data.len_bytes();
+        assert!(len > 0, "contract: a transfer moves something");
+        assert!(
+            offset.checked_add(len as u64).is_some_and(|end| end <= i64::MAX as u64),
+            "contract: end of offsets"
+        );
+        assert!(offset.is_multiple_of(request), "contract: offset {offset} is no multiple of {request}");
+        assert!(
+            transfer_max == 0 || len <= transfer_max as usize,
+            "contract: {len} bytes are more than the {transfer_max} of one transfer"
+        );
+        for window in data.windows() {
+            let (at, len) = (window.as_ptr() as usize, window.len() as u64);
+            assert!(
+                len.is_multiple_of(request),
+                "contract: a window of {len} bytes is no multiple of {request}"
+            );
+            assert!(at.is_multiple_of(memory), "contract: a window at {at:#x} is no multiple of {memory}");
+        }
+        request
+    }
+
+    fn read(&self, id: LeafId, offset: u64, mut data: BufList, moment: Moment<'_>) -> (Outcome, Consequence) {
+        let leaf = self.leaf(id);
+        let align = self.check_transfer(leaf, offset, &data);
+        let wanted = data.len_bytes();
+        let result = match (moment.fault, leaf.storage) {
+            (Some(Effect::Fail(errno)), _) => {
+                // What a failed read leaves in the buffer means nothing.
+                data.copy_in(0, &vec![GARBAGE; moment.rng.usize(..=wanted)]);
+                Err(errno)
+            }
+            (_, Storage::Null { len, read_zeroes }) => {
+                if read_zeroes {
+                    data.zero_from(0);
+                }
+                Ok(len.saturating_sub(offset).min(wanted as u64) as usize)
+            }
+            (fault, Storage::Disk(disk)) => {
+                let view = self.disks[disk].view();
+                let there = view.len().saturating_sub(offset).min(wanted as u64) as usize;
+                let moved = if fault.is_some() { shortened(there, align, moment.rng) } else { there };
+                data.copy_in(0, &view.bytes(offset, moved));
+                Ok(moved)
+            }
+        };
+        (Outcome::Moved { data, result }, Consequence::Nothing)
+    }
+
+    fn write(
+        &mut self,
+        id: LeafId,
+        offset: u64,
+        data: BufList,
+        fua: Fua,
+        moment: Moment<'_>,
+    ) -> (Outcome, Consequence) {
+        let leaf = self.writable(id);
+        let align = self.check_transfer(leaf, offset, &data);
+        let mut bytes = vec![0; data.len_bytes()];
+        data.copy_out(0, &mut bytes);
+        let Storage::Disk(index) = leaf.storage else {
+            return (Outcome::Moved { data, result: Ok(bytes.len()) }, Consequence::Nothing);
+        };
+        let disk = &mut self.disks[index];
+        let over =
+            disk.config.kind == LeafKind::HostDevice && offset + bytes.len() as u64 > disk.view().len();
+        let full = over || disk.is_full_after(bytes.len() as u64) && !is_stored(disk, offset, bytes.len());
+        let failure = match moment.fault {
+            Some(Effect::Fail(errno)) => Some(errno),
+            _ => full.then_some(Errno::ENOSPC),
+        };
+        if let Some(errno) = failure {
+            if !full {
+                disk.begin_torn(offset, &bytes, moment.rng);
+            }
+            return (Outcome::Moved { data, result: Err(errno) }, Consequence::Nothing);
+        }
+        if moment.fault.is_some() {
+            bytes.truncate(shortened(bytes.len(), align, moment.rng));
+        }
+        let result = Ok(bytes.len());
+        let change = disk.begin(Change::Write(offset, bytes));
+        (Outcome::Moved { data, result }, Consequence::Completes(index, vec![change], fua))
+    }
+
+    fn flush(&self, id: LeafId, failure: Result<(), Errno>) -> (Outcome, Consequence) {
+        let consequence = match (self.leaf(id).storage, failure) {
+            (Storage::Null { .. }, _) => Consequence::Nothing,
+            (Storage::Disk(disk), Ok(())) => Consequence::Flushes(disk),
+            (Storage::Disk(disk), Err(_)) => Consequence::LosesFlush(disk),
+        };
+        (Outcome::Done(failure), consequence)
+    }
+
+    fn discard(&mut self, id: LeafId, offset: u64, len: u64, moment: Moment<'_>) -> (Outcome, Consequence) {
+        let Storage::Disk(index) = self.writable(id).storage else { return done(Ok(())) };
+        let disk = &mut self.disks[index];
+        if let Some(Effect::Fail(errno)) = moment.fault {
+            return done(Err(errno));
+        }
+        let end = (offset + len).min(disk.view().len());
+        let start = offset.min(end);
+        let change = match disk.config.discard {
+            DiscardEffect::Unsupported => return done(Err(Errno::ENOTSUP)),
+            DiscardEffect::Zeroes => Change::Zero(start..end, true),
+            DiscardEffect::Anything => match moment.rng.u8(..3) {
+                0 => return done(Ok(())),
+                1 => Change::Zero(start..end, true),
+                _ => Change::Write(start, vec![GARBAGE; (end - start) as usize]),
+            },
+        };
+        let change = disk.begin(change);
+        (Outcome::Done(Ok(())), Consequence::Completes(index, vec![change], Fua::No))
+    }
+
+    fn write_zeroes(
+        &mut self,
+        id: LeafId,
+        offset: u64,
+        len: u64,
+        unmap: bool,
+        moment: Moment<'_>,
+    ) -> (Outcome, Consequence) {
+        let Storage::Disk(index) = self.writable(id).storage else { return done(Ok(())) };
+        let disk = &mut self.disks[index];
+        let change = Change::Zero(offset..offset + len, unmap);
+        if let Some(Effect::Fail(errno)) = moment.fault {
+            let refused = matches!(errno, Errno::ENOTSUP | Errno::EINVAL);
+            if !refused && moment.rng.bool() {
+                disk.begin(change);
+            }
+            return done(Err(errno));
+        }
+        match disk.config.zeroes_align {
+            None => return done(Err(Errno::ENOTSUP)),
+            Some(align) if !(offset | len).is_multiple_of(align) => return done(Err(Errno::EINVAL)),
+            Some(_) => {}
+        }
+        let beyond = disk.config.kind == LeafKind::HostDevice && offset + len > disk.view().len();
+        if beyond || (!unmap && disk.is_full_after(len)) {
+            return done(Err(Errno::ENOSPC));
+        }
+        let change = disk.begin(change);
+        (Outcome::Done(Ok(())), Consequence::Completes(index, vec![change], Fua::No))
+    }
+
+    fn set_len(
+        &mut self,
+        id: LeafId,
+        len: u64,
+        preallocation: Preallocation,
+        failure: Result<(), Errno>,
+    ) -> (Outcome, Consequence) {
+        let Storage::Disk(index) = self.writable(id).storage else { return done(Err(Errno::EINVAL)) };
+        let disk = &mut self.disks[index];
+        let old = disk.view().len();
+        if let Err(errno) = failure {
+            return done(Err(errno));
+        }
+        if disk.config.kind == LeafKind::HostDevice {
+            return done(if len > old { Err(Errno::EINVAL) } else { Ok(()) });
+        }
+        if preallocation != Preallocation::Off && disk.is_full_after(len.saturating_sub(old)) {
+            return done(Err(Errno::ENOSPC));
+        }
+        let mut changes = vec![disk.begin(Change::SetLen(len))];
+        if preallocation == Preallocation::Full && len > old {
+            changes.push(disk.begin(Change::Zero(old..len, false)));
+        }
+        (Outcome::Done(Ok(())), Consequence::Completes(index, changes, Fua::No))
+    }
+
+    fn block_status(&self, id: LeafId, offset: u64, len: u64, rng: &mut Rng) -> LeafStatus {
+        let leaf = self.leaf(id);
+        let Storage::Disk(disk) = leaf.storage else { return LeafStatus { len, hole: false } };
+        let view = self.disks[disk].view();
+        assert!(offset < view.len() && len > 0, "contract: status of {offset}+{len} in {} bytes", view.len());
+        let (there, hole) = view.status(offset, len);
+        // An answer may always cover less.
+        LeafStatus { len: if rng.u8(..8) == 0 { rng.u64(1..=there) } else { there }, hole }
+    }
+
+    fn copy(
+        &mut self,
+        (from, from_offset): (LeafId, u64),
+        (to, to_offset): (LeafId, u64),
+        len: u64,
+        moment: Moment<'_>,
+    ) -> (Outcome, Consequence) {
+        let moved = |result| Outcome::Moved { data: BufList::new(), result };
+        let (Storage::Disk(source), Storage::Disk(target)) =
+            (self.leaf(from).storage, self.writable(to).storage)
+        else {
+            return (moved(Err(Errno::EXDEV)), Consequence::Nothing);
+        };
+        let able = self.disks[source].config.copies && self.disks[target].config.copies;
+        let failure = match moment.fault {
+            Some(Effect::Fail(errno)) => Some(errno),
+            _ => (!able).then_some(Errno::ENOTSUP),
+        };
+        if let Some(errno) = failure {
+            return (moved(Err(errno)), Consequence::Nothing);
+        }
+        let view = self.disks[source].view();
+        let mut there = view.len().saturating_sub(from_offset).min(len) as usize;
+        if moment.fault.is_some() {
+            there = shortened(there, 1, moment.rng);
+        }
+        if there == 0 {
+            return (moved(Ok(0)), Consequence::Nothing);
+        }
+        let bytes = view.bytes(from_offset, there);
+        let change = self.disks[target].begin(Change::Write(to_offset, bytes));
+        (moved(Ok(there)), Consequence::Completes(target, vec![change], Fua::No))
+    }
+
+    fn open(&mut self, location: Location, access: LeafAccess) -> Result<LeafInfo, Errno> {
+        let storage = match location {
+            Location::Path(path) => Storage::Disk(*self.paths.get(&path).ok_or(Errno::ENOENT)?),
+            Location::Null { len, read_zeroes } => Storage::Null { len, read_zeroes },
+            other => panic!("the simulator cannot open {other:?}"),
+        };
+        let read_only = matches!(storage, Storage::Disk(disk) if self.disks[disk].config.read_only);
+        if access.writable && read_only {
+            return Err(Errno::EACCES);
+        }
+        let leaf = Leaf { storage, access, holds: Permissions::NONE, shares: Permissions::ALL };
+        let (request_align, memory_align, transfer_max) = self.align(&leaf);
+        let config = match storage {
+            Storage::Disk(disk) => &self.disks[disk].config,
+            Storage::Null { .. } => &self.default_config,
+        };
+        let (kind, len) = match storage {
+            Storage::Disk(disk) => (config.kind, self.disks[disk].view().len()),
+            Storage::Null { len, .. } => (LeafKind::Null, len),
+        };
+        let id = LeafId(self.next_leaf);
+        let info = LeafInfo {
+            leaf: id,
+            len,
+            request_align: request_align as u32,
+            memory_align: memory_align as u32,
+            preferred_size: 0,
+            transfer_max,
+            kind,
+            grows_as_zeroes: config.grows_as_zeroes,
+            discard_zeroes: config.discard == DiscardEffect::Zeroes,
+            fast_zeroes: config.zeroes_align.is_some(),
+        };
+        self.next_leaf += 1;
+        self.leaves.insert(id, leaf);
+        Ok(info)
+    }
+
+    fn create(
+        &mut self,
+        location: &Location,
+        len: u64,
+        preallocation: Preallocation,
+    ) -> Result<Consequence, Errno> {
+        let Location::Path(path) = location else { return Err(Errno::EINVAL) };
+        if self.disk(path).is_none() {
+            self.add_disk(path, self.default_config.clone(), Sparse::default());
+        }
+        let index = self.paths[path];
+        let disk = &mut self.disks[index];
+        if disk.config.read_only {
+            return Err(Errno::EACCES);
+        }
+        if preallocation != Preallocation::Off && disk.is_full_after(len) {
+            return Err(Errno::ENOSPC);
+        }
+        let mut changes = vec![disk.begin(Change::SetLen(0)), disk.begin(Change::SetLen(len))];
+        if preallocation == Preallocation::Full {
+            changes.push(disk.begin(Change::Zero(0..len, false)));
+        }
+        Ok(Consequence::Completes(index, changes, Fua::No))
+    }
+
+    fn remove(&mut self, location: &Location) -> Result<(), Errno> {
+        let Location::Path(path) = location else { return Err(Errno::EINVAL) };
+        self.paths.remove(path).map(|_| ()).ok_or(Errno::ENOENT)
+    }
+
+    fn lock(&mut self, id: LeafId, holds: Permissions, shares: Permissions) -> Result<(), LockRefused> {
+        let Storage::Disk(mine) = self.leaf(id).storage else { return Ok(()) };
+        let others = self.leaves.iter().filter(|(other, _)| **other != id);
+        let others: Vec<&Leaf> = others
+            .filter(|(_, leaf)| matches!(leaf.storage, Storage::Disk(disk) if disk == mine))
+            .map(|(_, leaf)| leaf)
+            .collect();
+        let single = || (0..4).map(|bit| Permissions(1 << bit));
+        // First what we hold and others do not share, then what others hold and we do not share.
+        for permission in single().filter(|permission| holds.contains(*permission)) {
+            if others.iter().any(|other| !other.shares.contains(permission)) {
+                return Err(LockRefused::Conflict { permission, shared: false });
+            }
+        }
+        for permission in single().filter(|permission| !shares.contains(*permission)) {
+            if others.iter().any(|other| other.holds.contains(permission)) {
+                return Err(LockRefused::Conflict { permission, shared: true });
+            }
+        }
+        let leaf = self.leaves.get_mut(&id).expect("looked up above");
+        (leaf.holds, leaf.shares) = (holds, shares);
+        Ok(())
+    }
+}
+
+fn done(result: Result<(), Errno>) -> (Outcome, Consequence) {
+    (Outcome::Done(result), Consequence::Nothing)
+}
+
+/// Fewer bytes, though some, and whole blocks.
+fn shortened(len: usize, align: u64, rng: &mut Rng) -> usize {
+    let blocks = len / align as usize;
+    if blocks < 2 { len } else { rng.usize(1..blocks) * align as usize }
+}
+
+/// Whether a write there needs no more space.
+fn is_stored(disk: &Disk, offset: u64, len: usize) -> bool {
+    let view = disk.view();
+    offset + len as u64 <= view.len() && {
+        let (there, hole) = view.status(offset, len as u64);
+        !hole && there >= len as u64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const READS: Permissions = Permissions::CONSISTENT_READ;
+    const WRITES: Permissions = Permissions::CONSISTENT_READ.with(Permissions::WRITE);
+
+    fn act(world: &mut World, action: Action) -> Outcome {
+        world.carry_out(action, Moment { rng: &mut Rng::with_seed(0), fault: None }).0
+    }
+
+    fn open(world: &mut World) -> LeafId {
+        let access = LeafAccess { writable: true, ..LeafAccess::default() };
+        match act(world, Action::Open { location: Location::Path("disk".into()), access }) {
+            Outcome::Opened(Ok(info)) => info.leaf,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn lock(
+        world: &mut World,
+        leaf: LeafId,
+        holds: Permissions,
+        shares: Permissions,
+    ) -> Result<(), LockRefused> {
+        match act(world, Action::Lock { leaf, holds, shares }) {
+            Outcome::Locked(result) => result,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// The refusals are those of qemu-io 10.0 on an image that another qemu-io has open: for writing, an opener fails
+    /// to get the shared "write" lock; for reading, a writer fails to get the "write" lock.
+    #[test]
+    fn locks_keep_writers_apart_as_qemu_does() {
+        let mut world = World::new();
+        world.add_file("disk", &[0; 512]);
+        let (first, second) = (open(&mut world), open(&mut world));
+        let conflict = |shared| Err(LockRefused::Conflict { permission: Permissions::WRITE, shared });
+        lock(&mut world, first, WRITES, READS).expect("the first");
+        assert_eq!(lock(&mut world, second, READS, READS), conflict(true));
+        lock(&mut world, first, READS, READS).expect("gives up writing");
+        lock(&mut world, second, READS, READS).expect("readers share");
+        assert_eq!(lock(&mut world, second, WRITES, READS), conflict(false));
+        lock(&mut world, second, Permissions::NONE, Permissions::ALL).expect("force-share");
+        lock(&mut world, first, WRITES, READS).expect("nobody minds");
+        act(&mut world, Action::Close { leaf: first });
+        lock(&mut world, second, WRITES, READS).expect("locks go with their leaf");
+    }
+
+    #[test]
+    fn a_copy_goes_from_leaf_to_leaf() {
+        let mut world = World::new();
+        world.add_file("disk", &[[1; 512], [2; 512]].concat());
+        let leaf = open(&mut world);
+        let copy =
+            |from_offset, len| Action::CopyRange { from: leaf, from_offset, to: leaf, to_offset: 4096, len };
+        match act(&mut world, copy(512, 1024)) {
+            Outcome::Moved { result, .. } => assert_eq!(result, Ok(512), "the source ends"),
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(world.export("disk")[4096..], [2; 512]);
+        world.disk_mut("disk").expect("added").config.copies = false;
+        match act(&mut world, copy(0, 1)) {
+            Outcome::Moved { result, .. } => assert_eq!(result, Err(Errno::ENOTSUP)),
+            other => panic!("{other:?}"),
+        }
+    }
+}
