@@ -16,6 +16,7 @@ mod io;
 pub(crate) mod path;
 mod serve;
 pub(crate) mod task;
+mod whole;
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -106,6 +107,7 @@ pub(crate) enum AnswerValue {
 /// Who waits for an intent.
 pub(crate) enum Flight {
     Part(Part),
+    Whole(whole::Whole),
     Task(u32),
 }
 
@@ -261,6 +263,9 @@ impl Shared {
     pub(crate) fn start(&self, to: ReplyTo, mut piece: Piece) {
         // A flush waits for commits that wait for quiescence, so it is not counted itself.
         let epoch = (piece.verb != Verb::Flush).then(|| self.epochs.enter());
+        if let Some(place) = self.whole_place(&piece) {
+            return self.emit_whole(to, epoch, piece, place);
+        }
         piece.request = self.open_request(to, epoch);
         match piece.verb {
             Verb::Read | Verb::Write(Fua::No) | Verb::WriteZeroes(_, Fua::No) => self.dispatch(piece),
@@ -316,6 +321,7 @@ impl Shared {
         let (_, flight) = flights.remove(key);
         drop(flights);
         match flight {
+            Flight::Whole(whole) => self.whole_done(token, whole, outcome),
             Flight::Part(part) => self.part_done(token, part, outcome),
             Flight::Task(key) => self.answers.fill(&self.tasks, key, AnswerValue::Outcome(outcome)),
         }

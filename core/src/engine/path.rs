@@ -47,7 +47,7 @@ impl Verb {
         }
     }
 
-    fn access(self) -> Access {
+    pub(crate) fn access(self) -> Access {
         match self {
             Self::Read => Access::Read,
             Self::WriteZeroes(..) | Self::Discard => Access::Zero,
@@ -106,13 +106,13 @@ pub(crate) struct Slot {
 
 /// An intent in flight that belongs to a part of a request.
 pub(crate) struct Part {
-    request: u32,
-    label: Label,
-    verb: Verb,
-    leaf: NodeId,
-    offset: u64,
-    len: u64,
-    position: u64,
+    pub(crate) request: u32,
+    pub(crate) label: Label,
+    pub(crate) verb: Verb,
+    pub(crate) leaf: NodeId,
+    pub(crate) offset: u64,
+    pub(crate) len: u64,
+    pub(crate) position: u64,
 }
 
 /// Where the walk from a node towards the leaves ended.
