@@ -256,6 +256,7 @@ impl BufList {
     }
 
     /// Number of bytes in all windows together.
+    #[inline]
     pub fn len_bytes(&self) -> usize {
         self.0.iter().map(Buf::len).sum()
     }

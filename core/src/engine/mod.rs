@@ -152,12 +152,14 @@ impl Engine {
     }
 
     /// Begins a request. Its intents are ready when this returns; so may be its reply.
+    #[inline]
     pub fn submit(&self, request: Request) {
         self.0.submit(request);
         self.0.tasks.run();
     }
 
     /// The next thing for the executor to do, in the order in which core wants them begun.
+    #[inline]
     pub fn next_intent(&self) -> Option<Intent> {
         self.0.intents.borrow_mut().pop_front()
     }
@@ -166,12 +168,14 @@ impl Engine {
     ///
     /// # Panics
     /// When the token was answered before, or the outcome is of another kind than the intent: a bug of the executor.
+    #[inline]
     pub fn complete(&self, token: Token, outcome: Outcome) {
         self.0.complete(token, outcome);
         self.0.tasks.run();
     }
 
     /// The next request or job that ended.
+    #[inline]
     pub fn next_reply(&self) -> Option<Reply> {
         self.0.replies.borrow_mut().pop_front()
     }
@@ -242,6 +246,7 @@ impl Shared {
     }
 
     /// Checks what a caller asks against the node; what core asks of itself needs no checking.
+    #[inline]
     fn admit(&self, node: NodeId, verb: Verb, offset: u64, len: u64) -> Result<()> {
         self.graph.with(|nodes| {
             let Some(here) = nodes.get(node.0 as usize).and_then(Option::as_ref) else {
@@ -260,6 +265,7 @@ impl Shared {
     }
 
     /// Begins a request whose books are not open yet.
+    #[inline]
     pub(crate) fn start(&self, to: ReplyTo, mut piece: Piece) {
         // A flush waits for commits that wait for quiescence, so it is not counted itself.
         let epoch = (piece.verb != Verb::Flush).then(|| self.epochs.enter());
@@ -298,6 +304,7 @@ impl Shared {
         self.tasks.serve(piece, || Box::new(serve::slot(this)));
     }
 
+    #[inline]
     pub(crate) fn fly(&self, flight: Flight) -> Token {
         let generation = self.generation.get();
         self.generation.set(generation.wrapping_add(1));
@@ -327,6 +334,7 @@ impl Shared {
         }
     }
 
+    #[inline]
     pub(crate) fn reply(&self, to: ReplyTo, data: BufList, result: Result<()>) {
         match to {
             ReplyTo::Caller(tag) => self.replies.borrow_mut().push_back(Reply { tag, data, result }),

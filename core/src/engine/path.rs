@@ -47,6 +47,7 @@ impl Verb {
         }
     }
 
+    #[inline]
     pub(crate) fn access(self) -> Access {
         match self {
             Self::Read => Access::Read,
@@ -126,6 +127,7 @@ pub(crate) enum Place {
 }
 
 /// Walks from `node` down to the leaf that holds `offset`; says how many of the `len` bytes the answer covers.
+#[inline]
 pub(crate) fn resolve(
     nodes: &[Option<Rc<Node>>],
     mut node: NodeId,

@@ -119,6 +119,7 @@ impl Tasks {
     }
 
     /// Polls tasks until all of them wait. Does nothing when a task of this engine is what calls.
+    #[inline]
     pub(crate) fn run(&self) {
         if self.running.replace(true) {
             return;

@@ -17,6 +17,7 @@ pub(crate) struct Whole {
 
 impl Shared {
     /// Says where a read or write is, when memory knows, and one intent will do.
+    #[inline]
     pub(crate) fn whole_place(&self, piece: &Piece) -> Option<(NodeId, u64)> {
         if piece.len == 0 || !matches!(piece.verb, Verb::Read | Verb::Write(Fua::No)) {
             return None;
@@ -36,6 +37,7 @@ impl Shared {
     }
 
     /// Emits a request as one intent on the leaf `node`.
+    #[inline]
     pub(crate) fn emit_whole(&self, to: ReplyTo, epoch: Option<u8>, piece: Piece, at: (NodeId, u64)) {
         let (node, offset) = at;
         let Piece { label, verb, len, data, .. } = piece;
@@ -58,6 +60,7 @@ impl Shared {
     }
 
     /// Takes the answer to an intent that [`emit_whole`](Self::emit_whole) made.
+    #[inline]
     pub(crate) fn whole_done(&self, token: Token, whole: Whole, outcome: Outcome) {
         let Whole { to, epoch, mut part } = whole;
         match outcome {

@@ -70,6 +70,7 @@ impl Leaf {
     }
 
     /// Bytes in one transfer at the most: whole blocks, at least one.
+    #[inline]
     pub(crate) fn transfer_max(&self) -> usize {
         let block = self.info.request_align.max(1);
         match self.info.transfer_max {
@@ -79,6 +80,7 @@ impl Leaf {
     }
 
     /// Whether the leaf takes a request as it is.
+    #[inline]
     pub(crate) fn fits(&self, offset: u64, data: &BufList) -> bool {
         let (block, memory) = (self.info.request_align as usize, self.info.memory_align as usize);
         if block <= 1 && memory <= 1 {

@@ -78,6 +78,7 @@ impl Edges {
         }
     }
 
+    #[inline]
     pub(crate) fn at(&self, role: Role) -> Option<NodeId> {
         self.slot(role).get()
     }
@@ -178,6 +179,7 @@ impl Graph {
     }
 
     /// Runs `f` with the nodes, for the data path, which clones none of them.
+    #[inline]
     pub(crate) fn with<T>(&self, f: impl FnOnce(&[Option<Rc<Node>>]) -> T) -> T {
         f(&self.nodes.borrow())
     }
@@ -213,6 +215,7 @@ pub(crate) fn at(nodes: &[Option<Rc<Node>>], id: NodeId) -> &Node {
 }
 
 /// Length of what a node shows, in bytes.
+#[inline]
 pub(crate) fn length(nodes: &[Option<Rc<Node>>], id: NodeId) -> u64 {
     let node = at(nodes, id);
     match &node.kind {
