@@ -5,12 +5,13 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
-use drystone_core::intent::{Action, Intent, LeafId, Outcome, Token};
+use drystone_core::intent::{Action, Intent, LeafId, LeafInfo, Outcome, Token};
 use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::config::{BackendKind, Config};
 use crate::doorbell::Doorbell;
 use crate::host::{Carried, Host};
+use crate::leaf::OpenLeaf;
 use crate::pool::{Finished, Job, Outbox, Pool};
 use crate::ring::{Completion, Ring};
 use crate::timer::Timer;
@@ -79,6 +80,7 @@ impl Backend {
     }
 
     /// Whether another intent may be pushed.
+    #[inline]
     pub fn has_room(&self) -> bool {
         self.jobs < JOBS_MAX && self.ring.as_ref().is_none_or(Ring::has_room)
     }
@@ -92,62 +94,80 @@ impl Backend {
     ///
     /// # Errors
     /// The kernel's, when it takes no requests at all.
+    #[inline]
     pub fn push(&mut self, intent: Intent) -> io::Result<()> {
         let Intent { token, action, .. } = intent;
-        let Some(action) = self.push_to_ring(token, action)? else { return Ok(()) };
-        self.push_to_threads(token, action);
-        Ok(())
-    }
-
-    /// Gives an action to the ring, or back where the ring is not the one to do it.
-    fn push_to_ring(&mut self, token: Token, action: Action) -> io::Result<Option<Action>> {
-        let Some(ring) = &mut self.ring else { return Ok(Some(action)) };
-        let Some(id) = leaf_of(&action) else {
-            return match action {
-                Action::Sleep { duration } => ring.sleep(token, duration).map(|()| None),
-                // A number that the kernel has not looked up yet must not become another file's.
-                Action::Close { .. } => ring.submit().map(|()| Some(action)),
-                action => Ok(Some(action)),
-            };
-        };
-        let Some(leaf) = self.host.leaf(id) else { return Ok(Some(action)) };
-        let Some(fd) = leaf.async_fd() else { return Ok(Some(action)) };
+        let Some(ring) = &mut self.ring else { return self.push_to_threads(token, action) };
+        let fd = |leaf: LeafId| self.host.leaf(leaf).and_then(|open| open.async_fd());
+        // Reads and writes go by value from the engine into their slots.
         match action {
-            Action::Read { offset, data, .. } => ring.read(fd, token, (id, offset), data)?,
-            Action::Write { offset, data, fua, .. } => ring.write(fd, token, (id, offset), data, fua)?,
-            Action::Flush { .. } => ring.flush(fd, token, id)?,
-            Action::Discard { offset, len, .. } if leaf.is_regular() => {
-                ring.discard(fd, token, id, (offset, len))?;
+            Action::Read { leaf, offset, data } if let Some(fd) = fd(leaf) => {
+                ring.read(fd, token, (leaf, offset), data)
             }
-            Action::WriteZeroes { offset, len, flags, .. }
-                if leaf.is_regular() && (!flags.may_unmap || leaf.reaches(offset + len)) =>
-            {
-                ring.write_zeroes(fd, token, id, (offset, len), flags)?;
+            Action::Write { leaf, offset, data, fua } if let Some(fd) = fd(leaf) => {
+                ring.write(fd, token, (leaf, offset), data, fua)
             }
-            action => return Ok(Some(action)),
+            Action::Flush { leaf } if let Some(fd) = fd(leaf) => ring.flush(fd, token, leaf),
+            Action::Sleep { duration } => ring.sleep(token, duration),
+            action => self.push_other(token, action),
         }
-        Ok(None)
     }
 
-    fn push_to_threads(&mut self, token: Token, action: Action) {
+    /// Takes what a ring may be able to do, but not for every leaf and range.
+    fn push_other(&mut self, token: Token, action: Action) -> io::Result<()> {
+        let range = match action {
+            Action::Discard { leaf, offset, len } => Some((leaf, offset, len, None)),
+            Action::WriteZeroes { leaf, offset, len, flags } => Some((leaf, offset, len, Some(flags))),
+            _ => None,
+        };
+        if let (Some(ring), Some((id, offset, len, zeroes))) = (&mut self.ring, range)
+            && let Some(leaf) = self.host.leaf(id).filter(|leaf| leaf.is_regular())
+            && let Some(fd) = leaf.async_fd()
+        {
+            match zeroes {
+                None => return ring.discard(fd, token, id, (offset, len)),
+                Some(flags) if !flags.may_unmap || leaf.reaches(offset + len) => {
+                    return ring.write_zeroes(fd, token, id, (offset, len), flags);
+                }
+                Some(_) => {}
+            }
+        }
+        self.push_to_threads(token, action)
+    }
+
+    fn push_to_threads(&mut self, token: Token, action: Action) -> io::Result<()> {
         let leaves = self.host.leaves_of(&action);
         match action {
             Action::Close { leaf } => {
+                if let Some(ring) = &mut self.ring {
+                    ring.close(leaf)?;
+                }
                 let outcome = Outcome::Done(self.host.close(leaf));
                 self.ready.push_back((token, outcome));
-                return;
+                return Ok(());
             }
             // Nothing to wait for.
             action if leaves.leaf.as_ref().is_some_and(|leaf| leaf.is_null()) => {
                 let outcome = self.host.carry_out(action);
                 self.ready.push_back((token, outcome));
-                return;
+                return Ok(());
             }
             Action::Sleep { duration } => self.timer.push(token, duration),
             Action::Compute(_) => self.compute.push(Job { token, action, leaves }),
             action => self.blocking.push(Job { token, action, leaves }),
         }
         self.jobs += 1;
+        Ok(())
+    }
+
+    fn admit(&mut self, leaf: OpenLeaf, info: LeafInfo) -> LeafInfo {
+        let info = self.host.admit(leaf, info);
+        if let Some(ring) = &mut self.ring
+            && let Some(fd) = self.host.leaf(info.leaf).and_then(|open| open.async_fd())
+        {
+            ring.open(info.leaf, fd);
+        }
+        info
     }
 
     /// Begins what was pushed.
@@ -159,7 +179,11 @@ impl Backend {
     }
 
     /// Hands over what came of earlier intents. Does not wait. Tells whether there was anything.
-    pub fn reap(&mut self, mut done: impl FnMut(Token, Outcome)) -> bool {
+    ///
+    /// # Errors
+    /// The kernel's, when it takes no requests at all.
+    #[inline]
+    pub fn reap(&mut self, mut done: impl FnMut(Token, Outcome)) -> io::Result<bool> {
         let mut any = false;
         while let Some((token, outcome)) = self.ready.pop_front() {
             done(token, outcome);
@@ -171,14 +195,14 @@ impl Backend {
             any = true;
             match completion {
                 Completion::Outcome(token, outcome) => done(token, outcome),
-                Completion::Again(token, action) => self.push_to_threads(token, action),
+                Completion::Again(token, action) => self.push_to_threads(token, action)?,
             }
         }
         if self.bell.answer() {
             any = true;
             self.reap_threads(done);
         }
-        any
+        Ok(any)
     }
 
     fn reap_threads(&mut self, mut done: impl FnMut(Token, Outcome)) {
@@ -188,7 +212,7 @@ impl Backend {
             self.jobs -= 1;
             let outcome = match carried {
                 Carried::Outcome(outcome) => outcome,
-                Carried::Opened(leaf, info) => Outcome::Opened(Ok(self.host.admit(leaf, info))),
+                Carried::Opened(leaf, info) => Outcome::Opened(Ok(self.admit(leaf, info))),
             };
             done(token, outcome);
         }
@@ -228,18 +252,6 @@ impl Backend {
         }
         self.disarm();
         Ok(())
-    }
-}
-
-/// The leaf of an action that a ring may be able to do.
-fn leaf_of(action: &Action) -> Option<LeafId> {
-    match action {
-        Action::Read { leaf, .. }
-        | Action::Write { leaf, .. }
-        | Action::Flush { leaf }
-        | Action::Discard { leaf, .. }
-        | Action::WriteZeroes { leaf, .. } => Some(*leaf),
-        _ => None,
     }
 }
 

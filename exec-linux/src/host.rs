@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use drystone_core::buf::BufList;
-use drystone_core::intent::{Action, Errno, LeafAccess, LeafId, LeafInfo, Location, LockRefused, Outcome};
+use drystone_core::intent::{
+    Action, Errno, LeafAccess, LeafId, LeafInfo, Location, LockRefused, Outcome, Permissions,
+};
 use slab::Slab;
 
 use crate::leaf::{self, OpenLeaf};
@@ -41,7 +43,10 @@ impl Host {
     }
 
     pub(crate) fn close(&mut self, id: LeafId) -> Result<(), Errno> {
-        self.leaves.try_remove(id.0 as usize).map(drop).ok_or(Errno::EBADF)
+        let leaf = self.leaves.try_remove(id.0 as usize).ok_or(Errno::EBADF)?;
+        // The locks would go with the file; but a thread or the kernel may be about to let go of that only.
+        let _ = leaf.lock(Permissions::NONE, Permissions::ALL);
+        Ok(())
     }
 
     /// Does what an action says, and waits until it is done.

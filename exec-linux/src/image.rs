@@ -42,11 +42,13 @@ pub(crate) struct Opened {
 
 impl Opened {
     /// Counts a request that begins.
+    #[inline]
     pub(crate) fn enter(&self) {
         self.in_flight.set(self.in_flight.get() + 1);
     }
 
     /// Counts a request that ended.
+    #[inline]
     pub(crate) fn leave(&self) {
         self.in_flight.set(self.in_flight.get() - 1);
         if self.in_flight.get() == 0
@@ -133,6 +135,7 @@ impl Image {
     }
 
     /// Fills `buf` from `offset` on. The buffers come back whatever happens.
+    #[inline]
     pub fn read(&self, offset: u64, buf: impl Into<BufList>) -> Transfer<'_> {
         self.transfer(Op::Read, offset, 0, buf.into())
     }
@@ -143,6 +146,7 @@ impl Image {
     }
 
     /// Begins any request; `len` is for those that carry no data.
+    #[inline]
     pub fn transfer(&self, op: Op, offset: u64, len: u64, data: BufList) -> Transfer<'_> {
         Transfer { image: self, state: State::New { op, offset, len, data } }
     }
@@ -199,6 +203,7 @@ impl Image {
         self.client.run_to_end(move |io| async move { io.close(node).await }).await
     }
 
+    #[inline]
     fn check_open(&self) -> Result<()> {
         match self.opened.closed.get() {
             false => Ok(()),
@@ -225,6 +230,7 @@ enum State {
 impl Future for Transfer<'_> {
     type Output = (BufList, Result<()>);
 
+    #[inline]
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let session = self.image.client.session();
         let key = match std::mem::replace(&mut self.state, State::Done) {

@@ -26,6 +26,9 @@ const CANCEL: u64 = u64::MAX;
 /// Bytes in one request at the most: the kernel stops there by itself. Source: linux/fs.h, `MAX_RW_COUNT`.
 const TRANSFER_MAX: usize = 0x7fff_f000;
 
+/// Leaves whose files the kernel looks up once rather than at each request; further leaves work all the same.
+const FILES_MAX: u32 = 1024;
+
 /// The longest sleep: what a clock of the kernel surely holds.
 const SLEEP_MAX: Duration = Duration::from_hours(24 * 365 * 100);
 
@@ -35,6 +38,8 @@ pub(crate) struct Ring {
     slots: Box<[Slot]>,
     /// Slots that are not in flight.
     free: Vec<u32>,
+    /// Which leaves are in the kernel's table of files, at the place of their number.
+    files: Vec<bool>,
     /// The ring belongs to the thread that made it.
     _not_send: std::marker::PhantomData<*const ()>,
 }
@@ -76,8 +81,18 @@ impl Ring {
         // Every request in flight has room for its completion.
         let depth = ring.params().cq_entries();
         let slots = (0..depth).map(|_| Slot::default()).collect();
-        let mut this =
-            Self { ring, slots, free: (0..depth).rev().collect(), _not_send: std::marker::PhantomData };
+        let files = match ring.submitter().register_files_sparse(FILES_MAX) {
+            Ok(()) => vec![false; FILES_MAX as usize],
+            // Kernels before 5.19.
+            Err(_) => Vec::new(),
+        };
+        let mut this = Self {
+            ring,
+            slots,
+            free: (0..depth).rev().collect(),
+            files,
+            _not_send: std::marker::PhantomData,
+        };
         // Observed on Linux 6.18: with deferred completions, polling the ring itself does not tell of them; and a poll
         // on an eventfd, as a request of the ring, wakes the ring's own eventfd only once.
         this.ring.submitter().register_eventfd(bell.as_fd().as_raw_fd())?;
@@ -85,8 +100,36 @@ impl Ring {
         Ok(this)
     }
 
+    #[inline]
     pub(crate) fn has_room(&self) -> bool {
         !self.free.is_empty()
+    }
+
+    /// Takes an open file into the kernel's table, which saves a tenth of a cached read.
+    pub(crate) fn open(&mut self, leaf: LeafId, fd: BorrowedFd<'_>) {
+        if let Some(known) = self.files.get_mut(leaf.0 as usize) {
+            *known = self.ring.submitter().register_files_update(leaf.0, &[fd.as_raw_fd()]).is_ok();
+        }
+    }
+
+    /// Hands everything for the leaf to the kernel, and forgets its file. To be called before the file closes: a number
+    /// that the kernel has not looked up yet must not become another file's.
+    pub(crate) fn close(&mut self, leaf: LeafId) -> io::Result<()> {
+        self.submit()?;
+        if let Some(known) = self.files.get_mut(leaf.0 as usize)
+            && std::mem::take(known)
+        {
+            self.ring.submitter().register_files_update(leaf.0, &[-1])?;
+        }
+        Ok(())
+    }
+
+    /// What names the leaf's file in an entry.
+    fn file(&self, leaf: LeafId, fd: BorrowedFd<'_>) -> (Fd, squeue::Flags) {
+        match self.files.get(leaf.0 as usize) {
+            Some(true) => (Fd(leaf.0.cast_signed()), squeue::Flags::FIXED_FILE),
+            _ => (Fd(fd.as_raw_fd()), squeue::Flags::empty()),
+        }
     }
 
     pub(crate) fn is_idle(&self) -> bool {
@@ -94,6 +137,7 @@ impl Ring {
     }
 
     /// Puts a read into the submission queue. There must be room.
+    #[inline]
     pub(crate) fn read(
         &mut self,
         fd: BorrowedFd<'_>,
@@ -101,8 +145,8 @@ impl Ring {
         (leaf, offset): (LeafId, u64),
         data: BufList,
     ) -> io::Result<()> {
+        let (fd, flags) = self.file(leaf, fd);
         let (key, slot) = self.take_slot(token, RingOp::Read { leaf, offset }, data);
-        let fd = Fd(fd.as_raw_fd());
         let entry = match slot.data.windows_mut() {
             [window] => opcode::Read::new(fd, window.as_mut_ptr(), len_u32(window)).offset(offset).build(),
             _ => {
@@ -112,10 +156,11 @@ impl Ring {
             }
         };
         // SAFETY: the entry names the memory of `data`, which is in its slot, and of the slot's vectors.
-        unsafe { self.push(key, entry) }
+        unsafe { self.push(key, entry.flags(flags)) }
     }
 
     /// Puts a write into the submission queue. There must be room.
+    #[inline]
     pub(crate) fn write(
         &mut self,
         fd: BorrowedFd<'_>,
@@ -124,33 +169,33 @@ impl Ring {
         data: BufList,
         fua: Fua,
     ) -> io::Result<()> {
+        let (fd, flags) = self.file(leaf, fd);
         let (key, slot) = self.take_slot(token, RingOp::Write { leaf, offset, fua }, data);
-        let fd = Fd(fd.as_raw_fd());
-        let flags = match fua {
+        let how = match fua {
             Fua::No => 0,
             Fua::Yes => libc::RWF_DSYNC,
         };
         let entry = match slot.data.windows() {
-            [window] => opcode::Write::new(fd, window.as_ptr(), len_u32(window))
-                .offset(offset)
-                .rw_flags(flags)
-                .build(),
+            [window] => {
+                opcode::Write::new(fd, window.as_ptr(), len_u32(window)).offset(offset).rw_flags(how).build()
+            }
             _ => {
                 slot.describe();
                 let count = slot.vectors.len() as u32;
-                opcode::Writev::new(fd, slot.vectors.as_ptr(), count).offset(offset).rw_flags(flags).build()
+                opcode::Writev::new(fd, slot.vectors.as_ptr(), count).offset(offset).rw_flags(how).build()
             }
         };
         // SAFETY: the entry names the memory of `data`, which is in its slot, and of the slot's vectors.
-        unsafe { self.push(key, entry) }
+        unsafe { self.push(key, entry.flags(flags)) }
     }
 
     /// Puts a flush into the submission queue. There must be room.
     pub(crate) fn flush(&mut self, fd: BorrowedFd<'_>, token: Token, leaf: LeafId) -> io::Result<()> {
+        let (fd, flags) = self.file(leaf, fd);
         let (key, _) = self.take_slot(token, RingOp::Flush { leaf }, BufList::new());
-        let entry = opcode::Fsync::new(Fd(fd.as_raw_fd())).flags(FsyncFlags::DATASYNC).build();
+        let entry = opcode::Fsync::new(fd).flags(FsyncFlags::DATASYNC).build();
         // SAFETY: the entry names no memory.
-        unsafe { self.push(key, entry) }
+        unsafe { self.push(key, entry.flags(flags)) }
     }
 
     /// Puts a discard of a regular file's range into the submission queue. There must be room.
@@ -163,7 +208,7 @@ impl Ring {
     ) -> io::Result<()> {
         let op = RingOp::Discard { leaf, offset, len };
         let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        self.fallocate(fd, token, op, mode, (offset, len))
+        self.fallocate(self.file(leaf, fd), token, op, mode, (offset, len))
     }
 
     /// Puts the zeroing of a regular file's range into the submission queue. There must be room, and the range must lie
@@ -181,12 +226,12 @@ impl Ring {
             true => FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
             false => FallocateFlags::ZERO_RANGE,
         };
-        self.fallocate(fd, token, op, mode, (offset, len))
+        self.fallocate(self.file(leaf, fd), token, op, mode, (offset, len))
     }
 
     fn fallocate(
         &mut self,
-        fd: BorrowedFd<'_>,
+        (fd, flags): (Fd, squeue::Flags),
         token: Token,
         op: RingOp,
         mode: FallocateFlags,
@@ -194,9 +239,9 @@ impl Ring {
     ) -> io::Result<()> {
         let (key, _) = self.take_slot(token, op, BufList::new());
         let mode = mode.bits().cast_signed();
-        let entry = opcode::Fallocate::new(Fd(fd.as_raw_fd()), len).offset(offset).mode(mode).build();
+        let entry = opcode::Fallocate::new(fd, len).offset(offset).mode(mode).build();
         // SAFETY: the entry names no memory.
-        unsafe { self.push(key, entry) }
+        unsafe { self.push(key, entry.flags(flags)) }
     }
 
     /// Puts a timer into the submission queue. There must be room.
@@ -208,6 +253,7 @@ impl Ring {
         unsafe { self.push(key, entry) }
     }
 
+    #[inline]
     fn take_slot(&mut self, token: Token, op: RingOp, data: BufList) -> (u32, &mut Slot) {
         let key = self.free.pop().expect("a caller asks for room first");
         let slot = &mut self.slots[key as usize];
@@ -217,6 +263,7 @@ impl Ring {
 
     /// # Safety
     /// What memory the entry names is kept by the slot `key`, which was just taken.
+    #[inline]
     unsafe fn push(&mut self, key: u32, entry: squeue::Entry) -> io::Result<()> {
         let entry = entry.user_data(u64::from(key));
         while self.ring.submission().is_full() {
@@ -261,6 +308,7 @@ impl Ring {
     }
 
     /// Takes the next completion of a request.
+    #[inline]
     pub(crate) fn next(&mut self) -> Option<Completion> {
         loop {
             let entry = self.ring.completion().next()?;
@@ -271,6 +319,7 @@ impl Ring {
         }
     }
 
+    #[inline]
     fn complete(&mut self, key: u32, result: i32) -> Completion {
         let slot = &mut self.slots[key as usize];
         self.free.push(key);

@@ -120,6 +120,7 @@ impl Session {
     }
 
     /// Moves everything once. Tells whether anything moved.
+    #[inline]
     fn turn(&self) -> io::Result<bool> {
         let mut backend = self.backend.borrow_mut();
         while backend.has_room()
@@ -128,7 +129,7 @@ impl Session {
             backend.push(intent)?;
         }
         backend.submit()?;
-        let moved = backend.reap(|token, outcome| self.engine.complete(token, outcome));
+        let moved = backend.reap(|token, outcome| self.engine.complete(token, outcome))?;
         drop(backend);
         Ok(self.deliver() || moved)
     }
@@ -155,6 +156,7 @@ impl Session {
     }
 
     /// Has the driver task pump, once, however often this is called before it does.
+    #[inline]
     pub(crate) fn kick(&self) {
         if self.kicked.replace(true) {
             return;
@@ -166,6 +168,7 @@ impl Session {
     }
 
     /// Begins a request; its answer goes to the key returned, which takes the place of the tag.
+    #[inline]
     pub(crate) fn submit(&self, image: &Rc<Opened>, request: Request) -> usize {
         image.enter();
         let waiter = Waiter::Waiting { waker: None, image: Some(Rc::clone(image)) };
@@ -189,6 +192,7 @@ impl Session {
     }
 
     /// Takes the answer of a key, which is free then; or sees to it that `cx` is woken by it.
+    #[inline]
     pub(crate) fn poll_answer(&self, key: usize, cx: &Context<'_>) -> Poll<(BufList, Result<()>)> {
         assert!(!self.failed.get(), "the driver of this engine failed: the kernel takes no more requests");
         let mut waiters = self.waiters.borrow_mut();
@@ -236,6 +240,7 @@ impl Session {
     }
 
     /// Hands replies to who waits for them. Tells whether there were any.
+    #[inline]
     fn deliver(&self) -> bool {
         let mut any = false;
         while let Some(Reply { tag, data, result }) = self.engine.next_reply() {
