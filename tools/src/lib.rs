@@ -7,7 +7,9 @@
 //! | module | what it owns |
 //! |---|---|
 //! | [`options`] | option strings: `a=b,c=d` lists, dotted keys, `json:{…}` names, JSON text in the reference's key order |
+//! | [`size`] | sizes as people write them and as `info` prints them |
 
 #![deny(unsafe_code)]
 
 pub mod options;
+pub mod size;
