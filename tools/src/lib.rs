@@ -6,10 +6,18 @@
 //!
 //! | module | what it owns |
 //! |---|---|
+//! | [`img`] | `drystone-img`: arguments and output |
+//! | [`getopt`] | option parsing as C's `getopt_long` does it |
+//! | [`message`] | errors and warnings, exit codes |
+//! | [`object`] | `--object` definitions |
 //! | [`options`] | option strings: `a=b,c=d` lists, dotted keys, `json:{…}` names, JSON text in the reference's key order |
 //! | [`size`] | sizes as people write them and as `info` prints them |
 
 #![deny(unsafe_code)]
 
+pub mod getopt;
+pub mod img;
+pub mod message;
+pub mod object;
 pub mod options;
 pub mod size;
