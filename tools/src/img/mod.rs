@@ -8,3 +8,10 @@
 //! between, is the binary's.
 
 pub mod args;
+pub mod bench;
+pub mod check;
+pub mod compare;
+pub mod create;
+pub mod info;
+pub mod map;
+pub mod progress;
