@@ -132,7 +132,12 @@ impl CreateRequest {
     }
 }
 
-fn create_options(format: &str, protocol: Option<&str>, known: Known<'_>) -> Result<CreateOptions, String> {
+/// The options with which `format` makes an image on `protocol`.
+pub(super) fn create_options(
+    format: &str,
+    protocol: Option<&str>,
+    known: Known<'_>,
+) -> Result<CreateOptions, String> {
     if !known.drivers.contains(&format) {
         return Err(format!("Unknown file format '{format}'"));
     }
