@@ -102,6 +102,16 @@ impl Node {
         }
     }
 
+    pub(crate) fn out_of_range(
+        &self,
+        operation: &'static str,
+        offset: u64,
+        len: u64,
+        size: u64,
+    ) -> Box<Error> {
+        Box::new(Error::OutOfRange { node: self.name.clone(), operation, offset, len, size })
+    }
+
     pub(crate) fn child(&self, role: Role) -> NodeId {
         self.edges.at(role).expect("a driver names only edges that it opened")
     }
