@@ -11,6 +11,7 @@
 pub mod driver;
 mod leaf;
 pub mod open;
+pub mod options;
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
