@@ -20,6 +20,7 @@ pub const WRITABLE: OpenMode = OpenMode {
     aio: drystone_core::intent::Aio::Auto,
     force_share: false,
     locking: true,
+    names: drystone_core::graph::open::ImageNames::Follow,
 };
 
 /// A raw image: a window on a file or device.
@@ -112,7 +113,7 @@ impl RawCase {
                 return Err("bytes outside the window changed".into());
             }
             match (stage, content) {
-                (Stage::Closed, Some(content)) if content.to_vec() != file[start..end] => {
+                (Stage::Closed | Stage::Recovered, Some(content)) if content.to_vec() != file[start..end] => {
                     Err("the file differs from what its guest reads".into())
                 }
                 _ => Ok(()),
@@ -162,6 +163,9 @@ pub fn qcow2() -> Vec<Recipe> {
         let mut recipe = Recipe::new(name, "qcow2", "top.qcow2", commands);
         recipe.mix.granule = granule;
         recipe.mix.compressed = true;
+        // Metadata that could not be written is kept, and the next flush writes it.
+        recipe.rules.sticky_flush = false;
+        recipe.rules.discards_on_its_own = true;
         recipe.mix.len_max = (4 * granule).max(16 * 1024);
         // Refcounts that are written lazily are wrong after a crash, until the image is opened again.
         recipe.check_crashed = !commands.iter().any(|command| command.contains("lazy_refcounts=on"));

@@ -277,9 +277,14 @@ impl Disk {
             self.record(change, range, new_len);
         }
         let log = std::mem::take(&mut self.log);
-        let lengths: Vec<u64> = log.iter().filter_map(|pending| pending.new_len).collect();
+        let lengths: Vec<&Pending> = log.iter().filter(|pending| pending.new_len.is_some()).collect();
         let survive = fate.prefix(lengths.len());
-        let end = survive.checked_sub(1).map_or(self.stable.len(), |last| lengths[last]);
+        let mut end = self.stable.len();
+        for pending in &lengths[..survive] {
+            let len = pending.new_len.expect("just chosen");
+            // A write grows the disk; one from before a durable longer write does not shrink it.
+            end = if matches!(pending.change, Change::SetLen(_)) { len } else { end.max(len) };
+        }
         let mut seen = 0;
         for pending in &log {
             let resized = pending.new_len.is_some();

@@ -43,11 +43,18 @@ pub struct Rules {
     pub crash_sector: Option<u64>,
     /// Whether a failed flush makes all later ones fail.
     pub sticky_flush: bool,
+    /// Whether the image discards on its own account, so that nobody need hear when that fails.
+    pub discards_on_its_own: bool,
 }
 
 impl Default for Rules {
     fn default() -> Self {
-        Self { discard_garbage: false, crash_sector: Some(512), sticky_flush: true }
+        Self {
+            discard_garbage: false,
+            crash_sector: Some(512),
+            sticky_flush: true,
+            discards_on_its_own: false,
+        }
     }
 }
 

@@ -164,8 +164,8 @@ impl Recipe {
         let (top, format, check_crashed) = (self.top, self.format, self.check_crashed);
         Ok(Case::new(self.name, setup).verified(move |world: &World, stage, content: Option<&Sparse>| {
             let folder = Folder::of(world).map_err(|error| error.to_string())?;
-            if format != "raw" && (check_crashed || stage == Stage::Closed) {
-                folder.check(&top, &format, stage == Stage::Crashed)?;
+            if format != "raw" && (check_crashed || stage != Stage::Crashed) {
+                folder.check(&top, &format, stage != Stage::Closed)?;
             }
             let Some(content) = content else { return Ok(()) };
             match folder.guest(&top, &format)? == *content {

@@ -165,22 +165,22 @@ impl Qcow2 {
             let qcow2 = driver.as_any().downcast_ref::<Self>().expect("the driver of this node");
             // A request that looked a cluster up before it was freed may still read or write it.
             io.quiesce().await;
-            let result = qcow2.reclaim(&io, &freed).await;
-            if result.is_err() {
-                // The clusters stay counted: leaked, not lost. `check` finds them.
-            }
+            qcow2.reclaim(&io, &freed).await;
             qcow2.reclaiming.set(qcow2.reclaiming.get() - 1);
             qcow2.reclaimed.notify(&io.shared().tasks);
         }));
     }
 
-    async fn reclaim(&self, io: &Io, freed: &[FreedRun]) -> Result<()> {
+    /// Drops references, each on its own: a cluster whose refcount cannot be lowered stays counted, which leaks it
+    /// until `check` finds it, and loses nothing. Closing the image says so.
+    async fn reclaim(&self, io: &Io, freed: &[FreedRun]) {
         for run in freed {
             for cluster in run.first..run.first + run.count {
-                self.drop_reference(io, cluster, run.why).await?;
+                if let Err(error) = self.drop_reference(io, cluster, run.why).await {
+                    self.reclaim_error.borrow_mut().get_or_insert(error);
+                }
             }
         }
-        Ok(())
     }
 
     /// Lowers a refcount by one. A cluster that becomes free is punched out of the file first: while its refcount
@@ -215,7 +215,8 @@ impl Qcow2 {
                 None => {
                     let at = cluster << self.geometry.cluster_bits.bits();
                     let file = io.child(Role::File);
-                    io.discard("qcow2.reclaim/discard", file, at, self.geometry.cluster_size).await?;
+                    // A host that keeps the bytes does no harm.
+                    let _ = io.discard("qcow2.reclaim/discard", file, at, self.geometry.cluster_size).await;
                     punched = true;
                 }
             }
@@ -236,7 +237,8 @@ impl Qcow2 {
     /// Writes everything out, gives back what is freed, and leaves a clean image.
     pub(super) async fn close_image(&self, io: &Io) -> Result<()> {
         loop {
-            for cluster in self.refcounts.borrow_mut().take_spare() {
+            let spare = self.refcounts.borrow_mut().take_spare();
+            for cluster in spare {
                 let at = HostOffset(cluster << self.geometry.cluster_bits.bits());
                 self.free_later(at, 1, Freed::Other);
             }
@@ -244,7 +246,8 @@ impl Qcow2 {
             let tasks = &io.shared().tasks;
             self.reclaimed.wait(tasks, || (self.reclaiming.get() == 0).then_some(())).await;
             if !self.holds_changes() {
-                return self.barrier(io).await;
+                self.barrier(io).await?;
+                return self.reclaim_error.take().map_or(Ok(()), Err);
             }
         }
     }

@@ -64,6 +64,8 @@ pub struct Qcow2 {
     /// Coroutines that give freed clusters back; closing waits for them.
     reclaiming: Cell<u32>,
     reclaimed: WaitList,
+    /// The first reason why a freed cluster stays counted.
+    reclaim_error: RefCell<Option<Box<Error>>>,
     discards: Discards,
 }
 

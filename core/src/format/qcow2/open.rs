@@ -127,6 +127,7 @@ pub async fn open(
         committing: Cell::new(false),
         reclaiming: Cell::new(0),
         reclaimed: Default::default(),
+        reclaim_error: RefCell::default(),
         discards: options.discards,
     };
     if writable {

@@ -1,0 +1,59 @@
+//! The suite on qcow2 images that QEMU's tools made, and that they check afterwards.
+
+use drystone_conformance::cases::{WRITABLE, qcow2};
+use drystone_conformance::fault::Effect;
+use drystone_conformance::suite::{Case, Run, Thoroughness};
+use drystone_core::graph::open::NodeSpec;
+use drystone_core::graph::options::from_filename;
+use drystone_core::intent::Errno;
+
+fn as_qcow2(path: &str) -> NodeSpec {
+    NodeSpec {
+        node_name: Some("disk0".into()),
+        ..from_filename(path, Some("qcow2"), WRITABLE).expect("a path")
+    }
+}
+
+fn cases() -> Vec<Case> {
+    let make = |recipe: drystone_conformance::qemu::Recipe| {
+        let name = recipe.name.clone();
+        recipe.case(|_, path| as_qcow2(path)).unwrap_or_else(|report| panic!("{name}: {report}"))
+    };
+    qcow2().into_iter().map(make).collect()
+}
+
+/// Runs a check on every case and these seeds, and reports all that fails.
+fn each<T>(seeds: std::ops::Range<u64>, check: impl Fn(Run<'_>) -> Result<T, String>) {
+    let cases = cases();
+    let only = std::env::var("DRYSTONE_CASE").unwrap_or_default();
+    let runs = cases.iter().filter(|case| case.name.contains(&only));
+    let runs = runs.flat_map(|case| seeds.clone().map(move |seed| Run::new(case, seed)));
+    let failures: Vec<String> = runs.filter_map(|run| check(run).err()).collect();
+    assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
+}
+
+#[test]
+fn replies_and_bytes_are_those_of_a_flat_disk() {
+    each(0..6, |run| run.clean());
+}
+
+#[test]
+fn failures_reach_the_guest_and_lose_nothing_that_was_flushed() {
+    each(0..8, |run| run.faulty());
+}
+
+#[test]
+fn a_single_fault_is_survived_wherever_it_strikes() {
+    each(0..1, |run| run.every_nth_fault(Effect::Fail(Errno::EIO)));
+}
+
+#[test]
+fn a_crash_at_any_intent_keeps_what_was_flushed() {
+    let how = Thoroughness { subsets_max: 1, samples: 2, stride: 9 };
+    each(0..1, |run| run.crash_everywhere(how));
+}
+
+#[test]
+fn the_same_seed_gives_the_same_trace() {
+    each(0..1, |run| run.deterministic());
+}
