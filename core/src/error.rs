@@ -98,6 +98,15 @@ pub enum Error {
         /// The bound.
         max: usize,
     },
+    /// A child of an image could not be opened.
+    #[error("Could not open {what}: {}", opening(.source))]
+    Child {
+        /// Which child.
+        what: &'static str,
+        /// Why.
+        #[source]
+        source: Box<Error>,
+    },
     /// An option, or a name that an image holds, was refused.
     #[error("{0}")]
     Options(String),
@@ -128,6 +137,11 @@ pub enum FaultKind {
 }
 
 impl Error {
+    /// Says of which child an error is.
+    pub(crate) fn child(what: &'static str, source: Box<Self>) -> Box<Self> {
+        Box::new(Self::Child { what, source })
+    }
+
     /// Which of the four kinds of failure this is.
     pub fn kind(&self) -> FaultKind {
         match self {
@@ -136,6 +150,7 @@ impl Error {
             }
             Self::Format { fault, .. } => fault.kind(),
             Self::Unsupported { .. } => FaultKind::Unsupported,
+            Self::Child { source, .. } => source.kind(),
             _ => FaultKind::Misuse,
         }
     }
@@ -145,12 +160,21 @@ impl Error {
         match self {
             Self::Leaf { errno, .. } | Self::Open { errno, .. } | Self::Create { errno, .. } => *errno,
             Self::Locked { .. } => Errno::EAGAIN,
+            Self::Child { source, .. } => source.errno(),
             Self::Format { fault, .. } if fault.kind() == FaultKind::Corrupt => Errno::EIO,
             Self::Unsupported { .. } => Errno::ENOTSUP,
             Self::ReadOnly { .. } => Errno::EPERM,
             Self::Cancelled => Errno::ECANCELED,
             _ => Errno::EINVAL,
         }
+    }
+}
+
+/// An error as it follows "Could not open": with the file's name, which the errors of images leave out.
+fn opening(error: &Error) -> String {
+    match error {
+        Error::Format { node, fault } => format!("Could not open '{node}': {fault}"),
+        other => other.to_string(),
     }
 }
 

@@ -17,7 +17,7 @@ use smallvec::SmallVec;
 use super::{ReplyTo, Shared};
 use crate::buf::BufList;
 use crate::error::{Error, Result};
-use crate::graph::driver::{Access, Mapping, Role};
+use crate::graph::driver::{Access, Length, Mapping, Role};
 use crate::graph::{self, Kind, Node, NodeId};
 use crate::graph::{Collision, Owner};
 use crate::intent::{Action, Errno, Fua, Intent, Label, Outcome, Token, ZeroFlags};
@@ -141,6 +141,16 @@ pub(crate) fn resolve(
             Kind::Leaf(_) => return Ok((len, Place::Leaf { node, offset })),
             Kind::Driver(driver) => driver,
         };
+        if let Length::Bytes(end) = driver.length() {
+            // What lies beyond the end reads as zeros; copy-on-write of the last unit asks for it.
+            if offset >= end {
+                return match access {
+                    Access::Read => Ok((len, Place::Zero)),
+                    Access::Write | Access::Zero => Err(here.out_of_range("write", offset, len, end)),
+                };
+            }
+            len = len.min(end - offset);
+        }
         let extent = driver.lookup(offset, len, access)?;
         len = extent.len;
         match extent.mapping {

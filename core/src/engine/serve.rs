@@ -314,12 +314,14 @@ async fn write_zeroes(
     flags: ZeroFlags,
 ) -> Result<()> {
     let (start, end) = (piece.offset, piece.offset + piece.len);
-    let Some((first, last)) = whole_units(start, end, driver.granularity(), io.len(node.id)) else {
+    let Some((first, last)) = whole_units(start, end, driver.zero_granularity(), io.len(node.id)) else {
         return zero_edge_of_unit(io, node.id, start, end).await;
     };
     zero_edge_of_unit(io, node.id, start, first).await?;
     let done = {
-        let _claim = node.claims.take(&io.shared().tasks, first, last).await;
+        let unit = driver.granularity();
+        let (claimed, until) = (first - first % unit, last.next_multiple_of(unit));
+        let _claim = node.claims.take(&io.shared().tasks, claimed, until).await;
         driver.write_zeroes(io, first, last - first, flags).await?
     };
     if !done {

@@ -138,6 +138,11 @@ pub trait Driver {
         1
     }
 
+    /// Bytes of the smallest unit that the format can say is zero.
+    fn zero_granularity(&self) -> u64 {
+        self.granularity()
+    }
+
     /// Takes space for a write to `[offset, offset + len)`, of which at least the first byte is
     /// [`Mapping::Allocate`]. The reservation covers `offset`, and as much more as is contiguous in the child.
     ///

@@ -11,6 +11,7 @@
 pub mod driver;
 mod leaf;
 pub mod open;
+pub mod options;
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -100,6 +101,16 @@ impl Node {
             Kind::Leaf(leaf) => leaf.driver_name(),
             Kind::Driver(driver) => driver.name(),
         }
+    }
+
+    pub(crate) fn out_of_range(
+        &self,
+        operation: &'static str,
+        offset: u64,
+        len: u64,
+        size: u64,
+    ) -> Box<Error> {
+        Box::new(Error::OutOfRange { node: self.name.clone(), operation, offset, len, size })
     }
 
     pub(crate) fn child(&self, role: Role) -> NodeId {

@@ -6,9 +6,11 @@
 use std::rc::Rc;
 
 use super::driver::{Driver, Role};
-use super::{Edges, NodeFlags, NodeId};
+use super::{CHAIN_MAX, Edges, NodeFlags, NodeId, options};
 use crate::engine::{Io, LocalFuture};
 use crate::error::{Error, Result};
+use crate::format::qcow2::layout::{Header, Incompatible};
+use crate::format::qcow2::{self, Qcow2Error, Qcow2Options};
 use crate::format::raw::Raw;
 use crate::intent::{Aio, LeafAccess, Location, Permissions};
 
@@ -40,6 +42,8 @@ pub struct OpenMode {
     pub force_share: bool,
     /// `locking`: whether image locks are taken at all.
     pub locking: bool,
+    /// What names that images hold may open.
+    pub names: ImageNames,
 }
 
 impl Default for OpenMode {
@@ -52,6 +56,7 @@ impl Default for OpenMode {
             aio: Aio::Auto,
             force_share: false,
             locking: true,
+            names: ImageNames::Follow,
         }
     }
 }
@@ -71,8 +76,51 @@ pub enum DriverSpec {
         /// Bytes; all that there are, without one.
         size: Option<u64>,
     },
+    /// A qcow2 image.
+    Qcow2 {
+        /// What holds the image.
+        file: Box<NodeSpec>,
+        /// What is read where the image holds nothing.
+        backing: ChildSpec,
+        /// What holds the guest data of an image that keeps it apart.
+        data_file: ChildSpec,
+        /// The rest.
+        options: Qcow2Options,
+    },
+    /// An image in the format that its first bytes tell; raw when they tell none.
+    Probe {
+        /// What holds the image.
+        file: Box<NodeSpec>,
+        /// As for [`Qcow2`](Self::Qcow2).
+        backing: ChildSpec,
+        /// As for [`Qcow2`](Self::Qcow2).
+        options: Qcow2Options,
+    },
     /// A node that is open already.
     Node(String),
+}
+
+/// Where a child of an image comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ChildSpec {
+    /// From the name that the image holds, as far as [`OpenMode::names`] allows.
+    FromImage,
+    /// There is none, whatever the image says.
+    None,
+    /// From here.
+    Spec(Box<NodeSpec>),
+}
+
+/// What names that an image holds may make us open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum ImageNames {
+    /// Whatever QEMU would open: paths, and `json:` descriptions of backing files. Data files are paths in any case.
+    #[default]
+    Follow,
+    /// Paths, but no descriptions.
+    Plain,
+    /// Nothing: an image that names another file is refused.
+    Forbid,
 }
 
 impl NodeSpec {
@@ -101,6 +149,11 @@ impl NodeSpec {
 /// # Errors
 /// What the leaves, the locks or the formats say; then nothing of the tree stays open.
 pub fn open<'a>(io: &'a Io, spec: &'a NodeSpec) -> LocalFuture<'a, Result<NodeId>> {
+    open_at(io, spec, 0)
+}
+
+/// Opens what is `depth` images below the top of a chain.
+fn open_at<'a>(io: &'a Io, spec: &'a NodeSpec, depth: usize) -> LocalFuture<'a, Result<NodeId>> {
     Box::pin(async move {
         let name = spec.node_name.as_deref();
         match &spec.driver {
@@ -110,15 +163,193 @@ pub fn open<'a>(io: &'a Io, spec: &'a NodeSpec) -> LocalFuture<'a, Result<NodeId
                 io.open_leaf(name, location.clone(), access, spec.flags()).await
             }
             DriverSpec::Raw { file, offset, size } => {
-                let file = open(io, file).await?;
-                let driver = raw_window(io, file, *offset, *size);
-                above(io, spec, file, Sharing::Everything, driver).await
+                let file = open_at(io, file, depth).await?;
+                open_raw(io, spec, file, *offset, *size).await
+            }
+            DriverSpec::Qcow2 { file, backing, data_file, options } => {
+                let file = open_at(io, file, depth).await?;
+                open_qcow2(io, spec, file, (backing, data_file, options), depth).await
+            }
+            DriverSpec::Probe { file, backing, options } => {
+                let file = open_at(io, file, depth).await?;
+                match probe(io, file).await {
+                    Ok(Format::Raw) => open_raw(io, spec, file, 0, None).await,
+                    Ok(Format::Qcow2) => {
+                        open_qcow2(io, spec, file, (backing, &ChildSpec::FromImage, options), depth).await
+                    }
+                    Err(error) => Err(undo(io, file, error).await),
+                }
             }
             DriverSpec::Node(name) => {
                 io.find_node(name).ok_or_else(|| Box::new(Error::NoSuchNode(name.clone())))
             }
         }
     })
+}
+
+/// Closes what a failed open leaves. The first error is the one that the caller needs to know.
+async fn undo(io: &Io, node: NodeId, error: Box<Error>) -> Box<Error> {
+    let _ = io.close(node).await;
+    error
+}
+
+enum Format {
+    Raw,
+    Qcow2,
+}
+
+/// Tells the format by the first bytes. A format that is known and not supported is no raw image.
+async fn probe(io: &Io, file: NodeId) -> Result<Format> {
+    const OTHERS: [(usize, &[u8], &str); 8] = [
+        (0, b"KDMV", "vmdk"),
+        (0, b"# Disk DescriptorFile", "vmdk"),
+        (0, b"vhdxfile", "vhdx"),
+        (0, b"conectix", "vpc"),
+        (0, b"LUKS\xba\xbe", "luks"),
+        (0, b"QED\0", "qed"),
+        (0, b"WithoutFreeSpace", "parallels"),
+        (64, b"\x7f\x10\xda\xbe", "vdi"),
+    ];
+    let len = io.len(file).min(2048) as usize;
+    let head = io.read_bytes("probe", file, 0, len).await?;
+    if qcow2::probe(&head) {
+        return Ok(Format::Qcow2);
+    }
+    match OTHERS.iter().find(|(at, magic, _)| head.get(*at..).is_some_and(|rest| rest.starts_with(magic))) {
+        None => Ok(Format::Raw),
+        Some((_, _, format)) => Err(Box::new(Error::Options(format!(
+            "the image looks like {format}, which is not supported yet; say '-f raw' to read its bytes as they are"
+        )))),
+    }
+}
+
+async fn open_raw(io: &Io, spec: &NodeSpec, file: NodeId, offset: u64, size: Option<u64>) -> Result<NodeId> {
+    let made = match raw_window(io, file, offset, size) {
+        Ok(driver) => lock_file(io, spec.mode, file, Sharing::Everything).await.map(|()| driver),
+        Err(error) => Err(error),
+    };
+    let edges = Edges::default();
+    edges.set(Role::File, Some(file));
+    let title = io.title(file);
+    match made
+        .and_then(|driver| io.add_driver(spec.node_name.as_deref(), &title, spec.flags(), driver, edges))
+    {
+        Ok(node) => Ok(node),
+        Err(error) => Err(undo(io, file, error).await),
+    }
+}
+
+async fn open_qcow2(
+    io: &Io,
+    spec: &NodeSpec,
+    file: NodeId,
+    (backing, data_file, options): (&ChildSpec, &ChildSpec, &Qcow2Options),
+    depth: usize,
+) -> Result<NodeId> {
+    let edges = Edges::default();
+    edges.set(Role::File, Some(file));
+    let opened = async {
+        lock_file(io, spec.mode, file, Sharing::Reads).await?;
+        let header = qcow2::read_header(io, file).await?;
+        if let Some(child) = data_file_spec(io, spec, file, &header, data_file)? {
+            let child = open_at(io, &child, depth).await.map_err(|error| Error::child("data file", error))?;
+            edges.set(Role::DataFile, Some(child));
+            lock_file(io, spec.mode, child, Sharing::Reads).await?;
+        }
+        if let Some(child) = backing_spec(io, spec, file, &header, backing)? {
+            if depth + 1 >= CHAIN_MAX {
+                return Err(Box::new(Error::ChainTooDeep { location: io.title(file), max: CHAIN_MAX }));
+            }
+            let child =
+                open_at(io, &child, depth + 1).await.map_err(|error| Error::child("backing file", error))?;
+            edges.set(Role::Backing, Some(child));
+        }
+        let image = qcow2::open(io, file, header, spec.mode.writable, options).await?;
+        Ok(Rc::new(image) as Rc<dyn Driver>)
+    };
+    let opened = opened.await;
+    let children: Vec<_> = edges.iter().map(|(_, child)| child).collect();
+    let title = io.title(file);
+    let added = opened
+        .and_then(|driver| io.add_driver(spec.node_name.as_deref(), &title, spec.flags(), driver, edges));
+    if added.is_err() {
+        for child in children {
+            // The first error is the one that the caller needs to know.
+            let _ = io.close(child).await;
+        }
+    }
+    added
+}
+
+/// What the image's data file is: a path, and never more than that, when the image names it.
+fn data_file_spec(
+    io: &Io,
+    spec: &NodeSpec,
+    file: NodeId,
+    header: &Header,
+    choice: &ChildSpec,
+) -> Result<Option<NodeSpec>> {
+    if !header.has(Incompatible::DATA_FILE) {
+        return Ok(None);
+    }
+    let name = match (choice, &header.data_file) {
+        (ChildSpec::Spec(child), _) => return Ok(Some((**child).clone())),
+        (ChildSpec::FromImage, Some(name)) => name,
+        _ => {
+            let fault = Box::new(Qcow2Error::NoDataFile);
+            return Err(Box::new(Error::Format { node: io.title(file), fault }));
+        }
+    };
+    allowed(io, spec, file, "data file", name)?;
+    let path = beside(&io.title(file), name);
+    Ok(Some(NodeSpec::file(path, spec.mode)))
+}
+
+fn backing_spec(
+    io: &Io,
+    spec: &NodeSpec,
+    file: NodeId,
+    header: &Header,
+    choice: &ChildSpec,
+) -> Result<Option<NodeSpec>> {
+    let name = match (choice, &header.backing_file) {
+        (ChildSpec::Spec(child), _) => return Ok(Some((**child).clone())),
+        (ChildSpec::None, _) | (ChildSpec::FromImage, None) => return Ok(None),
+        (ChildSpec::FromImage, Some(name)) => name,
+    };
+    allowed(io, spec, file, "backing file", name)?;
+    let mode = OpenMode { writable: false, ..spec.mode };
+    let name = if names_protocol(name) { name.clone() } else { beside(&io.title(file), name) };
+    options::from_filename(&name, header.backing_format.as_deref(), mode).map(Some)
+}
+
+/// Whether the policy lets a name that an image holds be opened.
+fn allowed(io: &Io, spec: &NodeSpec, file: NodeId, what: &str, name: &str) -> Result<()> {
+    let refused = match spec.mode.names {
+        ImageNames::Follow => false,
+        ImageNames::Plain => names_protocol(name),
+        ImageNames::Forbid => true,
+    };
+    if !refused {
+        return Ok(());
+    }
+    Err(Box::new(Error::Options(format!(
+        "'{}' names the {what} '{name}', which the policy for names in images does not allow to be opened",
+        io.title(file)
+    ))))
+}
+
+/// Whether a name begins with a protocol (`nbd:`, `json:`) rather than being a path.
+pub fn names_protocol(name: &str) -> bool {
+    name.split_once(':').is_some_and(|(protocol, _)| !protocol.contains('/'))
+}
+
+/// A path as an image means it: relative to where the image is.
+pub fn beside(image: &str, name: &str) -> String {
+    match image.rsplit_once('/') {
+        Some((folder, _)) if !name.starts_with('/') => format!("{folder}/{name}"),
+        _ => name.into(),
+    }
 }
 
 fn raw_window(io: &Io, file: NodeId, offset: u64, size: Option<u64>) -> Result<Rc<dyn Driver>> {
@@ -141,31 +372,6 @@ pub(crate) enum Sharing {
     Everything,
     /// Reading: the file has metadata.
     Reads,
-}
-
-/// Puts a driver's node above its file, with the file's locks taken; closes the file when that fails.
-async fn above(
-    io: &Io,
-    spec: &NodeSpec,
-    file: NodeId,
-    sharing: Sharing,
-    driver: Result<Rc<dyn Driver>>,
-) -> Result<NodeId> {
-    let made = match driver {
-        Ok(driver) => lock_file(io, spec.mode, file, sharing).await.map(|()| driver),
-        Err(error) => Err(error),
-    };
-    let added = made.and_then(|driver| {
-        let edges = Edges::default();
-        edges.set(Role::File, Some(file));
-        let title = io.title(file);
-        io.add_driver(spec.node_name.as_deref(), &title, spec.flags(), driver, edges)
-    });
-    if added.is_err() {
-        // The first error is what the caller needs to know.
-        let _ = io.close(file).await;
-    }
-    added
 }
 
 /// Takes the byte-range locks on the leaf that holds an image, as QEMU does, so that both keep out of each other's way.

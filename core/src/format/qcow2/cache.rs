@@ -1,0 +1,213 @@
+//! Slices of L2 tables and refcount blocks in memory, bounded.
+//!
+//! A slice is a part of a table that is read and written at once. A dirty slice waits for the next commit
+//! (`flush`); one that is being written stays in memory until the write has landed, because until then the file
+//! still holds what was there before.
+
+use rustc_hash::FxHashMap;
+
+use super::layout::HostOffset;
+use crate::buf::Buf;
+
+/// Slices of one kind of table.
+pub(super) struct SliceCache {
+    slice_len: usize,
+    slots_max: usize,
+    slots: Vec<Slot>,
+    index: FxHashMap<u64, u32>,
+    /// Where the search for a victim goes on.
+    hand: usize,
+    dirty: usize,
+}
+
+struct Slot {
+    at: HostOffset,
+    bytes: Buf,
+    dirty: bool,
+    writing: bool,
+    /// Used since the hand came by.
+    used: std::cell::Cell<bool>,
+}
+
+/// Place of a slice in the cache, good until the next await.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct SlotIndex(u32);
+
+/// No slice can be dropped: all hold changes that are not written yet.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct AllDirty;
+
+impl SliceCache {
+    /// Holds at most `bytes_max` bytes, and never fewer than a few slices.
+    pub(super) fn new(slice_len: usize, bytes_max: usize) -> Self {
+        /// A commit writes while others look up; with fewer than this they would wait for each other.
+        const SLOTS_MIN: usize = 16;
+        let slots_max = (bytes_max / slice_len).max(SLOTS_MIN);
+        Self { slice_len, slots_max, slots: Vec::new(), index: FxHashMap::default(), hand: 0, dirty: 0 }
+    }
+
+    /// Bytes of a slice.
+    pub(super) fn slice_len(&self) -> usize {
+        self.slice_len
+    }
+
+    /// Number of dirty slices.
+    pub(super) fn dirty(&self) -> usize {
+        self.dirty
+    }
+
+    /// Finds the slice that starts at `at`.
+    #[inline]
+    pub(super) fn find(&self, at: HostOffset) -> Option<SlotIndex> {
+        let index = *self.index.get(&at.0)?;
+        self.slots[index as usize].used.set(true);
+        Some(SlotIndex(index))
+    }
+
+    #[inline]
+    pub(super) fn bytes(&self, slot: SlotIndex) -> &[u8] {
+        &self.slots[slot.0 as usize].bytes
+    }
+
+    /// The bytes of a slice, which is dirty from here on.
+    pub(super) fn bytes_mut(&mut self, slot: SlotIndex) -> &mut [u8] {
+        let slot = &mut self.slots[slot.0 as usize];
+        if !slot.dirty {
+            slot.dirty = true;
+            self.dirty += 1;
+        }
+        &mut slot.bytes
+    }
+
+    /// Whether another slice can be put in.
+    pub(super) fn has_room(&self) -> bool {
+        self.slots.len() < self.slots_max || self.slots.iter().any(|slot| !slot.dirty && !slot.writing)
+    }
+
+    /// Puts a slice in, in the place of one that was not used lately. One that is there already stays.
+    pub(super) fn insert(&mut self, at: HostOffset, bytes: Buf) -> Result<SlotIndex, AllDirty> {
+        if let Some(slot) = self.find(at) {
+            return Ok(slot);
+        }
+        let slot = Slot { at, bytes, dirty: false, writing: false, used: std::cell::Cell::new(true) };
+        let place = if self.slots.len() < self.slots_max {
+            self.slots.push(slot);
+            self.slots.len() - 1
+        } else {
+            let victim = self.victim()?;
+            self.index.remove(&self.slots[victim].at.0);
+            self.slots[victim] = slot;
+            victim
+        };
+        let place = u32::try_from(place).expect("a cache holds fewer than 2^32 slices");
+        self.index.insert(at.0, place);
+        Ok(SlotIndex(place))
+    }
+
+    /// The next clean slot that was not used since the hand last came by.
+    fn victim(&mut self) -> Result<usize, AllDirty> {
+        for _ in 0..2 * self.slots.len() {
+            let place = self.hand;
+            self.hand = (self.hand + 1) % self.slots.len();
+            let slot = &self.slots[place];
+            if !slot.dirty && !slot.writing && !slot.used.replace(false) {
+                return Ok(place);
+            }
+        }
+        Err(AllDirty)
+    }
+
+    /// Forgets the slices of a table that is no longer in use.
+    pub(super) fn forget(&mut self, start: HostOffset, len: u64) {
+        for slot in 0..self.slots.len() {
+            let at = self.slots[slot].at.0;
+            if (start.0..start.0 + len).contains(&at) && self.index.remove(&at).is_some() {
+                let slot = &mut self.slots[slot];
+                self.dirty -= usize::from(slot.dirty);
+                (slot.dirty, slot.at) = (false, HostOffset(u64::MAX));
+                slot.used.set(false);
+            }
+        }
+    }
+
+    /// Copies of all dirty slices in the order of the file; they count as being written until
+    /// [`written`](Self::written) or [`failed`](Self::failed).
+    pub(super) fn take_dirty(&mut self) -> Vec<(HostOffset, Buf)> {
+        let mut taken: Vec<_> = self
+            .slots
+            .iter_mut()
+            .filter(|slot| slot.dirty)
+            .map(|slot| {
+                (slot.dirty, slot.writing) = (false, true);
+                (slot.at, Buf::from(&slot.bytes[..]))
+            })
+            .collect();
+        self.dirty = 0;
+        taken.sort_unstable_by_key(|(at, _)| *at);
+        taken
+    }
+
+    /// The writes of [`take_dirty`](Self::take_dirty) have landed.
+    pub(super) fn written(&mut self) {
+        for slot in &mut self.slots {
+            slot.writing = false;
+        }
+    }
+
+    /// They failed: the slices are dirty again.
+    pub(super) fn failed(&mut self) {
+        for slot in &mut self.slots {
+            if std::mem::take(&mut slot.writing) && !slot.dirty {
+                slot.dirty = true;
+                self.dirty += 1;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn full_cache() -> SliceCache {
+        let mut cache = SliceCache::new(512, 16 * 512);
+        for i in 0..16 {
+            cache.insert(HostOffset(i * 512), Buf::zeroed(512)).expect("room");
+        }
+        cache
+    }
+
+    #[test]
+    fn a_full_cache_drops_what_is_clean_and_unused() {
+        let mut cache = full_cache();
+        for i in 0..15 {
+            let slot = cache.find(HostOffset(i * 512)).expect("present");
+            cache.bytes_mut(slot)[0] = 1;
+        }
+        cache.insert(HostOffset(1 << 20), Buf::zeroed(512)).expect("one slice is clean");
+        assert_eq!(cache.find(HostOffset(15 * 512)), None);
+        let slot = cache.find(HostOffset(1 << 20)).expect("present");
+        cache.bytes_mut(slot)[0] = 1;
+        assert_eq!(cache.insert(HostOffset(1 << 21), Buf::zeroed(512)), Err(AllDirty));
+        assert!(!cache.has_room());
+    }
+
+    #[test]
+    fn a_slice_stays_while_it_is_written_and_is_dirty_again_on_failure() {
+        let mut cache = full_cache();
+        let slot = cache.find(HostOffset(512)).expect("present");
+        cache.bytes_mut(slot)[3] = 7;
+        let taken = cache.take_dirty();
+        assert_eq!((taken.len(), taken[0].0, taken[0].1[3]), (1, HostOffset(512), 7));
+        assert_eq!(cache.dirty(), 0);
+        for i in 100..200 {
+            cache.insert(HostOffset(i * 512), Buf::zeroed(512)).expect("others are clean");
+        }
+        assert!(cache.find(HostOffset(512)).is_some());
+        cache.failed();
+        assert_eq!((cache.dirty(), cache.take_dirty().len()), (1, 1));
+        cache.written();
+        cache.forget(HostOffset(0), 1024);
+        assert_eq!(cache.find(HostOffset(512)), None);
+    }
+}

@@ -1,0 +1,138 @@
+//! What can be wrong with a qcow2 image, or with what is asked of one.
+
+use super::layout::{GuestOffset, HostOffset};
+use crate::error::{FaultKind, FormatError};
+
+/// An error of the qcow2 format. Texts that scripts know from `qemu-img` begin with its words.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+#[allow(missing_docs, reason = "the message beside each variant says what its fields are")]
+pub enum Qcow2Error {
+    #[error("Image is not in qcow2 format")]
+    NotQcow2,
+    #[error("qcow2 header too short")]
+    HeaderTooShort { len: u64, min: u64 },
+    #[error("qcow2 header exceeds cluster size: it has {len} bytes, where at most {max} fit")]
+    HeaderTooLong { len: u64, max: u64 },
+    #[error("Unsupported qcow2 version {found}")]
+    Version { found: u32 },
+    #[error("Unsupported cluster size: 2^{bits}")]
+    ClusterSize { bits: u32 },
+    #[error("Image is too big: the header (byte 24) says {found} bytes, at most 2^63 - 1 are possible")]
+    Size { found: u64 },
+    #[error("Unsupported qcow2 feature(s): {names}")]
+    Features { names: String },
+    #[error("Unsupported encryption method {found}")]
+    CryptMethod { found: u32 },
+    #[error(
+        "Reference count entry width too large; may not exceed 64 bits (header byte 96 says 2^{order} bits)"
+    )]
+    RefcountWidth { order: u32 },
+    #[error(
+        "qcow2: compression type {found} (header byte 104) does not go with the compression feature bit, which is {}",
+        if *.flagged { "set" } else { "clear" }
+    )]
+    CompressionType { found: u8, flagged: bool },
+    #[error("Invalid backing file offset: {len} bytes at {offset} lie outside the first cluster")]
+    BackingNameOffset { offset: u64, len: u64 },
+    #[error("Backing file name too long: {len} bytes, at most {max} are allowed")]
+    BackingNameLen { len: u64, max: u64 },
+    #[error("Header extension too large: extension {kind:#010x} claims {len} bytes where {room} are left")]
+    ExtensionLen { kind: u32, len: u64, room: u64 },
+    #[error("the {field} in the header is not UTF-8 from its byte {at} on")]
+    NotText { field: &'static str, at: usize },
+    #[error("{table} too large: {len} bytes, at most {max} are supported")]
+    TableTooLarge { table: &'static str, len: u64, max: u64 },
+    #[error(
+        "{table} offset invalid: {:#x} is not a multiple of the cluster size ({cluster_size}) below 2^56",
+        .offset.0
+    )]
+    TableOffset { table: &'static str, offset: HostOffset, cluster_size: u64 },
+    #[error("Image does not contain a reference count table")]
+    NoRefcountTable,
+    #[error("L1 table is too small")]
+    L1TooSmall { entries: u32, needed: u64 },
+    #[error("extended L2 entries need clusters of at least 16384 bytes, the header says {cluster_size}")]
+    ExtendedL2ClusterSize { cluster_size: u64 },
+    #[error("the snapshot table at {:#x} is damaged: entry {index}: {field} does not fit", .at.0)]
+    SnapshotTable { at: HostOffset, index: u32, field: &'static str },
+    #[error("{table} at {:#x} lies beyond the end of the file ({file_len} bytes)", .at.0)]
+    BeyondEnd { table: &'static str, at: HostOffset, file_len: u64 },
+
+    #[error("qcow2: Image is corrupt; cannot be opened read/write")]
+    MarkedCorrupt,
+    #[error(
+        "the image was not closed properly and its refcounts may be wrong (dirty bit); open it read-only, or repair \
+         it first with 'check -r all'"
+    )]
+    MarkedDirty,
+    #[error(
+        "the image is encrypted ({method}), and no key was given; encrypted images are not supported yet"
+    )]
+    Encrypted { method: &'static str },
+    #[error("'data-file' is required for this image")]
+    NoDataFile,
+
+    #[error(
+        "entry {raw:#018x} names a {what} that is not at a multiple of the cluster size ({cluster_size})"
+    )]
+    Misaligned { what: &'static str, raw: u64, cluster_size: u64 },
+    #[error("L2 entry {raw:#018x} has the zero flag, which version 2 does not know")]
+    ZeroFlagInVersion2 { raw: u64 },
+    #[error("extended L2 entry {raw:#018x} has the impossible subcluster bitmap {bitmap:#018x}")]
+    SubclusterBitmap { raw: u64, bitmap: u64 },
+    #[error(
+        "refcount table entry {index} is {raw:#018x}: no multiple of the cluster size ({cluster_size}) below 2^56"
+    )]
+    RefcountBlockOffset { index: u64, raw: u64, cluster_size: u64 },
+    #[error(
+        "L2 table slice at {:#x}, entry for guest offset {:#x}: {problem}; the image is corrupt, run 'check' on it",
+        .slice.0, .guest.0
+    )]
+    InL2Slice { slice: HostOffset, guest: GuestOffset, problem: Box<Qcow2Error> },
+    #[error(
+        "compressed cluster for guest offset {:#x}, {len} bytes at {:#x}: {problem}", .guest.0, .host.0
+    )]
+    CompressedCluster { guest: GuestOffset, host: HostOffset, len: u32, problem: String },
+
+    #[error("all cached metadata holds changes that cannot be written")]
+    CacheExhausted,
+    #[error("the image cannot grow beyond {clusters} clusters")]
+    ImageFull { clusters: u64 },
+    #[error(
+        "Preventing invalid allocation of cluster {:#x}: it holds the {holds}, and yet its refcount is 0; the image is \
+         corrupt, run 'check' on it", .at.0
+    )]
+    MetadataIsFree { at: HostOffset, holds: &'static str },
+    #[error("cluster {:#x} is freed, and yet its refcount is 0; the image is corrupt, run 'check' on it", .at.0)]
+    RefcountUnderflow { at: HostOffset },
+
+    #[error("{0}")]
+    Option(String),
+}
+
+impl Qcow2Error {
+    /// The same error, with the place of the L2 entry that shows it.
+    pub(super) fn in_l2_slice(self, slice: HostOffset, guest: GuestOffset) -> Self {
+        Self::InL2Slice { slice, guest, problem: Box::new(self) }
+    }
+}
+
+impl FormatError for Qcow2Error {
+    fn kind(&self) -> FaultKind {
+        match self {
+            Self::Version { .. }
+            | Self::Features { .. }
+            | Self::Encrypted { .. }
+            | Self::CryptMethod { .. }
+            | Self::MarkedDirty => FaultKind::Unsupported,
+            Self::Option(_) | Self::NoDataFile | Self::ImageFull { .. } => FaultKind::Misuse,
+            Self::CacheExhausted => FaultKind::Io,
+            _ => FaultKind::Corrupt,
+        }
+    }
+
+    fn as_any(&self) -> &dyn std::any::Any {
+        self
+    }
+}

@@ -1,0 +1,286 @@
+//! Flush: writes changed metadata in an order that a crash cannot break.
+//!
+//! Each level may be on disk only when all levels above it are durable; a barrier (a flush of the leaves) stands
+//! between two levels that both have something to write:
+//!
+//! | level | what                                    | because                                                     |
+//! |-------|-----------------------------------------|-------------------------------------------------------------|
+//! | 0     | guest data, new L2 tables, refcounts     | nothing on disk points to what they are about               |
+//! | 1     | refcount table                          | a block that is pointed to counts itself                    |
+//! | 2     | L2 entries                              | a cluster that is pointed to is counted, and holds its data |
+//! | 3     | L1 entries                              | a table that is pointed to is counted, and complete         |
+//! | 4     | refcounts of freed clusters, holes      | what is freed is no longer pointed to                       |
+//!
+//! The changes of one commit are copied at one instant, so that an L2 entry never leaves before the refcount that it
+//! needs; what changes meanwhile waits for the next commit. Level 4 goes on beside later requests (`reclaim`).
+
+use super::layout::HostOffset;
+use super::refcount::{Freed, FreedRun, Refcounts};
+use super::{Discards, Qcow2};
+use crate::buf::Buf;
+use crate::engine::Io;
+use crate::engine::task::join_all;
+use crate::error::Result;
+use crate::graph::driver::{Ready, Role};
+use crate::intent::{Fua, Label};
+
+/// Writes of one level in flight at once.
+const WRITES_MAX: usize = 64;
+
+/// Copies of all changed metadata, by level.
+struct Batch {
+    refcounts: Vec<(HostOffset, Buf)>,
+    refcount_table: Vec<(HostOffset, Buf)>,
+    l2: Vec<(HostOffset, Buf)>,
+    l1: Vec<(HostOffset, Buf)>,
+    freed: Vec<FreedRun>,
+}
+
+impl Qcow2 {
+    /// Whether any metadata differs from what is on disk.
+    pub(super) fn holds_changes(&self) -> bool {
+        let refcounts = self.refcounts.borrow();
+        refcounts.cache.dirty() > 0
+            || refcounts.table_dirty.is_some()
+            || !refcounts.freed.is_empty()
+            || self.l2.borrow().dirty() > 0
+            || self.l1.borrow().dirty.is_some()
+    }
+
+    /// Makes everything durable that completed before.
+    pub(super) async fn flush_all(&self, io: &Io) -> Result<()> {
+        self.commit(io).await?;
+        self.barrier(io).await
+    }
+
+    /// Flushes the leaves that hold the image.
+    pub(super) async fn barrier(&self, io: &Io) -> Result<()> {
+        if let Some(data) = io.try_child(Role::DataFile) {
+            io.flush("qcow2.barrier/data_file", data).await?;
+        }
+        io.flush("qcow2.barrier", io.child(Role::File)).await
+    }
+
+    /// Writes all changed metadata, level by level. The last level written is not durable yet.
+    pub(super) async fn commit(&self, io: &Io) -> Result<()> {
+        let _one_at_a_time = self.commits.enter(&io.shared().tasks).await;
+        if !self.holds_changes() {
+            return Ok(());
+        }
+        self.committing.set(true);
+        let batch = self.take_batch();
+        let freed = batch.freed.clone();
+        let result = self.write_batch(io, batch).await;
+        self.committing.set(false);
+        self.end_batch(result.is_ok());
+        match result {
+            Ok(()) if !freed.is_empty() => self.start_reclaim(io, freed),
+            Ok(()) => {}
+            Err(_) => self.refcounts.borrow_mut().freed.extend(freed),
+        }
+        result
+    }
+
+    fn take_batch(&self) -> Batch {
+        let mut refcounts = self.refcounts.borrow_mut();
+        let mut l1 = self.l1.borrow_mut();
+        refcounts.table_writing = refcounts.table_dirty.take();
+        let refcount_table =
+            entries(refcounts.table_at, &refcounts.table, refcounts.table_writing).into_iter().collect();
+        l1.writing = l1.dirty.take();
+        Batch {
+            refcounts: refcounts.cache.take_dirty(),
+            refcount_table,
+            l2: self.l2.borrow_mut().take_dirty(),
+            l1: entries(l1.at, &l1.entries, l1.writing).into_iter().collect(),
+            freed: std::mem::take(&mut refcounts.freed),
+        }
+    }
+
+    fn end_batch(&self, landed: bool) {
+        let mut refcounts = self.refcounts.borrow_mut();
+        let (mut l1, mut l2) = (self.l1.borrow_mut(), self.l2.borrow_mut());
+        let (table, entries) = (refcounts.table_writing.take(), l1.writing.take());
+        if landed {
+            refcounts.cache.written();
+            l2.written();
+        } else {
+            refcounts.cache.failed();
+            l2.failed();
+            refcounts.table_dirty = union(refcounts.table_dirty, table);
+            l1.dirty = union(l1.dirty, entries);
+        }
+    }
+
+    async fn write_batch(&self, io: &Io, batch: Batch) -> Result<()> {
+        self.write_level(io, "qcow2.flush/refcount_blocks", batch.refcounts).await?;
+        if !batch.refcount_table.is_empty() {
+            // A block is durable before the table points to it.
+            self.barrier(io).await?;
+            self.write_level(io, "qcow2.flush/refcount_table", batch.refcount_table).await?;
+        }
+        if !batch.l2.is_empty() {
+            // Refcounts and guest data are durable before an L2 entry points to a cluster.
+            self.barrier(io).await?;
+            self.write_level(io, "qcow2.flush/l2_tables", batch.l2).await?;
+        }
+        if !batch.l1.is_empty() {
+            // An L2 table is counted and complete before an L1 entry points to it.
+            self.barrier(io).await?;
+            self.write_level(io, "qcow2.flush/l1_table", batch.l1).await?;
+        }
+        if !batch.freed.is_empty() {
+            // Nothing on disk points to a cluster any more before it is given back.
+            self.barrier(io).await?;
+        }
+        Ok(())
+    }
+
+    async fn write_level(&self, io: &Io, label: Label, writes: Vec<(HostOffset, Buf)>) -> Result<()> {
+        let file = io.child(Role::File);
+        let mut writes = merged(writes).into_iter().peekable();
+        while writes.peek().is_some() {
+            let some: Vec<_> = writes.by_ref().take(WRITES_MAX).collect();
+            let landed =
+                join_all(some.into_iter().map(|(at, bytes)| io.write(label, file, at.0, bytes, Fua::No)));
+            for (_, result) in landed.await {
+                result?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the header and its extensions.
+    pub(super) async fn write_header(&self, io: &Io) -> Result<()> {
+        let bytes = self.header.borrow().encode().map_err(|fault| self.fail(fault))?;
+        io.write("qcow2.write_header", io.child(Role::File), 0, Buf::from(bytes), Fua::No).await.1
+    }
+
+    /// Gives back clusters that nothing on disk points to, beside the requests that come meanwhile.
+    fn start_reclaim(&self, io: &Io, freed: Vec<FreedRun>) {
+        let Some(driver) = io.driver(io.node()) else { unreachable!("a format is a driver") };
+        let io = io.clone();
+        self.reclaiming.set(self.reclaiming.get() + 1);
+        io.clone().spawn(Box::pin(async move {
+            let qcow2 = driver.as_any().downcast_ref::<Self>().expect("the driver of this node");
+            // A request that looked a cluster up before it was freed may still read or write it.
+            io.quiesce().await;
+            let result = qcow2.reclaim(&io, &freed).await;
+            if result.is_err() {
+                // The clusters stay counted: leaked, not lost. `check` finds them.
+            }
+            qcow2.reclaiming.set(qcow2.reclaiming.get() - 1);
+            qcow2.reclaimed.notify(&io.shared().tasks);
+        }));
+    }
+
+    async fn reclaim(&self, io: &Io, freed: &[FreedRun]) -> Result<()> {
+        for run in freed {
+            for cluster in run.first..run.first + run.count {
+                self.drop_reference(io, cluster, run.why).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Lowers a refcount by one. A cluster that becomes free is punched out of the file first: while its refcount
+    /// still says that it is in use, nobody can be given it.
+    async fn drop_reference(&self, io: &Io, cluster: u64, why: Freed) -> Result<()> {
+        let mut punched = false;
+        loop {
+            let step = {
+                let mut refcounts = self.refcounts.borrow_mut();
+                match refcounts.count(cluster).map_err(|fault| self.fail(fault))? {
+                    Ready::Yes(0) => {
+                        let at = HostOffset(cluster << self.geometry.cluster_bits.bits());
+                        return Err(self.fail(super::Qcow2Error::RefcountUnderflow { at }));
+                    }
+                    Ready::Yes(1) if self.discards.covers(why) && !punched => {
+                        // Nothing is packed into the cluster from here on, or the hole would swallow it.
+                        self.forget_cluster(&mut refcounts, cluster);
+                        None
+                    }
+                    Ready::Yes(count) => {
+                        if count == 1 {
+                            self.forget_cluster(&mut refcounts, cluster);
+                        }
+                        Some(refcounts.set(cluster, count - 1).map_err(|fault| self.fail(fault))?)
+                    }
+                    Ready::Miss(miss) => Some(Ready::Miss(miss)),
+                }
+            };
+            match step {
+                Some(Ready::Yes(())) => return Ok(()),
+                Some(Ready::Miss(miss)) => self.load_missing(io, miss).await?,
+                None => {
+                    let at = cluster << self.geometry.cluster_bits.bits();
+                    let file = io.child(Role::File);
+                    io.discard("qcow2.reclaim/discard", file, at, self.geometry.cluster_size).await?;
+                    punched = true;
+                }
+            }
+        }
+    }
+
+    /// Drops what memory knows of a cluster that is about to become free.
+    fn forget_cluster(&self, refcounts: &mut Refcounts, cluster: u64) {
+        let bits = self.geometry.cluster_bits;
+        if refcounts.next_packed >> bits.bits() == cluster {
+            refcounts.next_packed = 0;
+        }
+        if refcounts.metadata.remove(&cluster) {
+            self.l2.borrow_mut().forget(HostOffset(cluster << bits.bits()), bits.size());
+        }
+    }
+
+    /// Writes everything out, gives back what is freed, and leaves a clean image.
+    pub(super) async fn close_image(&self, io: &Io) -> Result<()> {
+        loop {
+            for cluster in self.refcounts.borrow_mut().take_spare() {
+                let at = HostOffset(cluster << self.geometry.cluster_bits.bits());
+                self.free_later(at, 1, Freed::Other);
+            }
+            self.commit(io).await?;
+            let tasks = &io.shared().tasks;
+            self.reclaimed.wait(tasks, || (self.reclaiming.get() == 0).then_some(())).await;
+            if !self.holds_changes() {
+                return self.barrier(io).await;
+            }
+        }
+    }
+}
+
+impl Discards {
+    fn covers(self, why: Freed) -> bool {
+        match why {
+            Freed::Request => self.request,
+            Freed::Other => self.other,
+        }
+    }
+}
+
+/// The changed entries of a table and their place.
+fn entries(table: HostOffset, entries: &[u64], range: Option<(usize, usize)>) -> Option<(HostOffset, Buf)> {
+    let (first, end) = range?;
+    let bytes: Vec<u8> = entries[first..end].iter().flat_map(|entry| entry.to_be_bytes()).collect();
+    Some((HostOffset(table.0 + 8 * first as u64), Buf::from(bytes)))
+}
+
+fn union(a: Option<(usize, usize)>, b: Option<(usize, usize)>) -> Option<(usize, usize)> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some((a.0.min(b.0), a.1.max(b.1))),
+        (a, b) => a.or(b),
+    }
+}
+
+/// Neighbouring slices become one write.
+fn merged(writes: Vec<(HostOffset, Buf)>) -> Vec<(HostOffset, crate::buf::BufList)> {
+    let mut runs: Vec<(HostOffset, crate::buf::BufList)> = Vec::new();
+    for (at, bytes) in writes {
+        match runs.last_mut() {
+            Some((start, run)) if start.0 + run.len_bytes() as u64 == at.0 => run.push(bytes),
+            _ => runs.push((at, bytes.into())),
+        }
+    }
+    runs
+}

@@ -1,0 +1,120 @@
+//! Load: fetches what a lookup or a reservation missed.
+
+use super::layout::{HostOffset, L1Entry};
+use super::{Missing, Qcow2, Qcow2Error};
+use crate::buf::Buf;
+use crate::engine::Io;
+use crate::error::Result;
+use crate::graph::driver::{Miss, Role};
+use crate::intent::Fua;
+
+impl Qcow2 {
+    pub(super) async fn load_missing(&self, io: &Io, miss: Miss) -> Result<()> {
+        match Missing::of(miss) {
+            kind @ (Missing::L2Slice | Missing::RefcountSlice) => {
+                self.load_slice(io, kind, HostOffset(miss.at)).await
+            }
+            Missing::OwnTable => self.own_table(io, miss.at as usize).await,
+            Missing::RefcountBlock => self.add_refcount_block(io, miss.at).await,
+        }
+    }
+
+    fn has_slice(&self, kind: Missing, at: HostOffset) -> bool {
+        match kind {
+            Missing::RefcountSlice => self.refcounts.borrow().cache.find(at).is_some(),
+            _ => self.l2.borrow().find(at).is_some(),
+        }
+    }
+
+    /// Reads a slice into its cache. Two that miss the same slice read it once.
+    async fn load_slice(&self, io: &Io, kind: Missing, at: HostOffset) -> Result<()> {
+        let tasks = &io.shared().tasks;
+        let mine = self
+            .loaded
+            .wait(tasks, || {
+                if self.has_slice(kind, at) {
+                    return Some(false);
+                }
+                let mut loading = self.loading.borrow_mut();
+                (!loading.contains(&at)).then(|| {
+                    loading.push(at);
+                    true
+                })
+            })
+            .await;
+        if !mine {
+            return Ok(());
+        }
+        let result = self.read_slice(io, kind, at).await;
+        self.loading.borrow_mut().retain(|other| *other != at);
+        self.loaded.notify(tasks);
+        result
+    }
+
+    async fn read_slice(&self, io: &Io, kind: Missing, at: HostOffset) -> Result<()> {
+        let (len, label) = match kind {
+            Missing::RefcountSlice => {
+                (self.refcounts.borrow().cache.slice_len(), "qcow2.load/refcount_block")
+            }
+            _ => (self.geometry.l2_slice_len, "qcow2.load/l2_table"),
+        };
+        let mut bytes = io.read_bytes(label, io.child(Role::File), at.0, len).await?;
+        loop {
+            let has_room = match kind {
+                Missing::RefcountSlice => self.refcounts.borrow().cache.has_room(),
+                _ => self.l2.borrow().has_room(),
+            };
+            if has_room {
+                break;
+            }
+            // All slices hold changes: writing them out makes room.
+            self.commit(io).await?;
+        }
+        let bytes = std::mem::take(&mut bytes);
+        let inserted = match kind {
+            Missing::RefcountSlice => self.refcounts.borrow_mut().cache.insert(at, bytes),
+            _ => self.l2.borrow_mut().insert(at, bytes),
+        };
+        inserted.map(|_| ()).map_err(|_| self.fail(Qcow2Error::CacheExhausted))
+    }
+
+    /// Makes sure that the L2 table at `index` of the L1 table exists and belongs to the active image alone: makes an
+    /// empty one, or copies the one that a snapshot shares.
+    ///
+    /// Order on disk: the refcount of the new table, then its content, then the L1 entry (`flush`). The old table is
+    /// given up once the L1 entry is durable. A crash between any two leaves a table that nothing points to.
+    async fn own_table(&self, io: &Io, index: usize) -> Result<()> {
+        let tasks = &io.shared().tasks;
+        let _one_at_a_time = self.tables.enter(tasks).await;
+        let old = match self.l1_entry(index)? {
+            L1Entry::Table { copied: true, .. } => return Ok(()),
+            L1Entry::Table { at, .. } => Some(at),
+            L1Entry::Unallocated => None,
+        };
+        let fresh = self.reserve_cluster(io).await?;
+        let result = self.fill_table(io, old, fresh.at, fresh.zeroed).await;
+        if let Err(error) = result {
+            self.refcounts.borrow_mut().give_back(fresh.at, 1);
+            return Err(error);
+        }
+        let entry = L1Entry::Table { at: fresh.at, copied: true };
+        self.l1.borrow_mut().set(index, entry.encode());
+        let cluster = fresh.at.0 >> self.geometry.cluster_bits.bits();
+        self.refcounts.borrow_mut().metadata.insert(cluster);
+        if let Some(old) = old {
+            self.free_later(old, 1, super::refcount::Freed::Other);
+        }
+        Ok(())
+    }
+
+    async fn fill_table(&self, io: &Io, old: Option<HostOffset>, at: HostOffset, zeroed: bool) -> Result<()> {
+        let file = io.child(Role::File);
+        let len = self.geometry.cluster_size as usize;
+        let content = match old {
+            Some(old) => io.read_bytes("qcow2.own_table/read", file, old.0, len).await?,
+            None if zeroed => return Ok(()),
+            None => Buf::zeroed(len),
+        };
+        io.write("qcow2.own_table/write", file, at.0, content, Fua::No).await.1
+    }
+}

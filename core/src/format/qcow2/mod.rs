@@ -1,0 +1,271 @@
+//! qcow2: QEMU's copy-on-write image, versions 2 and 3. Source: \[qcow2\], QEMU's `docs/interop/qcow2.rst`.
+//!
+//! ```text
+//!   guest offset ──▶ L1 table ──▶ L2 table ──▶ cluster in `file` (or in `data-file`), compressed, zero, or backing
+//!                    in memory    slices in a cache
+//!   host cluster ──▶ refcount table ──▶ refcount block ──▶ how many L1, L2, snapshot… entries point to it
+//!                    in memory          slices in a cache
+//! ```
+//!
+//! Owns the metadata of one image. Refuses to move guest data: it says where data is (`lookup`), takes space and
+//! makes it reachable (`write`), and writes its metadata in an order that a crash cannot break (`flush`).
+//! Start reading at [`lookup`](Qcow2), then `write`, then `flush`; what is on disk is in `layout`.
+
+mod cache;
+mod compressed;
+mod create;
+mod error;
+mod flush;
+pub mod layout;
+mod load;
+mod lookup;
+mod open;
+mod refcount;
+mod write;
+mod zero;
+
+use std::any::Any;
+use std::cell::{Cell, RefCell};
+
+use cache::SliceCache;
+pub use create::{CreateOptions, create};
+pub use error::Qcow2Error;
+use layout::{ClusterBits, EntryRules, GuestOffset, Header, HostOffset, L1Entry};
+pub use open::{Qcow2Options, open, probe, read_header};
+use refcount::Refcounts;
+
+use crate::buf::BufList;
+use crate::engine::task::{Gate, WaitList};
+use crate::engine::{Io, LocalFuture};
+use crate::error::{Error, Result};
+use crate::graph::driver::{Access, Driver, Extent, Length, Miss, Ready, Reservation, Role};
+use crate::intent::ZeroFlags;
+
+/// An open qcow2 image.
+pub struct Qcow2 {
+    /// The node's name, for errors.
+    name: String,
+    header: RefCell<Header>,
+    geometry: Geometry,
+    l1: RefCell<L1Table>,
+    /// Slices of L2 tables.
+    l2: RefCell<SliceCache>,
+    refcounts: RefCell<Refcounts>,
+    /// Slices that are being read, so that each is read once.
+    loading: RefCell<Vec<HostOffset>>,
+    loaded: WaitList,
+    /// One table is made, copied or moved at a time.
+    tables: Gate,
+    /// One refcount block is added at a time.
+    blocks: Gate,
+    /// One commit at a time.
+    commits: Gate,
+    committing: Cell<bool>,
+    /// Coroutines that give freed clusters back; closing waits for them.
+    reclaiming: Cell<u32>,
+    reclaimed: WaitList,
+    discards: Discards,
+}
+
+/// Numbers of an image that never change while it is open.
+#[derive(Clone, Copy, Debug)]
+struct Geometry {
+    cluster_bits: ClusterBits,
+    cluster_size: u64,
+    /// Bytes of one L2 entry: 8, or 16 with subclusters.
+    l2_entry_len: usize,
+    /// log2 of the entries in an L2 table.
+    l2_bits: u32,
+    /// Bytes of a slice of an L2 table.
+    l2_slice_len: usize,
+    /// Bytes of a subcluster, or of a cluster where there are none.
+    subcluster_size: u64,
+    rules: EntryRules,
+    /// Whether guest data is encrypted; then nobody reads it.
+    encrypted: bool,
+    /// Which child holds the guest data.
+    data: Role,
+    version: u32,
+}
+
+/// The active L1 table.
+struct L1Table {
+    at: HostOffset,
+    /// Entries as they are in the file, decoded where they are used.
+    entries: Vec<u64>,
+    /// Changed entries: the range that the next commit writes.
+    dirty: Option<(usize, usize)>,
+    writing: Option<(usize, usize)>,
+}
+
+/// Which freed clusters are given back to the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Discards {
+    /// Clusters that a guest's discard freed (`pass-discard-request`).
+    pub request: bool,
+    /// Clusters that a snapshot's deletion freed (`pass-discard-snapshot`).
+    pub snapshot: bool,
+    /// Clusters that anything else freed (`pass-discard-other`).
+    pub other: bool,
+}
+
+/// What a [`Miss`] of this driver names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Missing {
+    /// A slice of an L2 table, by its place in the file.
+    L2Slice = 0,
+    /// A slice of a refcount block, by its place in the file.
+    RefcountSlice = 1,
+    /// An L2 table that the image owns alone, by its place in the L1 table.
+    OwnTable = 2,
+    /// The refcount block for a host cluster, by the cluster's number.
+    RefcountBlock = 3,
+}
+
+impl Missing {
+    fn at(self, at: u64) -> Miss {
+        Miss { what: self as u32, at }
+    }
+
+    fn of(miss: Miss) -> Self {
+        match miss.what {
+            0 => Self::L2Slice,
+            1 => Self::RefcountSlice,
+            2 => Self::OwnTable,
+            _ => Self::RefcountBlock,
+        }
+    }
+}
+
+impl L1Table {
+    /// Changes an entry, in memory.
+    fn set(&mut self, index: usize, raw: u64) {
+        self.entries[index] = raw;
+        let (first, end) = self.dirty.unwrap_or((index, index + 1));
+        self.dirty = Some((first.min(index), end.max(index + 1)));
+    }
+}
+
+impl Qcow2 {
+    /// The header as it is in the file, or will be after the next flush.
+    pub fn header(&self) -> Header {
+        self.header.borrow().clone()
+    }
+
+    fn fail(&self, fault: Qcow2Error) -> Box<Error> {
+        Box::new(Error::Format { node: self.name.clone(), fault: Box::new(fault) })
+    }
+
+    fn l1_index(&self, offset: GuestOffset) -> usize {
+        let shift = self.geometry.cluster_bits.bits() + self.geometry.l2_bits;
+        usize::try_from(offset.0 >> shift).expect("an L1 table is at most 32 MiB")
+    }
+
+    fn l1_entry(&self, index: usize) -> Result<L1Entry> {
+        let raw = self.l1.borrow().entries[index];
+        L1Entry::parse(raw, self.geometry.cluster_bits).map_err(|fault| self.fail(fault))
+    }
+
+    /// Number of an L2 entry within its table.
+    fn l2_index(&self, offset: GuestOffset) -> usize {
+        let index = (offset.0 >> self.geometry.cluster_bits.bits()) & ((1 << self.geometry.l2_bits) - 1);
+        index as usize
+    }
+
+    /// Place of the slice that holds an L2 entry, and the entry's first byte within the slice.
+    fn slice_of(&self, table: HostOffset, l2_index: usize) -> (HostOffset, usize) {
+        let byte = l2_index * self.geometry.l2_entry_len;
+        let in_slice = byte % self.geometry.l2_slice_len;
+        (HostOffset(table.0 + (byte - in_slice) as u64), in_slice)
+    }
+}
+
+impl Driver for Qcow2 {
+    fn name(&self) -> &'static str {
+        "qcow2"
+    }
+
+    fn length(&self) -> Length {
+        Length::Bytes(self.header.borrow().size)
+    }
+
+    fn lookup(&self, offset: u64, len: u64, access: Access) -> Result<Extent> {
+        self.extent(GuestOffset(offset), len, access)
+    }
+
+    fn load<'a>(&'a self, io: &'a Io, miss: Miss) -> LocalFuture<'a, Result<()>> {
+        Box::pin(self.load_missing(io, miss))
+    }
+
+    fn granularity(&self) -> u64 {
+        self.geometry.cluster_size
+    }
+
+    fn zero_granularity(&self) -> u64 {
+        self.geometry.subcluster_size
+    }
+
+    fn reserve(&self, offset: u64, len: u64) -> Result<Ready<Reservation>> {
+        self.reserve_space(GuestOffset(offset), len)
+    }
+
+    fn publish(&self, reservation: &Reservation) -> Result<Ready<()>> {
+        self.publish_space(reservation)
+    }
+
+    fn give_back(&self, reservation: &Reservation) {
+        self.give_back_space(reservation);
+    }
+
+    fn read_special<'a>(
+        &'a self,
+        io: &'a Io,
+        offset: u64,
+        data: &'a mut BufList,
+    ) -> LocalFuture<'a, Result<()>> {
+        Box::pin(self.read_compressed(io, GuestOffset(offset), data))
+    }
+
+    fn compresses(&self) -> bool {
+        self.geometry.data == Role::File
+    }
+
+    fn write_compressed<'a>(
+        &'a self,
+        io: &'a Io,
+        offset: u64,
+        data: &'a mut BufList,
+    ) -> LocalFuture<'a, Result<bool>> {
+        Box::pin(self.write_cluster_compressed(io, GuestOffset(offset), data))
+    }
+
+    fn write_zeroes<'a>(
+        &'a self,
+        io: &'a Io,
+        offset: u64,
+        len: u64,
+        flags: ZeroFlags,
+    ) -> LocalFuture<'a, Result<bool>> {
+        Box::pin(self.zero_range(io, GuestOffset(offset), len, flags))
+    }
+
+    fn discard<'a>(&'a self, io: &'a Io, offset: u64, len: u64) -> LocalFuture<'a, Result<()>> {
+        Box::pin(self.discard_range(io, GuestOffset(offset), len))
+    }
+
+    fn is_clean(&self) -> bool {
+        !self.committing.get() && !self.holds_changes()
+    }
+
+    fn flush<'a>(&'a self, io: &'a Io) -> LocalFuture<'a, Result<()>> {
+        Box::pin(self.flush_all(io))
+    }
+
+    fn close<'a>(&'a self, io: &'a Io) -> LocalFuture<'a, Result<()>> {
+        Box::pin(self.close_image(io))
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}

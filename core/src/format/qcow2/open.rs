@@ -1,0 +1,319 @@
+//! Open: from the first cluster of a file to an image in memory.
+
+use std::cell::{Cell, RefCell};
+
+use rustc_hash::FxHashSet;
+
+use super::cache::SliceCache;
+use super::layout::{
+    Autoclear, Crypt, EntryRules, Header, HostOffset, Incompatible, L1Entry, RefcountTableEntry,
+    SNAPSHOT_TABLE_LEN_MAX, SNAPSHOTS_MAX, Snapshot, check_table, extension_kind,
+};
+use super::lookup::be_u64;
+use super::refcount::Refcounts;
+use super::{Discards, Geometry, L1Table, Qcow2, Qcow2Error};
+use crate::buf::Buf;
+use crate::engine::Io;
+use crate::error::{Error, Result};
+use crate::graph::NodeId;
+use crate::graph::driver::Role;
+use crate::intent::Fua;
+
+/// Bytes of L2 slices kept in memory unless the options say otherwise: enough for 256 GiB of disk at 64 KiB a cluster.
+const L2_CACHE_LEN: u64 = 32 << 20;
+
+/// Bytes of refcount slices kept in memory.
+const REFCOUNT_CACHE_LEN: u64 = 4 << 20;
+
+/// Metadata is read and written in pieces of this size, or whole clusters where those are smaller.
+const SLICE_LEN: u64 = 4096;
+
+/// Bytes of the file that opening reads at first; more, where the first cluster is larger and the header says so.
+const HEAD_LEN: u64 = 64 << 10;
+
+/// What the caller asks of an image beyond what its header says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Qcow2Options {
+    /// Which freed clusters are punched out of the file.
+    pub discards: Discards,
+    /// Bytes of L2 table slices kept in memory.
+    pub l2_cache_len: u64,
+    /// Bytes of refcount slices kept in memory.
+    pub refcount_cache_len: u64,
+    /// Open for looking at metadata alone: an encrypted image opens, and its data cannot be read.
+    pub metadata_only: bool,
+}
+
+impl Default for Qcow2Options {
+    fn default() -> Self {
+        Self {
+            discards: Discards { request: true, snapshot: true, other: false },
+            l2_cache_len: L2_CACHE_LEN,
+            refcount_cache_len: REFCOUNT_CACHE_LEN,
+            metadata_only: false,
+        }
+    }
+}
+
+/// Tells whether the first bytes of a file are those of a qcow2 image.
+pub fn probe(head: &[u8]) -> bool {
+    head.len() >= 8
+        && head[..4] == super::layout::MAGIC.to_be_bytes()
+        && u32::from_be_bytes([head[4], head[5], head[6], head[7]]) >= 2
+}
+
+fn fault(io: &Io, node: NodeId, fault: Qcow2Error) -> Box<Error> {
+    Box::new(Error::Format { node: io.title(node), fault: Box::new(fault) })
+}
+
+/// Reads the header of the image in `file`.
+///
+/// # Errors
+/// What the file says when it is read, and what is wrong with the header.
+pub async fn read_header(io: &Io, file: NodeId) -> Result<Header> {
+    let len = io.len(file).min(HEAD_LEN);
+    let mut head = io.read_bytes("qcow2.open/header", file, 0, len as usize).await?;
+    if probe(&head)
+        && let Some(cluster_size) = Header::cluster_size_of(&head)
+        && cluster_size > HEAD_LEN
+    {
+        let len = io.len(file).min(cluster_size);
+        head = io.read_bytes("qcow2.open/header", file, 0, len as usize).await?;
+    }
+    Header::parse(&head).map_err(|error| fault(io, file, error))
+}
+
+/// Opens the image whose header [`read_header`] read.
+///
+/// # Errors
+/// When the image cannot be used as it is asked for, or when its tables cannot be read.
+pub async fn open(
+    io: &Io,
+    file: NodeId,
+    header: Header,
+    writable: bool,
+    options: &Qcow2Options,
+) -> Result<Qcow2> {
+    let fail = |error| fault(io, file, error);
+    admit(&header, writable, options).map_err(fail)?;
+    let l1_len = u64::from(header.l1_entries) * 8;
+    let l1 = read_table(io, file, "Active L1 table", header.l1_offset, l1_len).await?;
+    let table_at = header.refcount_table_offset;
+    let table_len = u64::from(header.refcount_table_clusters) << header.cluster_bits.bits();
+    let table = read_table(io, file, "Reference count table", table_at, table_len).await?;
+    let geometry = geometry(&header);
+    let slice_len = header.cluster_bits.size().min(SLICE_LEN) as usize;
+    let cache = SliceCache::new(slice_len, options.refcount_cache_len as usize);
+    let mut refcounts = Refcounts::new(header.refcount_width, header.cluster_bits, table_at, table, cache);
+    let file_len = io.len(file);
+    if grows_as_zeroes(io, file) {
+        refcounts.fresh_beyond(file_len);
+    }
+    if writable {
+        refcounts.metadata = metadata_clusters(&header, &l1, &refcounts.table);
+    }
+    let qcow2 = Qcow2 {
+        name: io.title(file),
+        l1: RefCell::new(L1Table { at: header.l1_offset, entries: l1, dirty: None, writing: None }),
+        l2: RefCell::new(SliceCache::new(geometry.l2_slice_len, options.l2_cache_len as usize)),
+        header: RefCell::new(header),
+        geometry,
+        refcounts: RefCell::new(refcounts),
+        loading: RefCell::default(),
+        loaded: Default::default(),
+        tables: Default::default(),
+        blocks: Default::default(),
+        commits: Default::default(),
+        committing: Cell::new(false),
+        reclaiming: Cell::new(0),
+        reclaimed: Default::default(),
+        discards: options.discards,
+    };
+    if writable {
+        qcow2.clear_stale_features(io, file).await?;
+    }
+    Ok(qcow2)
+}
+
+/// Whether an image may be used in the way that is asked for.
+fn admit(header: &Header, writable: bool, options: &Qcow2Options) -> Result<(), Qcow2Error> {
+    let method = match header.crypt {
+        Crypt::None => None,
+        Crypt::Aes => Some("aes"),
+        Crypt::Luks => Some("luks"),
+    };
+    if let Some(method) = method
+        && !(options.metadata_only && !writable)
+    {
+        return Err(Qcow2Error::Encrypted { method });
+    }
+    if writable && header.has(Incompatible::CORRUPT) {
+        return Err(Qcow2Error::MarkedCorrupt);
+    }
+    if writable && header.has(Incompatible::DIRTY) {
+        return Err(Qcow2Error::MarkedDirty);
+    }
+    if header.snapshot_count > SNAPSHOTS_MAX {
+        let len = u64::from(header.snapshot_count) * 40;
+        return Err(Qcow2Error::TableTooLarge {
+            table: "Snapshot table",
+            len,
+            max: u64::from(SNAPSHOTS_MAX) * 40,
+        });
+    }
+    if header.snapshot_count > 0 {
+        let len = u64::from(header.snapshot_count) * 40;
+        check_table(
+            "Snapshot table",
+            header.snapshots_offset,
+            len,
+            SNAPSHOT_TABLE_LEN_MAX,
+            header.cluster_bits,
+        )?;
+    }
+    Ok(())
+}
+
+fn geometry(header: &Header) -> Geometry {
+    let cluster_size = header.cluster_bits.size();
+    let extended = header.has(Incompatible::EXTENDED_L2);
+    let l2_entry_len = header.l2_entry_len();
+    Geometry {
+        cluster_bits: header.cluster_bits,
+        cluster_size,
+        l2_entry_len,
+        l2_bits: header.cluster_bits.bits() - l2_entry_len.trailing_zeros(),
+        l2_slice_len: cluster_size.min(SLICE_LEN) as usize,
+        subcluster_size: if extended {
+            cluster_size / u64::from(super::layout::SUBCLUSTERS)
+        } else {
+            cluster_size
+        },
+        rules: EntryRules {
+            cluster_bits: header.cluster_bits,
+            data_file: header.has(Incompatible::DATA_FILE),
+            extended,
+            version: header.version,
+        },
+        data: if header.has(Incompatible::DATA_FILE) { Role::DataFile } else { Role::File },
+        encrypted: header.crypt != Crypt::None,
+        version: header.version,
+    }
+}
+
+/// Reads a table of eight-byte entries.
+async fn read_table(
+    io: &Io,
+    file: NodeId,
+    table: &'static str,
+    at: HostOffset,
+    len: u64,
+) -> Result<Vec<u64>> {
+    let file_len = io.len(file);
+    if len > 0 && at.0 >= file_len {
+        return Err(fault(io, file, Qcow2Error::BeyondEnd { table, at, file_len }));
+    }
+    let bytes = io.read_bytes("qcow2.open/table", file, at.0, len as usize).await?;
+    Ok(bytes.chunks_exact(8).map(|entry| be_u64(entry, 0)).collect())
+}
+
+fn grows_as_zeroes(io: &Io, file: NodeId) -> bool {
+    let mut leaf = file;
+    while let Some(below) = io.edge(leaf, Role::File) {
+        leaf = below;
+    }
+    leaf == file && io.leaf_info(leaf).is_some_and(|info| info.grows_as_zeroes)
+}
+
+/// Clusters that must never be given to data: what a wrong refcount would otherwise lead to.
+fn metadata_clusters(header: &Header, l1: &[u64], table: &[u64]) -> FxHashSet<u64> {
+    let bits = header.cluster_bits;
+    let mut clusters = FxHashSet::default();
+    let mut add = |at: HostOffset, len: u64| {
+        let first = at.0 >> bits.bits();
+        clusters.extend(first..first + bits.count(len));
+    };
+    add(HostOffset(0), 1);
+    add(header.l1_offset, u64::from(header.l1_entries) * 8);
+    add(header.refcount_table_offset, u64::from(header.refcount_table_clusters) << bits.bits());
+    for (index, raw) in table.iter().enumerate() {
+        let entry = RefcountTableEntry::parse(*raw, index as u64, bits);
+        if let Some(block) = entry.ok().and_then(RefcountTableEntry::block) {
+            add(block, 1);
+        }
+    }
+    for raw in l1 {
+        if let Ok(L1Entry::Table { at, .. }) = L1Entry::parse(*raw, bits) {
+            add(at, 1);
+        }
+    }
+    clusters
+}
+
+impl Qcow2 {
+    /// Clears the autoclear bits whose promises a writer that does not know them breaks.
+    ///
+    /// Order on disk: the cleared bits are durable before the first change.
+    async fn clear_stale_features(&self, io: &Io, file: NodeId) -> Result<()> {
+        {
+            let mut header = self.header.borrow_mut();
+            let kept = match header.has(Incompatible::DATA_FILE) {
+                true => header.autoclear & Autoclear::RAW_DATA_FILE,
+                false => 0,
+            };
+            if header.autoclear == kept {
+                return Ok(());
+            }
+            header.autoclear = kept;
+        }
+        let bytes = self.header.borrow().encode().map_err(|error| self.fail(error))?;
+        io.write("qcow2.open/autoclear", file, 0, Buf::from(bytes), Fua::No).await.1?;
+        io.flush("qcow2.open/autoclear", file).await
+    }
+
+    /// Reads the snapshot table.
+    ///
+    /// # Errors
+    /// When an entry is damaged or lies beyond the end of the table's bounds.
+    pub async fn snapshots(&self, io: &Io, file: NodeId) -> Result<Vec<Snapshot>> {
+        let (count, at) = {
+            let header = self.header.borrow();
+            (header.snapshot_count, header.snapshots_offset)
+        };
+        let mut snapshots = Vec::new();
+        let mut offset = at.0;
+        let end = io.len(file).min(at.0.saturating_add(SNAPSHOT_TABLE_LEN_MAX));
+        let damaged = |index, field| self.fail(Qcow2Error::SnapshotTable { at, index, field });
+        /// Bytes read at once; the longest entry is larger, and then more is read.
+        const WINDOW: u64 = 256 << 10;
+        let mut window = Buf::empty();
+        let mut window_at = offset;
+        for index in 0..count {
+            if offset >= end {
+                return Err(damaged(index, "the entry"));
+            }
+            let entry = loop {
+                let seen = &window[((offset - window_at) as usize).min(window.len())..];
+                match Snapshot::parse(seen) {
+                    Ok(entry) => break entry,
+                    Err(field) if window_at == offset && !window.is_empty() => {
+                        return Err(damaged(index, field));
+                    }
+                    Err(_) => {
+                        let len = WINDOW.min(end - offset) as usize;
+                        window = io.read_bytes("qcow2.snapshots", file, offset, len).await?;
+                        window_at = offset;
+                    }
+                }
+            };
+            offset += entry.entry_len;
+            snapshots.push(entry);
+        }
+        Ok(snapshots)
+    }
+
+    /// Whether the image has dirty bitmaps.
+    pub fn has_bitmaps(&self) -> bool {
+        self.header.borrow().extension(extension_kind::BITMAPS).is_some()
+    }
+}

@@ -1,0 +1,269 @@
+//! Options in the manner of C's `getopt_long`, which scripts rely on in more ways than one would think: options after
+//! file names, `-qf raw`, `-fraw`, `--output=json`, and long names cut short while they stay unique.
+//!
+//! One table of [`OptionSpec`] serves parsing and help.
+
+/// An option of a command.
+#[derive(Debug)]
+pub struct OptionSpec {
+    /// Its long names without dashes; the first is how the parser calls it. Empty when it has none.
+    pub long: &'static [&'static str],
+    /// Its one-letter names.
+    pub short: &'static str,
+    /// What its argument is called in help; `None` when it takes no argument.
+    pub value: Option<&'static str>,
+    /// What it does, for help.
+    pub help: &'static str,
+}
+
+/// What came of one step of parsing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Parsed {
+    /// An option, by its first long name, with its argument.
+    Option(&'static str, String),
+    /// An option that the table does not have, that is ambiguous, or that got an argument it does not take.
+    ///
+    /// The text is the element of the command line that was finished last, which in the middle of a cluster of short
+    /// options is the one before it; the reference reports it so.
+    Unrecognized(String),
+    /// An option without the argument that it needs.
+    MissingArgument(String),
+}
+
+/// Whether options may follow file names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// They may.
+    Permute,
+    /// The first element that is no option ends them.
+    OptionsFirst,
+}
+
+/// Walks a command line.
+#[derive(Debug)]
+pub struct Getopt<'a> {
+    specs: &'a [OptionSpec],
+    order: Order,
+    /// The command line, element 0 being the command's name. File names are moved behind options as they are passed.
+    elements: Vec<String>,
+    /// The next element to look at.
+    next: usize,
+    /// The file names passed so far lie in `skipped..skipped_end`.
+    skipped: usize,
+    skipped_end: usize,
+    /// The rest of a cluster of short options, as an offset into the element `next`.
+    cluster: Option<usize>,
+}
+
+impl<'a> Getopt<'a> {
+    /// Starts at the first element after the command's name.
+    #[must_use]
+    pub fn new(specs: &'a [OptionSpec], order: Order, elements: Vec<String>) -> Self {
+        Self { specs, order, elements, next: 1, skipped: 1, skipped_end: 1, cluster: None }
+    }
+
+    /// The next option; `None` after the last.
+    pub fn next_option(&mut self) -> Option<Parsed> {
+        if let Some(at) = self.cluster {
+            return Some(self.short(at));
+        }
+        self.move_skipped();
+        if self.order == Order::Permute {
+            while self.elements.get(self.next).is_some_and(|element| !is_option(element)) {
+                self.next += 1;
+            }
+            self.skipped_end = self.next;
+        }
+        let element = self.elements.get(self.next)?;
+        if element == "--" {
+            self.next += 1;
+            self.move_skipped();
+            // All that follows are file names.
+            self.skipped_end = self.elements.len();
+            self.next = self.elements.len();
+            return None;
+        }
+        if !is_option(element) {
+            return None;
+        }
+        if element.starts_with("--") {
+            return Some(self.long());
+        }
+        Some(self.short(1))
+    }
+
+    /// Takes what is left when there are no more options: the file names, in their order.
+    #[must_use]
+    pub fn take_operands(&mut self) -> Vec<String> {
+        let start = if self.skipped == self.skipped_end { self.next } else { self.skipped };
+        self.elements.split_off(start.min(self.elements.len()))
+    }
+
+    /// Moves the options seen since the last file name in front of the file names.
+    fn move_skipped(&mut self) {
+        if self.skipped != self.skipped_end {
+            let behind = self.next - self.skipped_end;
+            self.elements[self.skipped..self.next].rotate_right(behind);
+            self.skipped += behind;
+        } else {
+            self.skipped = self.next;
+        }
+        self.skipped_end = self.next;
+    }
+
+    fn finished(&self) -> String {
+        self.elements.get(self.next - 1).cloned().unwrap_or_default()
+    }
+
+    fn short(&mut self, at: usize) -> Parsed {
+        let element = self.elements[self.next].clone();
+        let letter = element[at..].chars().next().expect("a cluster is left at a letter");
+        let rest = at + letter.len_utf8();
+        self.cluster = (rest < element.len()).then_some(rest);
+        if self.cluster.is_none() {
+            self.next += 1;
+        }
+        let Some(spec) = self.specs.iter().find(|spec| spec.short.contains(letter)) else {
+            return Parsed::Unrecognized(self.finished());
+        };
+        if spec.value.is_none() {
+            return Parsed::Option(spec.long[0], String::new());
+        }
+        if self.cluster.take().is_some() {
+            self.next += 1;
+            return Parsed::Option(spec.long[0], element[rest..].to_owned());
+        }
+        self.argument(spec)
+    }
+
+    fn long(&mut self) -> Parsed {
+        let element = self.elements[self.next].clone();
+        self.next += 1;
+        let (name, value) = match element[2..].split_once('=') {
+            Some((name, value)) => (name, Some(value)),
+            None => (&element[2..], None),
+        };
+        match (self.find_long(name), value) {
+            (None, _) => Parsed::Unrecognized(self.finished()),
+            (Some(spec), Some(_)) if spec.value.is_none() => Parsed::Unrecognized(self.finished()),
+            (Some(spec), Some(value)) => Parsed::Option(spec.long[0], value.to_owned()),
+            (Some(spec), None) if spec.value.is_none() => Parsed::Option(spec.long[0], String::new()),
+            (Some(spec), None) => self.argument(spec),
+        }
+    }
+
+    /// An exact name, or the start of the names of one option only.
+    fn find_long(&self, name: &str) -> Option<&'a OptionSpec> {
+        if let Some(exact) = self.specs.iter().find(|spec| spec.long.contains(&name)) {
+            return Some(exact);
+        }
+        let mut found = self.specs.iter().filter(|spec| spec.long.iter().any(|long| long.starts_with(name)));
+        let first = found.next()?;
+        found.next().is_none().then_some(first)
+    }
+
+    /// The next element, whatever it looks like.
+    fn argument(&mut self, spec: &OptionSpec) -> Parsed {
+        match self.elements.get(self.next) {
+            Some(value) => {
+                self.next += 1;
+                Parsed::Option(spec.long[0], value.clone())
+            }
+            None => Parsed::MissingArgument(self.finished()),
+        }
+    }
+}
+
+fn is_option(element: &str) -> bool {
+    element.len() > 1 && element.starts_with('-')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const SPECS: &[OptionSpec] = &[
+        OptionSpec { long: &["quiet"], short: "q", value: None, help: "" },
+        OptionSpec { long: &["format", "source-format"], short: "f", value: Some("FMT"), help: "" },
+        OptionSpec { long: &["output"], short: "", value: Some("OFMT"), help: "" },
+        OptionSpec { long: &["object"], short: "", value: Some("DEF"), help: "" },
+    ];
+
+    #[test]
+    fn options_and_file_names_mix() {
+        let expected = (vec![option("quiet", ""), option("format", "raw")], vec!["a", "b"]);
+        for line in [
+            "-q -f raw a b",
+            "a -q b -fraw",
+            "a b -qf raw",
+            "-q --format=raw -- a b",
+            "a -qfraw -- b",
+            "--qui --source raw a b",
+            "a --quiet --f raw b",
+        ] {
+            let (parsed, names) = run(line, Order::Permute);
+            assert_eq!((parsed, names.iter().map(String::as_str).collect()), expected, "{line}");
+        }
+    }
+
+    #[test]
+    fn options_may_have_to_come_first() {
+        let (parsed, names) = run("-q info -f raw", Order::OptionsFirst);
+        assert_eq!((parsed.len(), names.join(" ")), (1, "info -f raw".into()));
+        assert_eq!(run("-- -q", Order::OptionsFirst).1, ["-q"]);
+    }
+
+    #[test]
+    fn two_dashes_end_options_and_one_is_a_name() {
+        assert_eq!(run("- -q -- -f a", Order::Permute), (vec![option("quiet", "")], words("- -f a")));
+    }
+
+    #[test]
+    fn what_is_wrong_is_the_element_finished_last() {
+        for (line, bad) in [
+            ("-Z", Parsed::Unrecognized("-Z".into())),
+            ("a -qZ", Parsed::Unrecognized("-qZ".into())),
+            ("-q -Zq", Parsed::Unrecognized("-q".into())),
+            ("a -Zq", Parsed::Unrecognized("a".into())),
+            ("--foo=1", Parsed::Unrecognized("--foo=1".into())),
+            ("--o x", Parsed::Unrecognized("--o".into())),
+            ("--quiet=1", Parsed::Unrecognized("--quiet=1".into())),
+            ("a -qf", Parsed::MissingArgument("-qf".into())),
+            ("--outp", Parsed::MissingArgument("--outp".into())),
+        ] {
+            let (parsed, _) = run(line, Order::Permute);
+            assert_eq!(parsed.iter().find(|p| !matches!(p, Parsed::Option(..))), Some(&bad), "{line}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn names_keep_their_order_and_nothing_is_lost(line in "((-q|-f x|--output=y|--|a|b|-qf z|--obj w) ){0,12}") {
+            let (parsed, names) = run(&line, Order::Permute);
+            prop_assert!(parsed.iter().all(|p| matches!(p, Parsed::Option(..))));
+            let before = line.split(" -- ").next().unwrap_or_default();
+            let options = before.matches("-q").count() + before.matches("f x").count() + before.matches('=').count()
+                + before.matches("obj").count() + before.matches("f z").count();
+            if !line.starts_with("-- ") {
+                prop_assert_eq!(parsed.len(), options);
+            }
+            let tail = line.split_once("-- ").map_or("", |(_, tail)| tail);
+            prop_assert!(names.join(" ").ends_with(tail.trim()));
+        }
+    }
+
+    fn run(line: &str, order: Order) -> (Vec<Parsed>, Vec<String>) {
+        let mut getopt = Getopt::new(SPECS, order, words(&format!("cmd {line}")));
+        let parsed = std::iter::from_fn(|| getopt.next_option()).collect();
+        (parsed, getopt.take_operands())
+    }
+
+    fn words(line: &str) -> Vec<String> {
+        line.split_whitespace().map(str::to_owned).collect()
+    }
+
+    fn option(name: &'static str, value: &str) -> Parsed {
+        Parsed::Option(name, value.into())
+    }
+}

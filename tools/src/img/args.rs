@@ -1,0 +1,165 @@
+//! Command lines: `drystone-img [-T TRACE] COMMAND [OPTION]… FILENAME…`, into one struct a command.
+//!
+//! Messages follow qemu-img 10.0.2 as its project released it; Debian's build words some of them differently. Long
+//! names are those of either build.
+
+mod bench;
+mod check;
+mod common;
+mod compare;
+mod convert;
+mod create;
+mod help;
+mod info;
+mod map;
+mod numbers;
+
+pub use bench::{Aio, BenchArgs, FlushEvery};
+pub use check::{CheckArgs, Repair};
+pub use common::{CacheMode, Common, Executor, OutputFormat, Source};
+pub use compare::CompareArgs;
+pub use convert::{ConvertArgs, ConvertTarget, SnapshotName};
+pub use create::CreateArgs;
+pub use help::of_tool as tool_help;
+pub use info::InfoArgs;
+pub use map::MapArgs;
+
+use crate::getopt::{Getopt, OptionSpec, Order, Parsed};
+use crate::message::Failure;
+use crate::options::parse_list;
+
+/// What a command line asks for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Invocation {
+    /// What to say on the error stream before anything else.
+    pub warnings: Vec<String>,
+    /// What to do.
+    pub action: Action,
+}
+
+/// What to do.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
+    /// Print [`tool_help`] and exit with 0.
+    Help,
+    /// Print this and exit with 0.
+    Print(String),
+    /// Run a command.
+    Run(Box<Command>),
+}
+
+/// A command with its arguments.
+#[derive(Clone, Debug, PartialEq)]
+#[allow(missing_docs, reason = "the structs say it")]
+pub enum Command {
+    Bench(BenchArgs),
+    Check(CheckArgs),
+    Compare(CompareArgs),
+    Convert(ConvertArgs),
+    Create(CreateArgs),
+    Info(InfoArgs),
+    Map(MapArgs),
+}
+
+/// What a command's own parser returns: the command, or a text to print.
+type ParsedCommand = Result<(Action, Vec<String>), Failure>;
+
+/// One command: its name, a line about it, its options, its operands, and its parser.
+struct CommandSpec {
+    name: &'static str,
+    about: &'static str,
+    operands: &'static str,
+    options: &'static [OptionSpec],
+    parse: fn(&mut Getopt<'_>, Scan) -> ParsedCommand,
+}
+
+/// In alphabetical order.
+const COMMANDS: &[&CommandSpec] =
+    &[&bench::SPEC, &check::SPEC, &compare::SPEC, &convert::SPEC, &create::SPEC, &info::SPEC, &map::SPEC];
+
+const GLOBAL_OPTIONS: &[OptionSpec] = &[
+    common::HELP,
+    OptionSpec { long: &["version"], short: "V", value: None, help: "print the version and exit" },
+    OptionSpec {
+        long: &["trace"],
+        short: "T",
+        value: Some("TRACE"),
+        help: "trace events: [[enable=]PATTERN][,events=FILE][,file=FILE]",
+    },
+];
+
+/// The base name of the tool as it was called, which starts every message.
+#[must_use]
+pub fn tool_name(argv: &[String]) -> &str {
+    argv.first().and_then(|path| path.rsplit('/').next()).unwrap_or("drystone-img")
+}
+
+/// Reads a command line; `argv[0]` is the tool's path.
+///
+/// # Errors
+/// What is wrong with it, in the words of the reference; exits and prefixes are for [`Failure::render`] and the caller.
+pub fn parse(argv: &[String]) -> Result<Invocation, Failure> {
+    let name = tool_name(argv);
+    if argv.len() < 2 {
+        return Err(Failure::usage("Not enough arguments"));
+    }
+    let invocation = |warnings, action| Ok(Invocation { warnings, action });
+    let mut warnings = Vec::new();
+    let mut getopt = Getopt::new(GLOBAL_OPTIONS, Order::OptionsFirst, argv.to_vec());
+    while let Some(parsed) = getopt.next_option() {
+        match recognized(parsed)? {
+            ("help", _) => return invocation(warnings, Action::Help),
+            ("version", _) => return invocation(warnings, Action::Print(help::version(name))),
+            (_, trace) if matches!(trace.as_str(), "help" | "?") => {
+                return invocation(warnings, Action::Print(String::new()));
+            }
+            (_, trace) => warnings.extend(trace_warnings(&trace)?),
+        }
+    }
+    let operands = getopt.take_operands();
+    let Some(command) = operands.first() else { return invocation(warnings, Action::Print(String::new())) };
+    let Some(spec) = COMMANDS.iter().find(|spec| spec.name == command) else {
+        return Err(Failure::usage(format!("Command not found: {command}")).after(warnings));
+    };
+    let help = help::of_command(name, spec);
+    let mut getopt = Getopt::new(spec.options, Order::Permute, operands);
+    match (spec.parse)(&mut getopt, Scan { help, ..Scan::default() }) {
+        Ok((action, more)) => invocation([warnings, more].concat(), action),
+        Err(failure) => Err(failure.after(warnings)),
+    }
+}
+
+/// The engine's traces are chosen elsewhere, so there is no event of the given name; patterns may match nothing.
+fn trace_warnings(trace: &str) -> Result<Vec<String>, Failure> {
+    let mut warnings = Vec::new();
+    for pair in parse_list(trace, Some("enable")) {
+        warnings.extend(pair.switch_warning());
+        match pair.key.as_str() {
+            "enable" if pair.value.contains('*') || pair.value.is_empty() => {}
+            "enable" => warnings.push(format!("trace event '{}' does not exist", pair.value)),
+            "events" | "file" => {}
+            other => return Err(Failure::new(format!("Invalid parameter '{other}'")).after(warnings)),
+        }
+    }
+    Ok(warnings)
+}
+
+/// An option that the table has, with its argument.
+fn recognized(parsed: Parsed) -> Result<(&'static str, String), Failure> {
+    match parsed {
+        Parsed::Option(name, value) => Ok((name, value)),
+        Parsed::Unrecognized(element) => Err(Failure::usage(format!("unrecognized option '{element}'"))),
+        Parsed::MissingArgument(element) => {
+            Err(Failure::usage(format!("missing argument for option '{element}'")))
+        }
+    }
+}
+
+/// What all commands collect while they walk their options.
+#[derive(Default)]
+struct Scan {
+    /// The command's help, should it be asked for.
+    help: String,
+    common: Common,
+    warnings: Vec<String>,
+}

@@ -1,0 +1,97 @@
+//! `check [-f FMT | --image-opts] [-r leaks|all] [-T CACHE] [-U] [--output human|json] FILENAME`
+
+use crate::getopt::{Getopt, OptionSpec};
+use crate::message::Failure;
+
+use super::common::{
+    EXECUTOR, FORCE_SHARE, FORMAT, HELP, IMAGE_OPTS, OBJECT, OUTPUT, QUIET, Step, one_operand, parse_output,
+    parse_source_cache,
+};
+use super::{Action, CacheMode, Command, CommandSpec, Common, OutputFormat, ParsedCommand, Scan, Source};
+
+/// Arguments of `check`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CheckArgs {
+    /// What every command takes.
+    pub common: Common,
+    /// The image.
+    pub source: Source,
+    /// `-r`: what to repair.
+    pub repair: Option<Repair>,
+    /// `-T`: how the image is cached.
+    pub cache: CacheMode,
+    /// `-U`: open the image although others write to it.
+    pub force_share: bool,
+    /// `-q`.
+    pub quiet: bool,
+    /// `--output`.
+    pub output: OutputFormat,
+}
+
+/// What a check repairs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Repair {
+    /// Clusters that are counted but not used.
+    Leaks,
+    /// Leaks and errors.
+    All,
+}
+
+pub(super) const SPEC: CommandSpec = CommandSpec {
+    name: "check",
+    about: "Check an image for errors, and repair them",
+    operands: "FILENAME",
+    options: &[
+        HELP,
+        QUIET,
+        FORMAT,
+        IMAGE_OPTS,
+        OptionSpec { long: &["repair"], short: "r", value: Some("leaks|all"), help: "repair what is found" },
+        OptionSpec {
+            long: &["cache"],
+            short: "T",
+            value: Some("CACHE"),
+            help: "cache mode (default: writeback)",
+        },
+        FORCE_SHARE,
+        OUTPUT,
+        OBJECT,
+        EXECUTOR,
+    ],
+    parse,
+};
+
+fn parse(getopt: &mut Getopt<'_>, mut scan: Scan) -> ParsedCommand {
+    let (mut format, mut output, mut cache, mut repair) = (None, None, None, None);
+    let (mut image_opts, mut force_share, mut quiet) = (false, false, false);
+    loop {
+        match scan.step(getopt)? {
+            Step::End => break,
+            Step::Done(action) => return Ok((action, scan.warnings)),
+            Step::Option(option, value) => match option {
+                "format" => format = Some(value),
+                "image-opts" => image_opts = true,
+                "repair" => repair = Some(parse_repair(&value)?),
+                "cache" => cache = Some(value),
+                "force-share" => force_share = true,
+                "output" => output = Some(value),
+                _ => quiet = true,
+            },
+        }
+    }
+    let operands = getopt.take_operands();
+    let filename = one_operand(&operands)?;
+    let output = parse_output(output.as_deref())?;
+    let cache = parse_source_cache(cache.as_deref())?;
+    let source = scan.source(filename, format.as_deref(), image_opts)?;
+    let args = CheckArgs { common: scan.common, source, repair, cache, force_share, quiet, output };
+    Ok((Action::Run(Box::new(Command::Check(args))), scan.warnings))
+}
+
+fn parse_repair(name: &str) -> Result<Repair, Failure> {
+    match name {
+        "leaks" => Ok(Repair::Leaks),
+        "all" => Ok(Repair::All),
+        _ => Err(Failure::usage(format!("Unknown option value for -r (expecting 'leaks' or 'all'): {name}"))),
+    }
+}

@@ -1,0 +1,78 @@
+//! `map [-f FMT | --image-opts] [--start-offset N] [--max-length N] [-U] [--output human|json] FILENAME`
+
+use crate::getopt::{Getopt, OptionSpec};
+
+use super::common::{
+    EXECUTOR, FORCE_SHARE, FORMAT, HELP, IMAGE_OPTS, OBJECT, OUTPUT, Step, one_operand, parse_output,
+};
+use super::{Action, Command, CommandSpec, Common, OutputFormat, ParsedCommand, Scan, Source, numbers};
+
+/// Arguments of `map`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MapArgs {
+    /// What every command takes.
+    pub common: Common,
+    /// The image.
+    pub source: Source,
+    /// `--start-offset`: the first guest byte of interest.
+    pub start_offset: u64,
+    /// `--max-length`: how many bytes are of interest; to the end when `None`.
+    pub max_length: Option<u64>,
+    /// `-U`: open the image although others write to it.
+    pub force_share: bool,
+    /// `--output`.
+    pub output: OutputFormat,
+}
+
+pub(super) const SPEC: CommandSpec = CommandSpec {
+    name: "map",
+    about: "Show where an image's data lies",
+    operands: "FILENAME",
+    options: &[
+        HELP,
+        FORMAT,
+        IMAGE_OPTS,
+        OptionSpec {
+            long: &["start-offset"],
+            short: "s",
+            value: Some("OFFSET"),
+            help: "start here (default: 0)",
+        },
+        OptionSpec {
+            long: &["max-length"],
+            short: "l",
+            value: Some("LENGTH"),
+            help: "stop after so many bytes",
+        },
+        FORCE_SHARE,
+        OUTPUT,
+        OBJECT,
+        EXECUTOR,
+    ],
+    parse,
+};
+
+fn parse(getopt: &mut Getopt<'_>, mut scan: Scan) -> ParsedCommand {
+    let (mut format, mut output, mut start_offset, mut max_length) = (None, None, 0, None);
+    let (mut image_opts, mut force_share) = (false, false);
+    loop {
+        match scan.step(getopt)? {
+            Step::End => break,
+            Step::Done(action) => return Ok((action, scan.warnings)),
+            Step::Option(option, value) => match option {
+                "format" => format = Some(value),
+                "image-opts" => image_opts = true,
+                "start-offset" => start_offset = numbers::size("start offset", &value)?,
+                "max-length" => max_length = Some(numbers::size("max length", &value)?),
+                "force-share" => force_share = true,
+                _ => output = Some(value),
+            },
+        }
+    }
+    let operands = getopt.take_operands();
+    let filename = one_operand(&operands)?;
+    let output = parse_output(output.as_deref())?;
+    let source = scan.source(filename, format.as_deref(), image_opts)?;
+    let args = MapArgs { common: scan.common, source, start_offset, max_length, force_share, output };
+    Ok((Action::Run(Box::new(Command::Map(args))), scan.warnings))
+}

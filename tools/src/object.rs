@@ -1,0 +1,254 @@
+//! `--object`: secrets, TLS credentials and throttle groups that images refer to by id.
+//!
+//! This reads a definition and checks it against the properties that its type has. Making the object (reading a
+//! secret's file, say) is the caller's work.
+
+use serde_json::{Map, Value};
+
+use crate::options::{IdError, is_well_formed_id, json, parse_keyval};
+use crate::size::parse_number;
+
+/// A user-defined object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObjectDef {
+    /// Its type, one of those that `--object help` lists.
+    pub qom_type: String,
+    /// The name by which options refer to it.
+    pub id: String,
+    /// Its properties, each of the kind that the type asks for.
+    pub properties: Map<String, Value>,
+}
+
+/// What an `--object` argument asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ObjectArg {
+    /// An object.
+    Define(ObjectDef),
+    /// The list of types or of a type's properties, to be printed.
+    Help(String),
+}
+
+/// What a property may hold.
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Text,
+    Bool,
+    Integer,
+    OneOf(&'static str, &'static [&'static str]),
+    Limits,
+}
+
+/// A type of object: its name and its properties in alphabetical order.
+struct Type {
+    name: &'static str,
+    properties: &'static [(&'static str, Kind)],
+}
+
+const ENDPOINT: Kind = Kind::OneOf("QCryptoTLSCredsEndpoint", &["client", "server"]);
+
+const TYPES: &[Type] = &[
+    Type {
+        name: "secret",
+        properties: &[
+            ("data", Kind::Text),
+            ("file", Kind::Text),
+            ("format", Kind::OneOf("QCryptoSecretFormat", &["raw", "base64"])),
+            ("iv", Kind::Text),
+            ("keyid", Kind::Text),
+        ],
+    },
+    Type { name: "throttle-group", properties: &[("limits", Kind::Limits)] },
+    Type {
+        name: "tls-creds-anon",
+        properties: &[
+            ("dir", Kind::Text),
+            ("endpoint", ENDPOINT),
+            ("priority", Kind::Text),
+            ("verify-peer", Kind::Bool),
+        ],
+    },
+    Type {
+        name: "tls-creds-psk",
+        properties: &[
+            ("dir", Kind::Text),
+            ("endpoint", ENDPOINT),
+            ("priority", Kind::Text),
+            ("username", Kind::Text),
+            ("verify-peer", Kind::Bool),
+        ],
+    },
+    Type {
+        name: "tls-creds-x509",
+        properties: &[
+            ("dir", Kind::Text),
+            ("endpoint", ENDPOINT),
+            ("passwordid", Kind::Text),
+            ("priority", Kind::Text),
+            ("sanity-check", Kind::Bool),
+            ("verify-peer", Kind::Bool),
+        ],
+    },
+];
+
+/// The limits of a throttle group; each also exists with the prefix `x-` at the object itself.
+const LIMITS: &[&str] = &[
+    "bps-read",
+    "bps-read-max",
+    "bps-read-max-length",
+    "bps-total",
+    "bps-total-max",
+    "bps-total-max-length",
+    "bps-write",
+    "bps-write-max",
+    "bps-write-max-length",
+    "iops-read",
+    "iops-read-max",
+    "iops-read-max-length",
+    "iops-size",
+    "iops-total",
+    "iops-total-max",
+    "iops-total-max-length",
+    "iops-write",
+    "iops-write-max",
+    "iops-write-max-length",
+];
+
+/// The spelling of values: an option list has texts only, JSON has types.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Spelling {
+    List,
+    Json,
+}
+
+/// Reads an `--object` argument: `type,id=ID,key=value,…`, a JSON map, or a request for help.
+///
+/// # Errors
+/// A message in the words of the reference.
+pub fn parse_object(text: &str) -> Result<ObjectArg, String> {
+    let (spelling, mut members) = if text.starts_with('{') {
+        let Value::Object(map) = json::parse(text).map_err(|error| error.to_string())? else {
+            unreachable!("a value that starts with a brace is a map")
+        };
+        (Spelling::Json, map)
+    } else {
+        if let Some(help) = help_text(text) {
+            return Ok(ObjectArg::Help(help));
+        }
+        (Spelling::List, parse_keyval(text, "qom-type").map_err(|error| error.to_string())?)
+    };
+    let qom_type = take_text(&mut members, "qom-type")?;
+    let Some(known) = TYPES.iter().find(|known| known.name == qom_type) else {
+        return Err(format!("Parameter 'qom-type' does not accept value '{qom_type}'"));
+    };
+    let id = take_text(&mut members, "id")?;
+    let properties = convert(known, members, spelling)?;
+    if !is_well_formed_id(&id) {
+        return Err(IdError("id").to_string());
+    }
+    check_whole(known, &properties)?;
+    Ok(ObjectArg::Define(ObjectDef { qom_type, id, properties }))
+}
+
+fn take_text(members: &mut Map<String, Value>, key: &str) -> Result<String, String> {
+    match members.shift_remove(key) {
+        None => Err(format!("Parameter '{key}' is missing")),
+        Some(Value::String(text)) => Ok(text),
+        Some(_) => Err(format!("Invalid parameter type for '{key}', expected: string")),
+    }
+}
+
+fn convert(
+    known: &Type,
+    members: Map<String, Value>,
+    spelling: Spelling,
+) -> Result<Map<String, Value>, String> {
+    let mut properties = Map::new();
+    for (key, value) in members {
+        let listed = known.properties.iter().find(|(name, _)| *name == key).map(|(_, kind)| *kind);
+        let limit = key.strip_prefix("x-").is_some_and(|limit| LIMITS.contains(&limit));
+        let kind = match listed {
+            Some(kind) => kind,
+            None if known.name == "throttle-group" && limit => Kind::Integer,
+            None => return Err(format!("Parameter '{key}' is unexpected")),
+        };
+        let value = typed(&key, value, kind, spelling)?;
+        properties.insert(key, value);
+    }
+    Ok(properties)
+}
+
+fn typed(path: &str, value: Value, kind: Kind, spelling: Spelling) -> Result<Value, String> {
+    let wrong = |expected: &str| Err(format!("Invalid parameter type for '{path}', expected: {expected}"));
+    match (kind, value) {
+        (Kind::Limits, Value::Object(limits)) => {
+            let one = |(key, value): (String, Value)| {
+                let path = format!("{path}.{key}");
+                if !LIMITS.contains(&key.as_str()) {
+                    return Err(format!("Parameter '{path}' is unexpected"));
+                }
+                typed(&path, value, Kind::Integer, spelling).map(|value| (key, value))
+            };
+            limits.into_iter().map(one).collect::<Result<Map<_, _>, _>>().map(Value::Object)
+        }
+        (Kind::Limits, _) => wrong("object"),
+        (Kind::Text, text @ Value::String(_)) => Ok(text),
+        (Kind::OneOf(_, legal), Value::String(word)) if legal.contains(&word.as_str()) => Ok(word.into()),
+        (Kind::OneOf(..), Value::String(word)) => {
+            Err(format!("Parameter '{path}' does not accept value '{word}'"))
+        }
+        (Kind::Text | Kind::OneOf(..), _) => wrong("string"),
+        (Kind::Bool, Value::String(word)) if spelling == Spelling::List => match word.as_str() {
+            "on" | "yes" | "true" | "y" => Ok(true.into()),
+            "off" | "no" | "false" | "n" => Ok(false.into()),
+            _ => Err(format!("Parameter '{path}' expects 'on' or 'off'")),
+        },
+        (Kind::Bool, yes @ Value::Bool(_)) => Ok(yes),
+        (Kind::Bool, _) => wrong("boolean"),
+        (Kind::Integer, Value::String(digits)) if spelling == Spelling::List => {
+            let number = parse_number(&digits).map_err(|_| format!("Parameter '{path}' expects integer"))?;
+            Ok((number as i64).into())
+        }
+        (Kind::Integer, Value::Number(number)) if number.is_i64() || number.is_u64() => Ok(number.into()),
+        (Kind::Integer, _) => wrong("integer"),
+    }
+}
+
+/// What no single property can tell.
+fn check_whole(known: &Type, properties: &Map<String, Value>) -> Result<(), String> {
+    if known.name == "secret" {
+        return match (properties.contains_key("file"), properties.contains_key("data")) {
+            (true, true) => Err("'file' and 'data' are mutually exclusive".into()),
+            (false, false) => Err("Either 'file' or 'data' must be provided".into()),
+            _ => Ok(()),
+        };
+    }
+    Ok(())
+}
+
+/// The text that `help` or `TYPE,help` asks for.
+fn help_text(text: &str) -> Option<String> {
+    if matches!(text, "help" | "?") {
+        let names = TYPES.iter().map(|known| format!("  {}\n", known.name));
+        return Some(format!("List of user creatable objects:\n{}", names.collect::<String>()));
+    }
+    let name = text.strip_suffix(",help").or_else(|| text.strip_suffix(",?"))?;
+    let known = TYPES.iter().find(|known| known.name == name)?;
+    let mut lines = vec![];
+    for (key, kind) in known.properties {
+        let kind = match kind {
+            Kind::Text => "string",
+            Kind::Bool => "bool",
+            Kind::Integer => "int",
+            Kind::OneOf(name, _) => name,
+            Kind::Limits => "ThrottleLimits",
+        };
+        lines.push(format!("  {key}=<{kind}>\n"));
+    }
+    if name == "throttle-group" {
+        // The reference compares lines with their `=`, which sorts a longer key first.
+        let mut limits: Vec<_> = LIMITS.iter().map(|key| format!("  x-{key}=<int>\n")).collect();
+        limits.sort();
+        lines.extend(limits);
+    }
+    Some(format!("{name} options:\n{}", lines.concat()))
+}

@@ -1,0 +1,139 @@
+//! What a FILENAME argument names: a path, a `json:{…}` text, or (with `--image-opts`) an option list.
+
+use serde_json::{Map, Value, json};
+
+use super::dotted::{NestError, flatten, nest};
+use super::json::{JsonError, parse, to_line};
+use super::list::{IdError, Pair, is_well_formed_id, parse_list};
+
+/// A way to name an image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ImageName {
+    /// A path or a URL, as written.
+    File(String),
+    /// Options of a node, nested; from `json:{…}` or `--image-opts`.
+    Options {
+        /// What the user wrote; messages say `Could not open 'TEXT'`.
+        text: String,
+        /// The options.
+        options: Map<String, Value>,
+    },
+}
+
+/// A name that cannot be understood.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ImageNameError {
+    /// What follows `json:` is not JSON.
+    #[error("Could not parse the JSON options: {0}")]
+    Json(#[from] JsonError),
+    /// What follows `json:` is no map.
+    #[error("Invalid JSON object given")]
+    NotAMap,
+    /// Keys of the options do not fit together.
+    #[error(transparent)]
+    Nest(#[from] NestError),
+    /// The option list has an `id` that is no identifier.
+    #[error(transparent)]
+    Id(#[from] IdError),
+}
+
+impl ImageName {
+    /// Reads a FILENAME argument.
+    ///
+    /// # Errors
+    /// [`ImageNameError`] when it starts with `json:` and is not a map of options.
+    pub fn from_filename(text: &str) -> Result<Self, ImageNameError> {
+        let Some(json) = text.strip_prefix("json:") else { return Ok(Self::File(text.to_owned())) };
+        let Value::Object(map) = parse(json)? else { return Err(ImageNameError::NotAMap) };
+        Ok(Self::Options { text: text.to_owned(), options: nest(flatten(map))? })
+    }
+
+    /// Reads a FILENAME argument under `--image-opts`; also returns the warnings it deserves.
+    ///
+    /// The first entry may be the bare name of an existing node, which becomes the option `file`.
+    ///
+    /// # Errors
+    /// [`ImageNameError`] when the keys do not fit together.
+    pub fn from_image_opts(text: &str) -> Result<(Self, Vec<String>), ImageNameError> {
+        let pairs = parse_list(text, Some("file"));
+        let first_id = pairs.iter().find(|pair| pair.key == "id" && !pair.switch);
+        if first_id.is_some_and(|pair| !is_well_formed_id(&pair.value)) {
+            return Err(IdError("id").into());
+        }
+        let warnings = pairs.iter().filter_map(Pair::switch_warning).collect();
+        let mut flat = Map::new();
+        for pair in pairs {
+            flat.insert(pair.key, Value::String(pair.value));
+        }
+        Ok((Self::Options { text: text.to_owned(), options: nest(flat)? }, warnings))
+    }
+
+    /// The text that the user wrote.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        match self {
+            Self::File(text) | Self::Options { text, .. } => text,
+        }
+    }
+
+    /// The name as options of a node: a file becomes `{"filename": …}`.
+    #[must_use]
+    pub fn options(&self) -> Map<String, Value> {
+        match self {
+            Self::Options { options, .. } => options.clone(),
+            Self::File(path) => Map::from_iter([("filename".to_owned(), json!(path))]),
+        }
+    }
+}
+
+/// The `json:{…}` name of a node that no plain file name describes.
+#[must_use]
+pub fn json_filename(options: &Map<String, Value>) -> String {
+    format!("json:{}", to_line(&Value::Object(options.clone())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn file_names_stay_as_they_are() {
+        for text in ["a.img", "nbd://x/y", " json:{}", "a,b=c", ""] {
+            assert_eq!(ImageName::from_filename(text), Ok(ImageName::File(text.into())));
+        }
+    }
+
+    #[test]
+    fn json_names_and_option_lists_become_nested_options() {
+        let expected = json!({"driver": "qcow2", "file": {"driver": "file", "filename": "a,b"}});
+        let json = "json:{'driver': 'qcow2', 'file.driver': 'file', 'file': {'filename': 'a,b'}}";
+        assert_eq!(Value::Object(ImageName::from_filename(json).unwrap().options()), expected);
+        let list = "driver=raw,driver=qcow2,file.driver=file,file.filename=a,,b";
+        let (name, warnings) = ImageName::from_image_opts(list).unwrap();
+        assert_eq!((Value::Object(name.options()), warnings), (expected, vec![]));
+        assert_eq!(name.text(), list);
+    }
+
+    #[test]
+    fn a_bare_first_entry_names_a_node() {
+        let (name, _) = ImageName::from_image_opts("disk0,driver=raw").unwrap();
+        assert_eq!(Value::Object(name.options()), json!({"file": "disk0", "driver": "raw"}));
+    }
+
+    #[test]
+    fn switches_earn_a_warning() {
+        let (_, warnings) = ImageName::from_image_opts("driver=qcow2,nolazy-refcounts").unwrap();
+        let expected =
+            "short-form boolean option 'nolazy-refcounts' deprecated\nPlease use lazy-refcounts=off instead";
+        assert_eq!(warnings, [expected]);
+    }
+
+    #[test]
+    fn names_that_cannot_be_understood() {
+        let message = |text: &str| ImageName::from_filename(text).unwrap_err().to_string();
+        assert_eq!(message("json:[]"), "Invalid JSON object given");
+        assert_eq!(message("json:"), "Could not parse the JSON options: Expecting a JSON value");
+        assert!(ImageName::from_image_opts("id=1,driver=raw").is_err());
+    }
+}
