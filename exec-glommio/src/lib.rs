@@ -35,7 +35,7 @@ use drystone_exec_linux::{Session, drive};
 use glommio::io::BufferedFile;
 use glommio::{LocalExecutorBuilder, Task};
 
-pub use drystone_exec_linux::{BackendKind, Client, Config, Image, Transfer};
+pub use drystone_exec_linux::{BackendKind, Client, Config, Handle, Image, RemoteImage, Ticket, Transfer};
 
 /// Starts an engine on this thread; a task of its own drives it. Call it within a `LocalExecutor`.
 ///

@@ -11,6 +11,7 @@ use drystone_core::error::Result;
 use drystone_core::graph::open::{NodeSpec, open};
 use drystone_core::graph::{NodeId, NodeInfo};
 
+use crate::handle::Handle;
 use crate::image::Image;
 use crate::session::Session;
 
@@ -106,6 +107,11 @@ impl Client {
         let session = self.session();
         let (key, job) = session.run(coroutine);
         Ended { session, key: Some(key), job }
+    }
+
+    /// Access to the same engine from other threads.
+    pub fn handle(&self) -> Handle {
+        self.session().handle()
     }
 
     /// Describes the nodes that are open.

@@ -1,19 +1,19 @@
 //! A node that is open, for reading and writing.
 
-use std::cell::{Cell, RefCell};
-use std::future::{Future, poll_fn};
+use std::future::Future;
 use std::pin::Pin;
-use std::rc::{Rc, Weak};
-use std::task::{Context, Poll, Waker};
+use std::rc::Rc;
+use std::task::{Context, Poll};
 
 use drystone_core::buf::BufList;
 use drystone_core::engine::{Op, Request, Status};
-use drystone_core::error::{Error, Result};
+use drystone_core::error::Result;
 use drystone_core::graph::NodeId;
 use drystone_core::intent::{Fua, ZeroFlags};
 
 use crate::client::Client;
-use crate::session::Session;
+use crate::opened::Opened;
+use crate::promise::promise;
 
 /// A disk: the root of a tree of nodes that [`Client::open`] opened.
 ///
@@ -27,92 +27,15 @@ pub struct Image {
     opened: Rc<Opened>,
 }
 
-/// What the clones of an image, and its requests in flight, share.
-pub(crate) struct Opened {
-    session: Weak<Session>,
-    node: NodeId,
-    closed: Cell<bool>,
-    /// Whether the node was handed to the coroutine that closes it.
-    node_gone: Cell<bool>,
-    /// Requests in flight; the node goes only after them.
-    in_flight: Cell<usize>,
-    /// Who waits until there are none.
-    drained: RefCell<Option<Waker>>,
-}
-
-impl Opened {
-    /// Counts a request that begins.
-    #[inline]
-    pub(crate) fn enter(&self) {
-        self.in_flight.set(self.in_flight.get() + 1);
-    }
-
-    /// Counts a request that ended.
-    #[inline]
-    pub(crate) fn leave(&self) {
-        self.in_flight.set(self.in_flight.get() - 1);
-        if self.in_flight.get() == 0
-            && let Some(waker) = self.drained.borrow_mut().take()
-        {
-            waker.wake();
-        }
-    }
-
-    fn poll_drained(&self, cx: &Context<'_>) -> Poll<()> {
-        if self.in_flight.get() == 0 {
-            return Poll::Ready(());
-        }
-        *self.drained.borrow_mut() = Some(cx.waker().clone());
-        Poll::Pending
-    }
-}
-
-impl Drop for Opened {
-    /// Closes an image that nobody closed. Requests in flight hold this value, so there are none.
-    fn drop(&mut self) {
-        if self.node_gone.get() {
-            return;
-        }
-        if let Some(session) = self.session.upgrade() {
-            let node = self.node;
-            let (key, _) = session.run(move |io| async move { io.close(node).await });
-            session.abandon(key);
-        }
-    }
-}
-
-/// Counts a coroutine among the requests in flight.
-struct InFlight(Rc<Opened>);
-
-impl InFlight {
-    fn new(opened: &Rc<Opened>) -> Self {
-        opened.enter();
-        Self(Rc::clone(opened))
-    }
-}
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        self.0.leave();
-    }
-}
-
 impl Image {
     pub(crate) fn new(client: Client, node: NodeId) -> Self {
-        let opened = Opened {
-            session: Rc::downgrade(client.session()),
-            node,
-            closed: Cell::new(false),
-            node_gone: Cell::new(false),
-            in_flight: Cell::new(0),
-            drained: RefCell::default(),
-        };
+        let opened = Opened::new(client.session(), node);
         Self { client, opened: Rc::new(opened) }
     }
 
     /// The node, for coroutines that work on it.
     pub fn node(&self) -> NodeId {
-        self.opened.node
+        self.opened.node()
     }
 
     /// The client that opened it.
@@ -125,8 +48,8 @@ impl Image {
     /// # Panics
     /// When the image is closed.
     pub fn len(&self) -> u64 {
-        assert!(!self.opened.node_gone.get(), "a closed image has no length");
-        self.client.session().len(self.opened.node)
+        assert!(self.opened.check_open().is_ok(), "a closed image has no length");
+        self.client.session().len(self.opened.node())
     }
 
     /// Tells whether it holds no bytes.
@@ -180,35 +103,22 @@ impl Image {
     /// # Errors
     /// When metadata is damaged, or a leaf fails.
     pub async fn block_status(&self, offset: u64, len: u64) -> Result<Status> {
-        self.check_open()?;
-        let node = self.opened.node;
-        let in_flight = InFlight::new(&self.opened);
-        let status = self.client.run_to_end(move |io| async move {
-            let _in_flight = in_flight;
-            io.status(node, offset, len, None).await
-        });
+        let image = self.opened.in_use()?;
+        let status =
+            self.client.run_to_end(move |io| async move { io.status(image.node(), offset, len, None).await });
         status.await
     }
 
-    /// Waits for the requests in flight, writes out what is held back, and closes the nodes.
+    /// Waits for the requests in flight, writes out what is held back, and closes the nodes. Goes on to its end even
+    /// when the future is dropped.
     ///
     /// # Errors
-    /// The first failure; the nodes are gone all the same. [`Error::NoSuchNode`] when it was closed before.
+    /// The first failure; the nodes are gone all the same. [`Error::NoSuchNode`](drystone_core::error::Error) when it was
+    /// closed before.
     pub async fn close(&self) -> Result<()> {
-        self.check_open()?;
-        self.opened.closed.set(true);
-        poll_fn(|cx| self.opened.poll_drained(cx)).await;
-        self.opened.node_gone.set(true);
-        let node = self.opened.node;
-        self.client.run_to_end(move |io| async move { io.close(node).await }).await
-    }
-
-    #[inline]
-    fn check_open(&self) -> Result<()> {
-        match self.opened.closed.get() {
-            false => Ok(()),
-            true => Err(Box::new(Error::NoSuchNode("(closed)".into()))),
-        }
+        let (answer, ticket) = promise();
+        self.opened.close(move |result| answer.give(result))?;
+        ticket.await
     }
 }
 
@@ -236,11 +146,11 @@ impl Future for Transfer<'_> {
         let key = match std::mem::replace(&mut self.state, State::Done) {
             State::InFlight(key) => key,
             State::New { op, offset, len, data } => {
-                if let Err(error) = self.image.check_open() {
+                let opened = &self.image.opened;
+                if let Err(error) = opened.check_open() {
                     return Poll::Ready((data, Err(error)));
                 }
-                let opened = &self.image.opened;
-                session.submit(opened, Request { node: opened.node, op, offset, len, data, tag: 0 })
+                session.submit(opened, Request { node: opened.node(), op, offset, len, data, tag: 0 })
             }
             State::Done => panic!("a request is not polled after its end"),
         };

@@ -105,7 +105,7 @@ impl Ring {
         !self.free.is_empty()
     }
 
-    /// Takes an open file into the kernel's table, which saves a tenth of a cached read.
+    /// Takes an open file into the kernel's table, which saves it counting references at each request.
     pub(crate) fn open(&mut self, leaf: LeafId, fd: BorrowedFd<'_>) {
         if let Some(known) = self.files.get_mut(leaf.0 as usize) {
             *known = self.ring.submitter().register_files_update(leaf.0, &[fd.as_raw_fd()]).is_ok();

@@ -10,7 +10,8 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::pin::pin;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 
 use drystone_core::buf::BufList;
@@ -22,13 +23,17 @@ use slab::Slab;
 use crate::backend::Backend;
 use crate::config::Config;
 use crate::doorbell::Doorbell;
-use crate::image::Opened;
+use crate::handle::{COMMANDS_MAX, Command, Gate, Handle, RemoteRequest};
+use crate::opened::Opened;
+use crate::promise::Answer;
 
 /// An engine on this thread, and what carries out its intents.
 pub struct Session {
     engine: Engine,
     backend: RefCell<Backend>,
     waiters: RefCell<Slab<Waiter>>,
+    /// Other threads, once there is a handle for them.
+    others: RefCell<Option<Rc<Others>>>,
     /// The driver task, while it waits.
     driver: RefCell<Option<Waker>>,
     /// The driver task was woken, or is at it.
@@ -39,6 +44,17 @@ pub struct Session {
     closing: Cell<bool>,
 }
 
+/// What other threads ask, and the images that they use.
+struct Others {
+    commands: Receiver<Command>,
+    handle: Handle,
+    gate: Arc<Gate>,
+    images: RefCell<Slab<Rc<Opened>>>,
+}
+
+/// Requests of all kinds in flight from which on other threads have to wait.
+const WAITERS_MAX: usize = 4096;
+
 /// Who waits for a reply.
 enum Waiter {
     Waiting {
@@ -46,6 +62,11 @@ enum Waiter {
         image: Option<Rc<Opened>>,
     },
     Answered(BufList, Result<()>),
+    /// Another thread waits.
+    Remote {
+        answer: Answer<(BufList, Result<()>)>,
+        image: Rc<Opened>,
+    },
     /// The future was dropped; the answer is dropped too.
     Abandoned {
         image: Option<Rc<Opened>>,
@@ -62,6 +83,7 @@ impl Session {
             engine: Engine::new(),
             backend: RefCell::new(Backend::new(config)?),
             waiters: RefCell::default(),
+            others: RefCell::default(),
             driver: RefCell::default(),
             kicked: Cell::new(false),
             failed: Cell::new(false),
@@ -92,7 +114,7 @@ impl Session {
     ///
     /// # Errors
     /// The kernel's, when it takes no more intents at all.
-    pub fn pump(&self) -> io::Result<()> {
+    pub fn pump(self: &Rc<Self>) -> io::Result<()> {
         // Whoever submits meanwhile is seen below.
         self.kicked.set(true);
         while self.turn()? {}
@@ -104,7 +126,7 @@ impl Session {
     ///
     /// # Errors
     /// The kernel's, when it takes no more intents at all.
-    pub fn pump_and_arm(&self) -> io::Result<()> {
+    pub fn pump_and_arm(self: &Rc<Self>) -> io::Result<()> {
         self.backend.borrow_mut().disarm();
         loop {
             self.pump()?;
@@ -121,7 +143,7 @@ impl Session {
 
     /// Moves everything once. Tells whether anything moved.
     #[inline]
-    fn turn(&self) -> io::Result<bool> {
+    fn turn(self: &Rc<Self>) -> io::Result<bool> {
         let mut backend = self.backend.borrow_mut();
         while backend.has_room()
             && let Some(intent) = self.engine.next_intent()
@@ -131,7 +153,74 @@ impl Session {
         backend.submit()?;
         let moved = backend.reap(|token, outcome| self.engine.complete(token, outcome))?;
         drop(backend);
-        Ok(self.deliver() || moved)
+        let answered = self.deliver();
+        let asked = self.hear_others();
+        Ok(moved || answered || asked)
+    }
+
+    /// Begins what other threads ask for. Tells whether there was anything.
+    fn hear_others(self: &Rc<Self>) -> bool {
+        let Some(others) = self.others.borrow().clone() else { return false };
+        if self.closing.get() {
+            // What is in the queue is cancelled, and the images close, when the last of `others` goes.
+            return self.others.take().is_some();
+        }
+        let mut any = false;
+        while self.waiters.borrow().len() < WAITERS_MAX
+            && let Ok(command) = others.commands.try_recv()
+        {
+            any = true;
+            match command {
+                Command::Do(command) => command(self),
+                Command::Request(request) => self.submit_remote(request),
+            }
+        }
+        let forgotten = std::mem::take(&mut *others.gate.forgotten.lock().expect("pushing does not panic"));
+        for key in forgotten {
+            // The borrow ends before the image does, which may begin to close its node.
+            let image = others.images.borrow_mut().remove(key);
+            drop(image);
+            any = true;
+        }
+        any
+    }
+
+    fn submit_remote(&self, request: RemoteRequest) {
+        let RemoteRequest { image, op, offset, len, data, answer } = request;
+        let image = image.opened(self);
+        if let Err(error) = image.check_open() {
+            return answer.give((data, Err(error)));
+        }
+        image.enter();
+        let node = image.node();
+        let key = self.waiters.borrow_mut().insert(Waiter::Remote { answer, image });
+        self.engine.submit(Request { node, op, offset, len, data, tag: key as u64 });
+    }
+
+    /// Access from other threads.
+    pub(crate) fn handle(&self) -> Handle {
+        if let Some(others) = &*self.others.borrow() {
+            return others.handle.clone();
+        }
+        let (sender, commands) = sync_channel(COMMANDS_MAX);
+        let gate = Arc::new(Gate { bell: self.bell(), forgotten: Mutex::default() });
+        let handle = Handle::new(sender, Arc::clone(&gate));
+        let others = Others { commands, handle: handle.clone(), gate, images: RefCell::default() };
+        *self.others.borrow_mut() = Some(Rc::new(others));
+        handle
+    }
+
+    /// Keeps an image for other threads, until they forget it; nothing when the engine is ending.
+    pub(crate) fn keep(&self, image: Rc<Opened>) -> Option<usize> {
+        let others = self.others.borrow().clone()?;
+        let key = others.images.borrow_mut().insert(image);
+        Some(key)
+    }
+
+    /// The image of that number; whoever knows the number keeps it from being forgotten.
+    pub(crate) fn kept(&self, key: usize) -> Rc<Opened> {
+        let others = self.others.borrow().clone().expect("other threads have a handle");
+        Rc::clone(&others.images.borrow()[key])
     }
 
     /// Wakes the thread that drives this session, from any thread.
@@ -191,6 +280,12 @@ impl Session {
         (key, job)
     }
 
+    /// Begins a coroutine that nobody waits for.
+    pub(crate) fn run_detached<F: Future<Output = ()> + 'static>(&self, coroutine: impl FnOnce(Io) -> F) {
+        let (key, _) = self.run(coroutine);
+        self.abandon(key);
+    }
+
     /// Takes the answer of a key, which is free then; or sees to it that `cx` is woken by it.
     #[inline]
     pub(crate) fn poll_answer(&self, key: usize, cx: &Context<'_>) -> Poll<(BufList, Result<()>)> {
@@ -206,13 +301,16 @@ impl Session {
                 Waiter::Answered(data, result) => Poll::Ready((data, result)),
                 _ => unreachable!("matched above"),
             },
-            Waiter::Abandoned { .. } => unreachable!("who waits has not given up"),
+            Waiter::Remote { .. } | Waiter::Abandoned { .. } => unreachable!("who waits has not given up"),
         }
     }
 
     /// Has everyone who waits find out that nothing will come.
     fn fail(&self) {
         self.failed.set(true);
+        drop(self.others.take());
+        let remote = |waiter: &Waiter| matches!(waiter, Waiter::Remote { .. });
+        self.waiters.borrow_mut().retain(|_, waiter| !remote(waiter));
         let waiters = self.waiters.borrow();
         for (_, waiter) in waiters.iter() {
             if let Waiter::Waiting { waker: Some(waker), .. } = waiter {
@@ -235,7 +333,7 @@ impl Session {
                 drop(waiters);
                 drop(answered);
             }
-            Waiter::Abandoned { .. } => unreachable!("a future is dropped once"),
+            Waiter::Remote { .. } | Waiter::Abandoned { .. } => unreachable!("a future is dropped once"),
         }
     }
 
@@ -247,22 +345,30 @@ impl Session {
             any = true;
             let key = usize::try_from(tag).expect("a key of the slab");
             let mut waiters = self.waiters.borrow_mut();
-            let before = std::mem::replace(&mut waiters[key], Waiter::Answered(data, result));
-            let (waker, image) = match before {
-                Waiter::Waiting { waker, image } => (waker, image),
-                Waiter::Abandoned { image } => {
-                    let answer = waiters.remove(key);
-                    drop(waiters);
-                    drop(answer);
-                    (None, image)
+            let waiter = &mut waiters[key];
+            if let Waiter::Waiting { waker, image } = waiter {
+                let (waker, image) = (waker.take(), image.take());
+                *waiter = Waiter::Answered(data, result);
+                drop(waiters);
+                if let Some(image) = image {
+                    image.leave();
                 }
-                Waiter::Answered(..) => unreachable!("a request is answered once"),
-            };
-            if let Some(image) = image {
-                image.leave();
+                if let Some(waker) = waker {
+                    waker.wake();
+                }
+                continue;
             }
-            if let Some(waker) = waker {
-                waker.wake();
+            let waiter = waiters.remove(key);
+            // Whoever is told may come back with something new.
+            drop(waiters);
+            match waiter {
+                Waiter::Remote { answer, image } => {
+                    image.leave();
+                    answer.give((data, result));
+                }
+                Waiter::Abandoned { image: Some(image) } => image.leave(),
+                Waiter::Abandoned { image: None } => {}
+                Waiter::Waiting { .. } | Waiter::Answered(..) => unreachable!("a request is answered once"),
             }
         }
         any
@@ -294,7 +400,7 @@ pub async fn drive(session: Rc<Session>, readable: impl AsyncFnMut() -> io::Resu
 }
 
 async fn drive_to_end(
-    session: &Session,
+    session: &Rc<Session>,
     mut readable: impl AsyncFnMut() -> io::Result<()>,
 ) -> io::Result<()> {
     loop {

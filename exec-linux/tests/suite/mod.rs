@@ -33,7 +33,8 @@ macro_rules! suite {
                 lengths_change, files_are_created_emptied_and_removed, what_cannot_open_says_why,
                 null_leaves_store_nothing, dropped_requests_finish_on_their_own,
                 images_close_when_they_are_dropped, timers_ring_in_their_order, work_runs_on_threads,
-                coroutines_end_when_nobody_waits);
+                coroutines_end_when_nobody_waits, other_threads_share_the_engine,
+                handles_outlive_the_engine_and_say_so);
         }
     };
     (@cases $run:path, $kind:ident, $($case:ident),+) => {
@@ -42,6 +43,7 @@ macro_rules! suite {
             use drystone_exec_linux::{BackendKind, Config};
             let config = Config { backend: BackendKind::$kind, ring_entries: 32, ..Config::default() };
             $run(config, async |client| crate::cases::$case(&client).await).expect("the kernel has it all");
+            crate::cases::after_the_end();
         })+
     };
 }
@@ -386,6 +388,101 @@ pub async fn coroutines_end_when_nobody_waits(client: &Client) {
     drop(sleeping);
     sleep(client, 30).await;
     assert_eq!(std::rc::Rc::strong_count(&alive), 1);
+}
+
+pub async fn other_threads_share_the_engine(client: &Client) {
+    const PART: usize = 100_000;
+    let file = TempFile::with(&[0; 4 * PART]);
+    let spec = file.raw(WRITABLE);
+    let (handle, spec_there) = (client.handle(), spec.clone());
+    let opener = std::thread::spawn(move || handle.open(&spec_there));
+    while !opener.is_finished() {
+        sleep(client, 1).await;
+    }
+    let disk = opener.join().expect("no panic").expect("opens");
+    assert_eq!(disk.len(), 4 * PART as u64);
+    let threads: Vec<_> = (0..4u64)
+        .map(|number| {
+            let disk = disk.clone();
+            std::thread::spawn(move || {
+                let mut random = Random(number + 10);
+                let bytes = random.bytes(PART);
+                let start = number * PART as u64;
+                // Many at once, then one after the other.
+                let chunks = bytes.chunks(777).zip((start..).step_by(777));
+                let tickets: Vec<_> = chunks
+                    .map(|(chunk, at)| disk.submit(Op::Write(Fua::No), at, 0, Buf::from(chunk).into()))
+                    .collect();
+                for ticket in tickets {
+                    ticket.wait().1.expect("writes");
+                }
+                for _ in 0..100 {
+                    let at = random.below(PART - 1000);
+                    let (data, result) = disk.read(start + at as u64, Buf::zeroed(1000));
+                    result.expect("reads");
+                    assert!(*data.into_single() == bytes[at..at + 1000]);
+                }
+                let (data, result) = disk.read(4 * PART as u64, Buf::zeroed(5));
+                assert!(matches!(*result.expect_err("beyond the end"), Error::OutOfRange { .. }));
+                assert_eq!(data.len_bytes(), 5);
+                disk.flush().expect("flushes");
+                bytes
+            })
+        })
+        .collect();
+    while threads.iter().any(|thread| !thread.is_finished()) {
+        sleep(client, 1).await;
+    }
+    let bytes: Vec<u8> = threads.into_iter().flat_map(|thread| thread.join().expect("no panic")).collect();
+    assert!(file.bytes() == bytes);
+    // A ticket is a future too, here of the engine's own thread.
+    let (data, result) = disk.submit(Op::Read, 7, 0, Buf::zeroed(100).into()).await;
+    result.expect("reads");
+    assert!(*data.into_single() == bytes[7..107]);
+    assert_eq!(client.graph().len(), 2);
+    drop(disk);
+    while !client.graph().is_empty() {
+        sleep(client, 1).await;
+    }
+}
+
+pub async fn handles_outlive_the_engine_and_say_so(client: &Client) {
+    let file = TempFile::with(&[3; 512]);
+    let (handle, spec) = (client.handle(), file.raw(WRITABLE));
+    let (asked, wait) = std::sync::mpsc::channel();
+    let other = std::thread::spawn(move || {
+        let disk = handle.open(&spec).expect("opens");
+        asked.send(()).expect("somebody listens");
+        // The engine ends in between.
+        let mut reads = 0;
+        let error = loop {
+            let (_, result) = disk.read(0, Buf::zeroed(512));
+            match result {
+                Ok(()) => reads += 1,
+                Err(error) => break error,
+            }
+        };
+        assert!(matches!(*error, Error::Cancelled), "{error} after {reads} reads");
+        assert!(matches!(*disk.close().expect_err("ended"), Error::Cancelled));
+        assert!(matches!(*handle.graph().expect_err("ended"), Error::Cancelled));
+        drop(disk);
+    });
+    while wait.try_recv().is_err() {
+        sleep(client, 1).await;
+    }
+    ENDS.with(|ends| ends.borrow_mut().push((other, file)));
+}
+
+thread_local! {
+    /// Threads that find the engine of this one ended, and what they use.
+    static ENDS: std::cell::RefCell<Vec<(std::thread::JoinHandle<()>, TempFile)>> = const { std::cell::RefCell::new(Vec::new()) };
+}
+
+/// Waits for the threads that outlive the engine.
+pub fn after_the_end() {
+    for (thread, _file) in ENDS.take() {
+        thread.join().expect("the thread found the engine ended");
+    }
 }
 
 async fn sleep(client: &Client, millis: u64) {
