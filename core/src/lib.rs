@@ -9,3 +9,4 @@ pub mod error;
 pub mod format;
 pub mod graph;
 pub mod intent;
+pub mod job;

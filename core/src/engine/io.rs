@@ -208,6 +208,11 @@ impl Io {
         self.shared.graph.len(node)
     }
 
+    /// Bytes of a node's unit of allocation; 1 where there is none.
+    pub fn granularity(&self, node: NodeId) -> u64 {
+        self.driver(node).map_or(1, |driver| driver.granularity())
+    }
+
     /// Describes the graph.
     pub fn graph(&self) -> Vec<NodeInfo> {
         self.shared.graph.describe()

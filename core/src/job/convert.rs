@@ -1,0 +1,339 @@
+//! Convert: copies what guests see from one or more nodes to another.
+//!
+//! Workers take chunks in the order of the disk; each reads its chunk, tells zeros from data, and writes. Writes begin
+//! in the order of the disk too, unless the caller frees them of that, so that an empty target fills from front to back.
+
+use std::cell::{Cell, RefCell};
+use std::ops::Range;
+
+use super::Progress;
+use crate::buf::{Buf, BufList, is_zero};
+use crate::engine::Io;
+use crate::engine::task::{Gate, WaitList, join, join_all};
+use crate::error::Result;
+use crate::graph::NodeId;
+use crate::intent::{Fua, ZeroFlags};
+
+/// Bytes of a chunk: small enough that a worker's chunk stays in a core's cache between read and write.
+const CHUNK: u64 = 256 << 10;
+
+/// What to copy, and how.
+#[derive(Clone, Debug)]
+pub struct Convert {
+    /// The nodes, one after the other.
+    pub sources: Vec<NodeId>,
+    /// Where to.
+    pub target: NodeId,
+    /// Write clusters in compressed form.
+    pub compress: bool,
+    /// Bytes of zeros from which they are not written as data; 0: write all data as it is.
+    pub sparse: u64,
+    /// Chunks in flight.
+    pub workers: usize,
+    /// Writes need not begin in the order of the disk.
+    pub out_of_order: bool,
+    /// The target reads as zeros where nothing is written.
+    pub target_is_zero: bool,
+    /// The target has a backing file: what the sources' own images do not hold is left out.
+    pub target_has_backing: bool,
+    /// Bytes that show through the target's backing file; what lies beyond is written.
+    pub backing_len: u64,
+    /// Data that cannot be read becomes zeros.
+    pub salvage: bool,
+    /// Bytes a second at the most; 0 for no limit.
+    pub rate: u64,
+}
+
+/// What is to be done with a range of the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Data,
+    Zero,
+    /// Shows through the backing file of the target.
+    Backing,
+}
+
+/// A range of the disk that is alike all over.
+struct Run {
+    range: Range<u64>,
+    kind: Kind,
+}
+
+struct State<'a> {
+    io: &'a Io,
+    plan: &'a Convert,
+    /// Start of each source on the disk, and the end of the last one.
+    starts: Vec<u64>,
+    chunk: u64,
+    /// The run that chunks are taken from.
+    run: RefCell<Run>,
+    walking: Gate,
+    /// Where the next write begins; the turn goes from chunk to chunk.
+    turn: Cell<u64>,
+    turned: WaitList,
+    done: Cell<u64>,
+    /// A worker failed: the others stop.
+    failed: Cell<bool>,
+    progress: Progress,
+}
+
+/// Copies; the target is flushed at the end.
+///
+/// # Errors
+/// The first failure; what is in flight then is waited for.
+pub async fn convert(io: &Io, plan: &Convert, progress: Progress) -> Result<()> {
+    let mut starts = vec![0];
+    for source in &plan.sources {
+        starts.push(starts.last().expect("one at least") + io.len(*source));
+    }
+    let unit = io.granularity(plan.target);
+    let state = State {
+        io,
+        plan,
+        chunk: if plan.compress { unit.max(1) } else { CHUNK.next_multiple_of(unit.max(1)) },
+        starts,
+        run: RefCell::new(Run { range: 0..0, kind: Kind::Zero }),
+        walking: Gate::default(),
+        turn: Cell::new(0),
+        turned: WaitList::default(),
+        done: Cell::new(0),
+        failed: Cell::new(false),
+        progress,
+    };
+    (state.progress)(0, state.total());
+    let results = join_all((0..plan.workers.max(1)).map(|_| state.work())).await;
+    results.into_iter().collect::<Result<()>>()?;
+    io.flush("convert/flush", plan.target).await
+}
+
+impl State<'_> {
+    fn total(&self) -> u64 {
+        *self.starts.last().expect("one at least")
+    }
+
+    async fn work(&self) -> Result<()> {
+        let mut buf = Buf::zeroed(self.chunk as usize);
+        while !self.failed.get() {
+            let Some(run) = self.next_chunk().await? else { return Ok(()) };
+            let (start, end) = (run.range.start, run.range.end);
+            let result = self.copy(&mut buf, run).await;
+            // The turn passes on even after a failure: others must not wait for it.
+            self.pass_turn(end);
+            if let Err(error) = result {
+                self.failed.set(true);
+                self.turned.notify(&self.io.shared().tasks);
+                return Err(error);
+            }
+            self.done.set(self.done.get() + (end - start));
+            (self.progress)(self.done.get(), self.total());
+            if self.plan.rate > 0 {
+                let nanoseconds = (end - start) as u128 * 1_000_000_000 / u128::from(self.plan.rate);
+                self.io.sleep(std::time::Duration::from_nanos(nanoseconds as u64)).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// The next chunk of data, or the next whole range of anything else.
+    async fn next_chunk(&self) -> Result<Option<Run>> {
+        let _one_at_a_time = self.walking.enter(&self.io.shared().tasks).await;
+        let (at, left) = {
+            let run = self.run.borrow();
+            (run.range.start, !run.range.is_empty())
+        };
+        if at >= self.total() {
+            return Ok(None);
+        }
+        if !left {
+            let run = self.status(at).await.inspect_err(|_| self.failed.set(true))?;
+            *self.run.borrow_mut() = run;
+        }
+        let mut run = self.run.borrow_mut();
+        let end = match run.kind {
+            Kind::Data => run.range.end.min((at / self.chunk + 1) * self.chunk),
+            Kind::Zero | Kind::Backing => run.range.end,
+        };
+        run.range.start = end;
+        if run.range.is_empty() {
+            run.range = end..end;
+        }
+        Ok(Some(Run { range: at..end, kind: run.kind }))
+    }
+
+    /// Source that holds a byte of the disk, and the byte's place in it.
+    fn source_at(&self, at: u64) -> (NodeId, u64) {
+        let index = self.starts.partition_point(|start| *start <= at) - 1;
+        (self.plan.sources[index], at - self.starts[index])
+    }
+
+    async fn status(&self, at: u64) -> Result<Run> {
+        let (source, offset) = self.source_at(at);
+        let len = self.io.len(source) - offset;
+        let only_top = self.plan.target_has_backing;
+        let base = if only_top { self.io.edge(source, crate::graph::Role::Backing) } else { None };
+        let status = self.io.status(source, offset, len, base).await;
+        let status = match status {
+            Ok(status) => status,
+            Err(_) if self.plan.salvage => {
+                let end = at + len.min(self.chunk);
+                return Ok(Run { range: at..end, kind: Kind::Data });
+            }
+            Err(error) => return Err(error),
+        };
+        let backed = only_top && at < self.plan.backing_len;
+        let kind = match &status {
+            _ if only_top && !status.allocated && backed => Kind::Backing,
+            status if status.zero => Kind::Zero,
+            _ => Kind::Data,
+        };
+        let mut end = at + status.len;
+        if kind == Kind::Backing {
+            end = end.min(self.plan.backing_len);
+        }
+        if self.plan.compress && end < self.total() {
+            // A compressed cluster is written whole: a cluster with any data in it counts as data.
+            let whole = end - end % self.chunk;
+            if whole <= at {
+                return Ok(Run { range: at..((at / self.chunk + 1) * self.chunk).min(self.total()), kind: Kind::Data });
+            }
+            end = whole;
+        }
+        Ok(Run { range: at..end, kind })
+    }
+
+    async fn copy(&self, buf: &mut Buf, run: Run) -> Result<()> {
+        match run.kind {
+            Kind::Backing => {
+                self.wait_turn(run.range.start).await;
+                Ok(())
+            }
+            Kind::Zero => {
+                self.wait_turn(run.range.start).await;
+                self.write_zeroes(run.range).await
+            }
+            Kind::Data => {
+                let mut data = std::mem::take(buf);
+                let spare = data.split_off((run.range.end - run.range.start) as usize);
+                let (data, result) = self.read(data, run.range.start).await;
+                let (mut data, result) = match result {
+                    Ok(()) => self.write(data, run.range).await,
+                    Err(error) => (data, Err(error)),
+                };
+                data.append(spare.into());
+                *buf = data.into_single();
+                result
+            }
+        }
+    }
+
+    async fn read(&self, data: Buf, at: u64) -> (BufList, Result<()>) {
+        let (mut rest, mut done) = (BufList::from(data), BufList::new());
+        let mut at = at;
+        while !rest.is_empty() {
+            let (source, offset) = self.source_at(at);
+            let len = (rest.len_bytes() as u64).min(self.io.len(source) - offset);
+            let part = rest.split_to(len as usize);
+            let (mut part, result) = self.io.read("convert/read", source, offset, part).await;
+            match result {
+                Err(_) if self.plan.salvage => part.zero_from(0),
+                Err(error) => {
+                    done.append(part);
+                    done.append(rest);
+                    return (done, Err(error));
+                }
+                Ok(()) => {}
+            }
+            done.append(part);
+            at += len;
+        }
+        (done, Ok(()))
+    }
+
+    async fn write(&self, data: BufList, range: Range<u64>) -> (BufList, Result<()>) {
+        if self.plan.out_of_order || self.plan.compress {
+            return self.write_parts(data, range, &|| {}).await;
+        }
+        self.wait_turn(range.start).await;
+        let end = range.end;
+        // Once the first write has begun, the next chunk's may.
+        self.write_parts(data, range, &|| self.pass_turn(end)).await
+    }
+
+    /// Writes the parts of a chunk that are not zeros; `begun` is called once the last of them is on its way.
+    async fn write_parts(&self, data: BufList, range: Range<u64>, begun: &dyn Fn()) -> (BufList, Result<()>) {
+        let (mut rest, mut done) = (data, BufList::new());
+        let mut at = range.start;
+        let mut result = Ok(());
+        while !rest.is_empty() && result.is_ok() {
+            let (len, zero) = self.alike(&rest, at);
+            let part = rest.split_to(len as usize);
+            let last = rest.is_empty();
+            let written = async {
+                if zero {
+                    (part, self.write_zeroes(at..at + len).await)
+                } else if self.plan.compress {
+                    self.io.write_compressed("convert/write", self.plan.target, at, part).await
+                } else {
+                    self.io.write("convert/write", self.plan.target, at, part, Fua::No).await
+                }
+            };
+            let ((part, written), ()) = join(written, async {
+                if last {
+                    begun();
+                }
+            })
+            .await;
+            done.append(part);
+            at += len;
+            result = written;
+        }
+        done.append(rest);
+        (done, result)
+    }
+
+    /// How many bytes at the start of `data`, which is for `at`, are zeros, or are not.
+    fn alike(&self, data: &BufList, at: u64) -> (u64, bool) {
+        let len = data.len_bytes() as u64;
+        if self.plan.sparse == 0 {
+            return (len, false);
+        }
+        let unit = if self.plan.compress { self.chunk } else { self.io.granularity(self.plan.target) };
+        let grain = self.plan.sparse.max(unit);
+        let [window] = data.windows() else { return (len, data.is_zero()) };
+        let mut end = 0;
+        let mut kind = None;
+        while end < len {
+            let next = (grain - (at + end) % grain).min(len - end);
+            let zero = is_zero(&window[end as usize..(end + next) as usize]);
+            if *kind.get_or_insert(zero) != zero {
+                break;
+            }
+            end += next;
+        }
+        (end, kind == Some(true))
+    }
+
+    async fn write_zeroes(&self, range: Range<u64>) -> Result<()> {
+        if self.plan.target_is_zero && !self.plan.target_has_backing {
+            return Ok(());
+        }
+        let flags = ZeroFlags { may_unmap: true, no_fallback: false };
+        let len = range.end - range.start;
+        self.io.write_zeroes("convert/zero", self.plan.target, range.start, len, flags).await
+    }
+
+    async fn wait_turn(&self, start: u64) {
+        if self.plan.out_of_order || self.plan.compress {
+            return;
+        }
+        let mine = || (self.turn.get() >= start || self.failed.get()).then_some(());
+        self.turned.wait(&self.io.shared().tasks, mine).await;
+    }
+
+    fn pass_turn(&self, end: u64) {
+        if self.turn.get() < end {
+            self.turn.set(end);
+            self.turned.notify(&self.io.shared().tasks);
+        }
+    }
+}

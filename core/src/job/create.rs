@@ -1,0 +1,56 @@
+//! Create: a new image file.
+//!
+//! Order on disk: the file and its locks first, so that an image that somebody uses is never emptied; then the format's
+//! own order.
+
+use crate::engine::Io;
+use crate::error::Result;
+use crate::format::qcow2;
+use crate::graph::open::{NodeSpec, OpenMode, open};
+use crate::intent::{Location, Permissions, Preallocation};
+
+/// An image to make.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ImageSpec {
+    /// A file of zeros.
+    Raw {
+        /// Length in bytes.
+        size: u64,
+        /// How its space is reserved.
+        preallocation: Preallocation,
+    },
+    /// An empty qcow2 image; its external data file, where it has one, is made too.
+    Qcow2(qcow2::CreateOptions),
+}
+
+/// Makes the image.
+///
+/// # Errors
+/// When the options do not go together, the file is in use, or the host fails.
+pub async fn create(io: &Io, path: &str, image: &ImageSpec) -> Result<()> {
+    let location = Location::Path(path.into());
+    match image {
+        ImageSpec::Raw { size, preallocation } => io.create_leaf(&location, *size, *preallocation).await,
+        ImageSpec::Qcow2(options) => {
+            let refused = |fault| {
+                Box::new(crate::error::Error::Format { node: path.into(), fault: Box::new(fault) })
+            };
+            options.check().map_err(refused)?;
+            if let Some(name) = &options.data_file {
+                let data = Location::Path(name.clone());
+                io.create_leaf(&data, options.size, Preallocation::Off).await?;
+            }
+            io.create_leaf(&location, 0, Preallocation::Off).await?;
+            let mode = OpenMode { writable: true, ..OpenMode::default() };
+            let file = open(io, &NodeSpec::file(path, mode)).await?;
+            let holds = Permissions::WRITE.with(Permissions::RESIZE);
+            let made = match io.lock(file, holds, Permissions::NONE).await {
+                Ok(()) => qcow2::create(io, file, options).await,
+                Err(error) => Err(error),
+            };
+            let closed = io.close(file).await;
+            made.and(closed)
+        }
+    }
+}

@@ -1,0 +1,19 @@
+//! Jobs: long work on nodes, as coroutines that an engine runs (`Engine::run`).
+//!
+//! A job holds no node open beyond its own end, moves data only through [`Io`](crate::engine::Io), and says how far it
+//! is through a [`Progress`]. Dropping the engine drops its jobs.
+
+mod bench;
+mod compare;
+mod convert;
+mod create;
+
+use std::rc::Rc;
+
+pub use bench::{Bench, bench};
+pub use compare::{Comparison, compare};
+pub use convert::{Convert, convert};
+pub use create::{ImageSpec, create};
+
+/// Is told how much of how much is done, in bytes or whatever the job counts.
+pub type Progress = Rc<dyn Fn(u64, u64)>;
