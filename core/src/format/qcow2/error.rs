@@ -107,6 +107,11 @@ pub enum Qcow2Error {
     #[error("cluster {:#x} is freed, and yet its refcount is 0; the image is corrupt, run 'check' on it", .at.0)]
     RefcountUnderflow { at: HostOffset },
 
+    #[error("the file has {clusters} clusters, of which at most 2^31 - 1 can be checked")]
+    CheckTooLarge { clusters: u64 },
+    #[error("the dirty bitmaps are damaged: {problem}")]
+    Bitmaps { problem: &'static str },
+
     #[error("{0}")]
     Option(String),
 }

@@ -12,6 +12,7 @@
 //! Start reading at [`lookup`](Qcow2), then `write`, then `flush`; what is on disk is in `layout`.
 
 mod cache;
+pub mod check;
 mod compressed;
 mod create;
 mod error;

@@ -1,0 +1,183 @@
+//! The refcount table and its blocks: what they say, what they refer to, and whether they agree with the references.
+
+use super::Check;
+use super::source::{Holes, Piece, Source};
+use super::window::Counter;
+use crate::format::qcow2::layout::{HOST_OFFSET_MAX, RefcountWidth};
+
+/// Bits of a refcount table entry that must be zero.
+const RESERVED: u64 = 0x1ff;
+
+/// A refcount block, as the table names it.
+struct Block {
+    at: u64,
+    index: u64,
+}
+
+impl<C: Counter> Check<'_, C> {
+    fn refcount_width(&self) -> RefcountWidth {
+        RefcountWidth::new(self.plan.width_bits.trailing_zeros()).expect("the header's")
+    }
+
+    /// Clusters that one block counts.
+    fn per_block(&self) -> u64 {
+        self.plan.bits.size() * 8 / u64::from(self.plan.width_bits)
+    }
+
+    /// The block that counts a cluster, as the table names it; 0 where there is none.
+    pub(super) fn block_entry(&self, cluster: u64) -> u64 {
+        let index = usize::try_from(cluster / self.per_block()).unwrap_or(usize::MAX);
+        self.plan.refcount_table.get(index).map_or(0, |entry| entry & !RESERVED)
+    }
+
+    /// Whether the refcount of a cluster cannot be known.
+    #[cold]
+    pub(super) fn block_is_unreadable(&self, cluster: u64) -> bool {
+        self.is_unreadable(self.block_entry(cluster))
+    }
+
+    fn is_unreadable(&self, block: u64) -> bool {
+        self.plan.bits.offset_in(block) != 0 || block >= 1 << 63 || self.unreadable.contains(&block)
+    }
+
+    /// Reads the refcounts of the window.
+    pub(super) async fn load_refcounts(&mut self) {
+        let (per_block, size) = (self.per_block(), self.plan.bits.size());
+        let clusters = self.on_disk.clusters();
+        let table_len = self.plan.refcount_table.len() as u64;
+        let indexes = clusters.start / per_block..clusters.end.div_ceil(per_block).min(table_len);
+        let mut holes = Holes::of(self.plan.source);
+        let mut blocks = Vec::new();
+        for index in indexes {
+            let at = self.plan.refcount_table[index as usize] & !RESERVED;
+            let there = at != 0 && at < self.plan.source.len.min(HOST_OFFSET_MAX);
+            if there && self.plan.bits.offset_in(at) == 0 {
+                blocks.push(Block { at, index });
+            }
+        }
+        blocks.sort_unstable_by_key(|block| block.at);
+        if blocks.len() as u64 * size > 64 << 20 {
+            let mut kept = Vec::new();
+            for block in blocks {
+                if holes.end(block.at).await < block.at + size {
+                    kept.push(block);
+                }
+            }
+            blocks = kept;
+        }
+        let mut rest = &blocks[..];
+        while !rest.is_empty() {
+            let (reads, count) = Source::group(rest.iter().map(|block| block.at), size);
+            let (now, later) = rest.split_at(count);
+            rest = later;
+            let mut now = now.iter().peekable();
+            for (read, piece) in reads.iter().zip(self.plan.source.read_all(&reads).await) {
+                let end = read.0 + read.1;
+                while let Some(block) = now.next_if(|block| block.at + size <= end) {
+                    match &piece {
+                        Ok(Piece { at, bytes }) => {
+                            let start = (block.at - at) as usize;
+                            self.take_block(block, &bytes[start..start + size as usize]);
+                        }
+                        Err(_) => {
+                            self.unreadable.insert(block.at);
+                        }
+                    }
+                }
+            }
+            self.advance(count as u64 * size);
+        }
+    }
+
+    fn take_block(&mut self, block: &Block, bytes: &[u8]) {
+        let width = self.refcount_width();
+        let per_block = self.per_block();
+        let first = block.index * per_block;
+        let covered = self.on_disk.part_of(&(first..first + per_block));
+        for cluster in covered {
+            let refcount = width.get(bytes, (cluster - first) as usize);
+            if refcount != 0 {
+                self.on_disk.add(cluster, refcount, u64::MAX);
+            }
+        }
+    }
+
+    /// Counts the references to refcount blocks, each of which must be the only one to its block.
+    pub(super) fn check_refcount_blocks(&mut self) {
+        let (bits, first) = (self.plan.bits, self.first_pass);
+        for index in 0..self.plan.refcount_table.len() {
+            let raw = self.plan.refcount_table[index];
+            let at = raw & !RESERVED;
+            let cluster = at >> bits.bits();
+            let problem = match () {
+                () if raw & RESERVED != 0 => {
+                    Some(format!("ERROR refcount table entry {index} has reserved bits set"))
+                }
+                () if bits.offset_in(at) != 0 => Some(format!(
+                    "ERROR refcount block {index} is not cluster aligned; refcount table entry corrupted"
+                )),
+                () if cluster >= self.compared => {
+                    Some(format!("ERROR refcount block {index} is outside image"))
+                }
+                () => None,
+            };
+            match problem {
+                Some(line) if first => self.tell.corruption(1, || line),
+                Some(_) => {}
+                None if at == 0 => {}
+                None => {
+                    self.reference(at, bits.size(), 1);
+                    let count = self.found.try_get(cluster).filter(|count| *count != 1);
+                    if let Some(count) = count {
+                        self.tell.corruption(1, || format!("ERROR refcount block {index} refcount={count}"));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Compares what was found with the refcounts, cluster by cluster.
+    pub(super) fn compare(&mut self) {
+        let clusters = self.found.part_of(&(0..self.compared));
+        let per_block = self.per_block();
+        let mut cluster = clusters.start;
+        while cluster < clusters.end {
+            let (idle, chunk_end) = self.found.idle_chunk(cluster);
+            let block_end = (cluster / per_block + 1) * per_block;
+            let end = chunk_end.min(block_end).min(clusters.end);
+            if self.is_unreadable(self.block_entry(cluster)) {
+                self.unknown(cluster..end);
+            } else if !(idle && self.on_disk.idle_chunk(cluster).0) {
+                self.compare_run(cluster..end);
+            }
+            cluster = end;
+        }
+    }
+
+    fn compare_run(&mut self, clusters: std::ops::Range<u64>) {
+        for cluster in clusters {
+            let (refcount, reference) = (self.on_disk.get(cluster), self.found.get(cluster));
+            if refcount | reference != 0 {
+                self.highest = cluster;
+            }
+            if refcount == reference {
+                continue;
+            }
+            let line = || format!("cluster {cluster} refcount={refcount} reference={reference}");
+            if refcount < reference {
+                self.tell.corruption(1, || format!("ERROR {}", line()));
+            } else {
+                self.tell.report.leaks += 1;
+                self.tell.line(|| format!("Leaked {}", line()));
+            }
+        }
+    }
+
+    /// Clusters whose block cannot be read.
+    fn unknown(&mut self, clusters: std::ops::Range<u64>) {
+        for cluster in clusters {
+            self.tell
+                .check_error(1, || format!("Can't get refcount for cluster {cluster}: Input/output error"));
+        }
+    }
+}
