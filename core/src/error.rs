@@ -37,7 +37,7 @@ pub enum Error {
         errno: Errno,
     },
     /// Another process uses the image in a way that does not go with ours.
-    #[error("{}", lock_message(*.refused))]
+    #[error("{}\nIs another process using the image [{location}]?", lock_message(*.refused))]
     Locked {
         /// Name of the file.
         location: String,

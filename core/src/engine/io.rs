@@ -3,7 +3,7 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::path::{Piece, Verb};
+use super::path::{Piece, Place, Verb};
 use super::task::{Answer, LocalFuture};
 use super::{AnswerValue, ReplyTo, Shared};
 use crate::buf::{Buf, BufList};
@@ -423,16 +423,68 @@ impl Io {
         let nothing = Status { len: extent.len, ..nothing };
         match extent.mapping {
             Mapping::Backing => Ok((nothing, None)),
-            Mapping::Zero { .. } => Ok((Status { allocated: true, zero: true, ..nothing }, None)),
+            Mapping::Zero { at } => {
+                let child = image.edges.at(Role::DataFile).or(image.edges.at(Role::File));
+                let place = at.zip(child).and_then(|(at, child)| self.leaf_place(child, at, extent.len));
+                Ok((Status { allocated: true, zero: true, ..nothing }, place))
+            }
             Mapping::Special { compressed } => {
                 Ok((Status { allocated: true, data: true, compressed, ..nothing }, None))
             }
             Mapping::Data { child, offset: there } => {
-                let below = self.shared.graph.node(image.child(child));
+                let child = image.child(child);
+                if !driver.is_filter() {
+                    // What the format calls data is data, whatever holes the host keeps it in.
+                    let place = self.leaf_place(child, there, extent.len);
+                    return Ok((Status { allocated: true, data: true, ..nothing }, place));
+                }
+                let below = self.shared.graph.node(child);
                 let (below, place) = Box::pin(self.status_in(&below, there, extent.len)).await?;
                 Ok((Status { allocated: true, ..below }, place))
             }
             Mapping::Allocate | Mapping::Miss(_) => unreachable!("not an answer to a read"),
+        }
+    }
+
+    /// The leaf that holds a range of a node as it is, when memory knows it.
+    fn leaf_place(&self, node: NodeId, offset: u64, len: u64) -> Option<(NodeId, u64)> {
+        self.shared.graph.with(|nodes| match super::path::resolve(nodes, node, offset, len, Access::Read) {
+            Ok((_, Place::Leaf { node, offset })) => Some((node, offset)),
+            _ => None,
+        })
+    }
+
+    /// Copies between a leaf and a node within the host, as far as both hold the range as it is. Returns the bytes
+    /// copied; 0 where the host cannot, and the caller is to read and write.
+    ///
+    /// # Errors
+    /// When the leaf fails.
+    pub async fn copy_range(
+        &self,
+        label: Label,
+        (from, from_offset): (NodeId, u64),
+        (to, to_offset): (NodeId, u64),
+        len: u64,
+    ) -> Result<u64> {
+        let target = self.shared.graph.with(|nodes| {
+            match super::path::resolve(nodes, to, to_offset, len, Access::Write) {
+                Ok((len, Place::Leaf { node, offset })) => Some((len, node, offset)),
+                _ => None,
+            }
+        });
+        let Some((len, to, to_offset)) = target else { return Ok(0) };
+        let (source, target) = (self.shared.graph.node(from), self.shared.graph.node(to));
+        let (Kind::Leaf(source), Kind::Leaf(target)) = (&source.kind, &target.kind) else { return Ok(0) };
+        let (from, to) = (source.info.leaf, target.info.leaf);
+        let (_, result) =
+            self.moved(label, Action::CopyRange { from, from_offset, to, to_offset, len }).await;
+        match result {
+            Ok(moved) => {
+                target.wrote(to_offset + moved as u64);
+                Ok(moved as u64)
+            }
+            // Whatever the reason, reading and writing will tell it, or do.
+            Err(_) => Ok(0),
         }
     }
 

@@ -133,6 +133,11 @@ pub trait Driver {
     /// Fetches what a lookup or reservation missed.
     fn load<'a>(&'a self, io: &'a Io, miss: Miss) -> LocalFuture<'a, Result<()>>;
 
+    /// Whether the node shows its child's bytes as they are, so that the child's holes are its own.
+    fn is_filter(&self) -> bool {
+        false
+    }
+
     /// Bytes of a unit of allocation; 1 for a driver that passes everything on.
     fn granularity(&self) -> u64 {
         1

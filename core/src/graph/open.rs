@@ -251,7 +251,9 @@ async fn open_qcow2(
     let opened = async {
         lock_file(io, spec.mode, file, Sharing::Reads).await?;
         let header = qcow2::read_header(io, file).await?;
-        if let Some(child) = data_file_spec(io, spec, file, &header, data_file)? {
+        if !options.metadata_only
+            && let Some(child) = data_file_spec(io, spec, file, &header, data_file)?
+        {
             let child = open_at(io, &child, depth).await.map_err(|error| Error::child("data file", error))?;
             edges.set(Role::DataFile, Some(child));
             lock_file(io, spec.mode, child, Sharing::Reads).await?;

@@ -51,8 +51,11 @@ pub async fn compare(
             continue;
         }
         let len = len.min(CHUNK);
-        let (a_read, b_read) =
-            join(content(io, a, &a_status, at, len, &mut a_buf), content(io, b, &b_status, at, len, &mut b_buf)).await;
+        let (a_read, b_read) = join(
+            content(io, a, &a_status, at, len, &mut a_buf),
+            content(io, b, &b_status, at, len, &mut b_buf),
+        )
+        .await;
         a_read?;
         b_read?;
         let (a_bytes, b_bytes) = (&a_buf[..len as usize], &b_buf[..len as usize]);

@@ -38,6 +38,8 @@ pub struct Convert {
     pub target_has_backing: bool,
     /// Bytes that show through the target's backing file; what lies beyond is written.
     pub backing_len: u64,
+    /// Let the host copy what both sides hold as it is.
+    pub copy_range: bool,
     /// Data that cannot be read becomes zeros.
     pub salvage: bool,
     /// Bytes a second at the most; 0 for no limit.
@@ -57,6 +59,8 @@ enum Kind {
 struct Run {
     range: Range<u64>,
     kind: Kind,
+    /// Where the host holds its first byte as it is.
+    place: Option<(NodeId, u64)>,
 }
 
 struct State<'a> {
@@ -92,7 +96,7 @@ pub async fn convert(io: &Io, plan: &Convert, progress: Progress) -> Result<()> 
         plan,
         chunk: if plan.compress { unit.max(1) } else { CHUNK.next_multiple_of(unit.max(1)) },
         starts,
-        run: RefCell::new(Run { range: 0..0, kind: Kind::Zero }),
+        run: RefCell::new(Run { range: 0..0, kind: Kind::Zero, place: None }),
         walking: Gate::default(),
         turn: Cell::new(0),
         turned: WaitList::default(),
@@ -157,7 +161,9 @@ impl State<'_> {
         if run.range.is_empty() {
             run.range = end..end;
         }
-        Ok(Some(Run { range: at..end, kind: run.kind }))
+        let place = run.place;
+        run.place = place.map(|(leaf, offset)| (leaf, offset + (end - at)));
+        Ok(Some(Run { range: at..end, kind: run.kind, place }))
     }
 
     /// Source that holds a byte of the disk, and the byte's place in it.
@@ -176,7 +182,7 @@ impl State<'_> {
             Ok(status) => status,
             Err(_) if self.plan.salvage => {
                 let end = at + len.min(self.chunk);
-                return Ok(Run { range: at..end, kind: Kind::Data });
+                return Ok(Run { range: at..end, kind: Kind::Data, place: None });
             }
             Err(error) => return Err(error),
         };
@@ -194,11 +200,12 @@ impl State<'_> {
             // A compressed cluster is written whole: a cluster with any data in it counts as data.
             let whole = end - end % self.chunk;
             if whole <= at {
-                return Ok(Run { range: at..((at / self.chunk + 1) * self.chunk).min(self.total()), kind: Kind::Data });
+                let end = ((at / self.chunk + 1) * self.chunk).min(self.total());
+                return Ok(Run { range: at..end, kind: Kind::Data, place: None });
             }
             end = whole;
         }
-        Ok(Run { range: at..end, kind })
+        Ok(Run { range: at..end, kind, place: status.place })
     }
 
     async fn copy(&self, buf: &mut Buf, run: Run) -> Result<()> {
@@ -212,6 +219,10 @@ impl State<'_> {
                 self.write_zeroes(run.range).await
             }
             Kind::Data => {
+                let mut run = run;
+                if self.plan.copy_range && self.copied(&mut run).await? {
+                    return Ok(());
+                }
                 let mut data = std::mem::take(buf);
                 let spare = data.split_off((run.range.end - run.range.start) as usize);
                 let (data, result) = self.read(data, run.range.start).await;
@@ -224,6 +235,23 @@ impl State<'_> {
                 result
             }
         }
+    }
+
+    /// Lets the host copy as much of a run as it can, and says whether that is all of it.
+    async fn copied(&self, run: &mut Run) -> Result<bool> {
+        while let Some((leaf, offset)) = run.place
+            && !run.range.is_empty()
+        {
+            let (at, len) = (run.range.start, run.range.end - run.range.start);
+            let to = (self.plan.target, at);
+            let moved = self.io.copy_range("convert/copy_range", (leaf, offset), to, len).await?;
+            if moved == 0 {
+                break;
+            }
+            run.range.start += moved;
+            run.place = Some((leaf, offset + moved));
+        }
+        Ok(run.range.is_empty())
     }
 
     async fn read(&self, data: Buf, at: u64) -> (BufList, Result<()>) {

@@ -33,9 +33,8 @@ pub async fn create(io: &Io, path: &str, image: &ImageSpec) -> Result<()> {
     match image {
         ImageSpec::Raw { size, preallocation } => io.create_leaf(&location, *size, *preallocation).await,
         ImageSpec::Qcow2(options) => {
-            let refused = |fault| {
-                Box::new(crate::error::Error::Format { node: path.into(), fault: Box::new(fault) })
-            };
+            let refused =
+                |fault| Box::new(crate::error::Error::Format { node: path.into(), fault: Box::new(fault) });
             options.check().map_err(refused)?;
             if let Some(name) = &options.data_file {
                 let data = Location::Path(name.clone());

@@ -70,6 +70,8 @@ pub enum Qcow2Error {
         "the image is encrypted ({method}), and no key was given; encrypted images are not supported yet"
     )]
     Encrypted { method: &'static str },
+    #[error("Can't find snapshot")]
+    NoSnapshot,
     #[error("'data-file' is required for this image")]
     NoDataFile,
 
@@ -131,7 +133,9 @@ impl FormatError for Qcow2Error {
             | Self::Encrypted { .. }
             | Self::CryptMethod { .. }
             | Self::MarkedDirty => FaultKind::Unsupported,
-            Self::Option(_) | Self::NoDataFile | Self::ImageFull { .. } => FaultKind::Misuse,
+            Self::Option(_) | Self::NoSnapshot | Self::NoDataFile | Self::ImageFull { .. } => {
+                FaultKind::Misuse
+            }
             Self::CacheExhausted => FaultKind::Io,
             _ => FaultKind::Corrupt,
         }

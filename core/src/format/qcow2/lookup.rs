@@ -2,7 +2,7 @@
 //! Source: \[qcow2\] "Cluster mapping".
 
 use super::layout::{ExtendedL2Entry, GuestOffset, HostOffset, L1Entry, L2Entry, SubclusterKind};
-use super::{Geometry, Missing, Qcow2};
+use super::{Geometry, MetadataOnly, Missing, Qcow2, Qcow2Error};
 use crate::error::Result;
 use crate::graph::driver::{Access, Extent, Mapping};
 
@@ -10,9 +10,13 @@ impl Qcow2 {
     /// The extent at `offset`: neighbouring clusters of one slice that read alike count as one.
     pub(super) fn extent(&self, offset: GuestOffset, len: u64, access: Access) -> Result<Extent> {
         let geometry = &self.geometry;
-        if geometry.encrypted {
+        match geometry.metadata_only {
+            None => {}
             // Neither ciphertext to a reader nor plaintext into the image.
-            return Err(self.fail(super::Qcow2Error::Encrypted { method: "no key" }));
+            Some(MetadataOnly::Encrypted) => {
+                return Err(self.fail(Qcow2Error::Encrypted { method: "no key" }));
+            }
+            Some(MetadataOnly::NoDataFile) => return Err(self.fail(Qcow2Error::NoDataFile)),
         }
         if access == Access::Zero {
             return Ok(Extent { len, mapping: Mapping::Allocate });
@@ -74,12 +78,7 @@ impl Qcow2 {
 
     /// What one entry says of its cluster from `in_cluster` on, and for how many bytes.
     #[inline]
-    fn segment(
-        &self,
-        entry: &[u8],
-        in_cluster: u64,
-        access: Access,
-    ) -> Result<(Mapping, u64), super::Qcow2Error> {
+    fn segment(&self, entry: &[u8], in_cluster: u64, access: Access) -> Result<(Mapping, u64), Qcow2Error> {
         let geometry = &self.geometry;
         let rest = geometry.cluster_size - in_cluster;
         if geometry.l2_entry_len == 8 {

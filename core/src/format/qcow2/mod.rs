@@ -32,7 +32,7 @@ use cache::SliceCache;
 pub use create::{CreateOptions, create};
 pub use error::Qcow2Error;
 use layout::{ClusterBits, EntryRules, GuestOffset, Header, HostOffset, L1Entry};
-pub use open::{Qcow2Options, open, probe, read_header};
+pub use open::{Qcow2Options, SnapshotChoice, open, probe, read_header};
 use refcount::Refcounts;
 
 use crate::buf::BufList;
@@ -84,11 +84,18 @@ struct Geometry {
     /// Bytes of a subcluster, or of a cluster where there are none.
     subcluster_size: u64,
     rules: EntryRules,
-    /// Whether guest data is encrypted; then nobody reads it.
-    encrypted: bool,
+    /// Why nobody reads or writes guest data: the image was opened for its metadata alone.
+    metadata_only: Option<MetadataOnly>,
     /// Which child holds the guest data.
     data: Role,
     version: u32,
+}
+
+/// Why an image that was opened for its metadata cannot show its data.
+#[derive(Clone, Copy, Debug)]
+enum MetadataOnly {
+    Encrypted,
+    NoDataFile,
 }
 
 /// The active L1 table.

@@ -11,7 +11,7 @@ use super::layout::{
 };
 use super::lookup::be_u64;
 use super::refcount::Refcounts;
-use super::{Discards, Geometry, L1Table, Qcow2, Qcow2Error};
+use super::{Discards, Geometry, L1Table, MetadataOnly, Qcow2, Qcow2Error};
 use crate::buf::Buf;
 use crate::engine::Io;
 use crate::error::{Error, Result};
@@ -31,6 +31,35 @@ const SLICE_LEN: u64 = 4096;
 /// Bytes of the file that opening reads at first; more, where the first cluster is larger and the header says so.
 const HEAD_LEN: u64 = 64 << 10;
 
+/// Which internal snapshot; it has all that is given.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SnapshotChoice {
+    /// One whose id is this, or else one whose name is.
+    IdOrName(String),
+    /// Both, as far as they are given.
+    Both {
+        /// Its id.
+        id: Option<String>,
+        /// Its name.
+        name: Option<String>,
+    },
+}
+
+impl SnapshotChoice {
+    fn find<'a>(&self, snapshots: &'a [Snapshot]) -> Option<&'a Snapshot> {
+        match self {
+            Self::IdOrName(text) => snapshots
+                .iter()
+                .find(|snapshot| snapshot.id == *text)
+                .or_else(|| snapshots.iter().find(|snapshot| snapshot.name == *text)),
+            Self::Both { id, name } => snapshots.iter().find(|snapshot| {
+                id.as_ref().is_none_or(|id| snapshot.id == *id)
+                    && name.as_ref().is_none_or(|name| snapshot.name == *name)
+            }),
+        }
+    }
+}
+
 /// What the caller asks of an image beyond what its header says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Qcow2Options {
@@ -40,7 +69,10 @@ pub struct Qcow2Options {
     pub l2_cache_len: u64,
     /// Bytes of refcount slices kept in memory.
     pub refcount_cache_len: u64,
-    /// Open for looking at metadata alone: an encrypted image opens, and its data cannot be read.
+    /// Show an internal snapshot, by its id or its name, rather than the disk as it is now; read-only.
+    pub snapshot: Option<SnapshotChoice>,
+    /// Open for looking at metadata alone: an encrypted image opens, a data file stays
+    /// closed, and the data of both cannot be read.
     pub metadata_only: bool,
 }
 
@@ -50,6 +82,7 @@ impl Default for Qcow2Options {
             discards: Discards { request: true, snapshot: true, other: false },
             l2_cache_len: L2_CACHE_LEN,
             refcount_cache_len: REFCOUNT_CACHE_LEN,
+            snapshot: None,
             metadata_only: false,
         }
     }
@@ -95,13 +128,25 @@ pub async fn open(
     options: &Qcow2Options,
 ) -> Result<Qcow2> {
     let fail = |error| fault(io, file, error);
+    let mut header = header;
     admit(&header, writable, options).map_err(fail)?;
+    if let Some(choice) = &options.snapshot {
+        let snapshots = read_snapshots(io, file, &header).await?;
+        let snapshot = choice.find(&snapshots).ok_or_else(|| fail(Qcow2Error::NoSnapshot))?;
+        if writable {
+            return Err(Box::new(Error::ReadOnly { node: io.title(file) }));
+        }
+        header.l1_offset = snapshot.l1_offset;
+        header.l1_entries = snapshot.l1_entries;
+        header.size = snapshot.disk_size.unwrap_or(header.size);
+        header.check_tables().map_err(fail)?;
+    }
     let l1_len = u64::from(header.l1_entries) * 8;
     let l1 = read_table(io, file, "Active L1 table", header.l1_offset, l1_len).await?;
     let table_at = header.refcount_table_offset;
     let table_len = u64::from(header.refcount_table_clusters) << header.cluster_bits.bits();
     let table = read_table(io, file, "Reference count table", table_at, table_len).await?;
-    let geometry = geometry(&header);
+    let geometry = geometry(&header, options.metadata_only);
     let slice_len = header.cluster_bits.size().min(SLICE_LEN) as usize;
     let cache = SliceCache::new(slice_len, options.refcount_cache_len as usize);
     let mut refcounts = Refcounts::new(header.refcount_width, header.cluster_bits, table_at, table, cache);
@@ -175,7 +220,7 @@ fn admit(header: &Header, writable: bool, options: &Qcow2Options) -> Result<(), 
     Ok(())
 }
 
-fn geometry(header: &Header) -> Geometry {
+fn geometry(header: &Header, metadata_only: bool) -> Geometry {
     let cluster_size = header.cluster_bits.size();
     let extended = header.has(Incompatible::EXTENDED_L2);
     let l2_entry_len = header.l2_entry_len();
@@ -197,7 +242,11 @@ fn geometry(header: &Header) -> Geometry {
             version: header.version,
         },
         data: if header.has(Incompatible::DATA_FILE) { Role::DataFile } else { Role::File },
-        encrypted: header.crypt != Crypt::None,
+        metadata_only: match metadata_only {
+            true if header.crypt != Crypt::None => Some(MetadataOnly::Encrypted),
+            true if header.has(Incompatible::DATA_FILE) => Some(MetadataOnly::NoDataFile),
+            _ => None,
+        },
         version: header.version,
     }
 }
@@ -251,6 +300,41 @@ fn metadata_clusters(header: &Header, l1: &[u64], table: &[u64]) -> FxHashSet<u6
     clusters
 }
 
+/// Reads the snapshot table, an entry at a time.
+async fn read_snapshots(io: &Io, file: NodeId, header: &Header) -> Result<Vec<Snapshot>> {
+    let (count, at) = (header.snapshot_count, header.snapshots_offset);
+    let mut snapshots = Vec::new();
+    let mut offset = at.0;
+    let end = io.len(file).min(at.0.saturating_add(SNAPSHOT_TABLE_LEN_MAX));
+    let damaged = |index, field| fault(io, file, Qcow2Error::SnapshotTable { at, index, field });
+    /// Bytes read at once; the longest entry is larger, and then more is read.
+    const WINDOW: u64 = 256 << 10;
+    let mut window = Buf::empty();
+    let mut window_at = offset;
+    for index in 0..count {
+        if offset >= end {
+            return Err(damaged(index, "the entry"));
+        }
+        let entry = loop {
+            let seen = &window[((offset - window_at) as usize).min(window.len())..];
+            match Snapshot::parse(seen) {
+                Ok(entry) => break entry,
+                Err(field) if window_at == offset && !window.is_empty() => {
+                    return Err(damaged(index, field));
+                }
+                Err(_) => {
+                    let len = WINDOW.min(end - offset) as usize;
+                    window = io.read_bytes("qcow2.snapshots", file, offset, len).await?;
+                    window_at = offset;
+                }
+            }
+        };
+        offset += entry.entry_len;
+        snapshots.push(entry);
+    }
+    Ok(snapshots)
+}
+
 impl Qcow2 {
     /// Clears the autoclear bits whose promises a writer that does not know them breaks.
     ///
@@ -277,40 +361,8 @@ impl Qcow2 {
     /// # Errors
     /// When an entry is damaged or lies beyond the end of the table's bounds.
     pub async fn snapshots(&self, io: &Io, file: NodeId) -> Result<Vec<Snapshot>> {
-        let (count, at) = {
-            let header = self.header.borrow();
-            (header.snapshot_count, header.snapshots_offset)
-        };
-        let mut snapshots = Vec::new();
-        let mut offset = at.0;
-        let end = io.len(file).min(at.0.saturating_add(SNAPSHOT_TABLE_LEN_MAX));
-        let damaged = |index, field| self.fail(Qcow2Error::SnapshotTable { at, index, field });
-        /// Bytes read at once; the longest entry is larger, and then more is read.
-        const WINDOW: u64 = 256 << 10;
-        let mut window = Buf::empty();
-        let mut window_at = offset;
-        for index in 0..count {
-            if offset >= end {
-                return Err(damaged(index, "the entry"));
-            }
-            let entry = loop {
-                let seen = &window[((offset - window_at) as usize).min(window.len())..];
-                match Snapshot::parse(seen) {
-                    Ok(entry) => break entry,
-                    Err(field) if window_at == offset && !window.is_empty() => {
-                        return Err(damaged(index, field));
-                    }
-                    Err(_) => {
-                        let len = WINDOW.min(end - offset) as usize;
-                        window = io.read_bytes("qcow2.snapshots", file, offset, len).await?;
-                        window_at = offset;
-                    }
-                }
-            };
-            offset += entry.entry_len;
-            snapshots.push(entry);
-        }
-        Ok(snapshots)
+        let header = self.header();
+        read_snapshots(io, file, &header).await
     }
 
     /// Whether the image has dirty bitmaps.

@@ -27,6 +27,10 @@ impl Driver for Raw {
         "raw"
     }
 
+    fn is_filter(&self) -> bool {
+        true
+    }
+
     fn length(&self) -> Length {
         match self.size {
             Some(size) => Length::Bytes(size),

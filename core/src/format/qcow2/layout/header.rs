@@ -231,7 +231,10 @@ impl Header {
     }
 
     /// Whether the tables that the header names can be where it says.
-    fn check_tables(&self) -> Result<(), Qcow2Error> {
+    ///
+    /// # Errors
+    /// Names the table, and what is wrong with its place or size.
+    pub fn check_tables(&self) -> Result<(), Qcow2Error> {
         let bits = self.cluster_bits;
         if self.has(Incompatible::EXTENDED_L2) && bits.bits() < 14 {
             return Err(Qcow2Error::ExtendedL2ClusterSize { cluster_size: bits.size() });

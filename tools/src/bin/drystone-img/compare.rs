@@ -1,0 +1,63 @@
+//! `compare`.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use drystone_core::job::{Comparison as Found, compare};
+use drystone_exec_linux::Client;
+use drystone_tools::img::args::CompareArgs;
+use drystone_tools::img::compare::{CompareError, Comparison, SIZE_WARNING};
+use drystone_tools::img::progress::Progress;
+use drystone_tools::message::Failure;
+
+use crate::image;
+
+pub async fn run(client: &Client, args: &CompareArgs) -> Result<u8, Failure> {
+    // What cannot be opened is worse than a difference, which ends with 1.
+    let trouble = |failure: Failure| failure.with_code(2);
+    let mode = image::reading(args.cache, args.force_share);
+    let first = image::open(client, &args.first, mode).await.map_err(trouble)?;
+    let second = image::open(client, &args.second, mode).await.map_err(trouble)?;
+    let result = if args.strict && first.len() != second.len() {
+        Ok(Comparison::SizesDiffer)
+    } else {
+        let nodes = (first.node(), second.node());
+        let progress =
+            Rc::new(RefCell::new(Progress::new(args.progress && !args.quiet, crate::on_terminal())));
+        let (strict, quiet) = (args.strict, args.quiet);
+        let shown = Rc::clone(&progress);
+        let found = client.run(move |io| async move {
+            let longer = || {
+                if !quiet {
+                    let _ = crate::print(SIZE_WARNING);
+                }
+            };
+            let tell = Rc::new(move |done, of| drop(crate::print(&shown.borrow_mut().update(done, of))));
+            compare(&io, nodes, strict, &longer, tell).await
+        });
+        let found = found.await.map_err(|error| read_error(&error, args));
+        crate::print(progress.borrow_mut().finish())?;
+        found.map(|found| match found {
+            Found::Identical => Comparison::Identical,
+            Found::ContentDiffers(offset) => Comparison::ContentDiffers { offset },
+            Found::StatusDiffers(offset) => Comparison::StatusDiffers { offset },
+        })
+    };
+    let closed = image::close(first).await.and(image::close(second).await);
+    let comparison = result?;
+    closed.map_err(trouble)?;
+    if !args.quiet {
+        crate::print(&comparison.text())?;
+    }
+    Ok(comparison.exit_code())
+}
+
+fn read_error(error: &drystone_core::error::Error, args: &CompareArgs) -> Failure {
+    let filename = args.first.name.text().to_owned();
+    let offset = match error {
+        drystone_core::error::Error::Leaf { offset, .. } => *offset,
+        _ => 0,
+    };
+    CompareError::Read { offset, filename, error: format!("{} ({error})", image::strerror(error)) }
+        .into_failure()
+}

@@ -1,0 +1,154 @@
+//! `convert`.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use drystone_core::format::qcow2::SnapshotChoice;
+use drystone_core::graph::open::{DriverSpec, NodeSpec, OpenMode, beside, names_protocol};
+use drystone_core::graph::options::{from_filename, from_options};
+use drystone_core::job::{Convert, convert};
+use drystone_exec_linux::{Client, Image};
+use drystone_tools::img::args::{ConvertArgs, ConvertTarget, SnapshotName, Source};
+use drystone_tools::img::convert::{
+    TargetPlan, cannot_compress, cannot_create, check_bitmaps, check_snapshot, no_snapshot, plan_target,
+};
+use drystone_tools::img::create::option_help;
+use drystone_tools::img::open::cannot_open;
+use drystone_tools::img::progress::Progress;
+use drystone_tools::message::Failure;
+use drystone_tools::options::ImageName;
+
+use crate::create::known;
+use crate::{create, image};
+
+pub async fn run(client: &Client, args: &ConvertArgs, _tool: &str) -> Result<u8, Failure> {
+    let filename = match &args.target {
+        Some(ConvertTarget::File(name)) => name.as_str(),
+        _ => "",
+    };
+    if args.asks_for_help() {
+        let format = args.target_format.as_deref().unwrap_or("raw");
+        let filename = (!filename.is_empty()).then_some(filename);
+        crate::print(&option_help(format, filename, known(filename.unwrap_or_default()))?)?;
+        return Ok(0);
+    }
+    if args.bitmaps {
+        check_bitmaps(args, true)?;
+        return Err(Failure::new("copying bitmaps (--bitmaps) is not supported yet"));
+    }
+    check_snapshot(args)?;
+    let mut sources = Vec::new();
+    for source in &args.sources {
+        sources.push(open_source(client, args, source).await?);
+    }
+    let bytes = sources.iter().map(Image::len).sum();
+    let plan = plan_target(args, known(filename), bytes)?;
+    if let Some(options) = &plan.options {
+        let made = create::make(client, filename, options).await;
+        made.map_err(|error| cannot_create(args, &error))?;
+    }
+    let target = open_target(client, args, &plan).await?;
+    if target.len() < bytes {
+        return Err(Failure::new("Output file is smaller than input file"));
+    }
+    let copied = copy(client, args, &plan, &sources, &target).await;
+    let closed = image::close(target).await;
+    for source in sources {
+        image::close(source).await?;
+    }
+    copied?;
+    closed?;
+    Ok(0)
+}
+
+async fn open_source(client: &Client, args: &ConvertArgs, source: &Source) -> Result<Image, Failure> {
+    let mut spec = image::spec(source, image::reading(args.source_cache, args.force_share))?;
+    if let Some(name) = &args.snapshot {
+        let choice = match name.clone() {
+            SnapshotName::IdOrName(text) => SnapshotChoice::IdOrName(text),
+            SnapshotName::Both { id, name } => SnapshotChoice::Both { id, name },
+        };
+        match &mut spec.driver {
+            DriverSpec::Qcow2 { options, .. } | DriverSpec::Probe { options, .. } => {
+                options.snapshot = Some(choice);
+            }
+            _ => return Err(no_snapshot()),
+        }
+    }
+    client.open(&spec).await.map_err(|error| {
+        let text = error.to_string();
+        if text == "Can't find snapshot" { no_snapshot() } else { cannot_open(&source.name, &text) }
+    })
+}
+
+async fn open_target(client: &Client, args: &ConvertArgs, plan: &TargetPlan) -> Result<Image, Failure> {
+    let cache = args.target_cache;
+    let mode = OpenMode { writable: true, ..image::reading(cache, false) };
+    let (name, spec) = match &args.target {
+        Some(ConvertTarget::File(name)) => {
+            let image = ImageName::File(name.clone());
+            let spec = from_filename(name, args.target_format.as_deref(), mode);
+            (image, spec)
+        }
+        Some(ConvertTarget::Options(name)) => (name.clone(), from_options(name.options(), mode)),
+        None => return Err(Failure::new("Must specify image file name")),
+    };
+    let spec: NodeSpec = spec.map_err(|error| cannot_open(&name, &error.to_string()))?;
+    let target = image::open_spec(client, &name, &spec).await?;
+    if args.compress && plan.options.is_none() {
+        let node = target.node();
+        let compresses = client
+            .run(move |io| async move { Ok(io.driver(node).is_some_and(|driver| driver.compresses())) });
+        if !compresses.await.unwrap_or(false) {
+            image::close(target).await?;
+            return Err(cannot_compress());
+        }
+    }
+    Ok(target)
+}
+
+async fn copy(
+    client: &Client,
+    args: &ConvertArgs,
+    plan: &TargetPlan,
+    sources: &[Image],
+    target: &Image,
+) -> Result<(), Failure> {
+    let total = sources.iter().map(Image::len).sum();
+    let work = Convert {
+        sources: sources.iter().map(Image::node).collect(),
+        target: target.node(),
+        compress: args.compress,
+        sparse: args.sparse_size,
+        workers: usize::from(args.parallel),
+        out_of_order: args.out_of_order,
+        target_is_zero: args.target_is_zero || plan.options.is_some(),
+        target_has_backing: plan.has_backing,
+        backing_len: backing_len(client, args, plan).await.unwrap_or(total),
+        copy_range: args.copy_range,
+        salvage: args.salvage,
+        rate: args.rate_limit,
+    };
+    let progress = Rc::new(RefCell::new(Progress::new(args.progress && !args.quiet, crate::on_terminal())));
+    let shown = Rc::clone(&progress);
+    let copied = client.run(move |io| async move {
+        let tell = Rc::new(move |done, of| drop(crate::print(&shown.borrow_mut().update(done, of))));
+        convert(&io, &work, tell).await
+    });
+    let copied = copied.await;
+    crate::print(progress.borrow_mut().finish())?;
+    copied.map_err(|error| Failure::new(format!("error while converting: {error}")))
+}
+
+/// Length of the target's backing file, beyond which nothing shows through.
+async fn backing_len(client: &Client, args: &ConvertArgs, plan: &TargetPlan) -> Option<u64> {
+    let options = plan.options.as_ref()?;
+    let name = options.text("backing_file")?;
+    let Some(ConvertTarget::File(target)) = &args.target else { return None };
+    let path = if names_protocol(name) { name.to_owned() } else { beside(target, name) };
+    let spec = from_filename(&path, options.text("backing_fmt"), OpenMode::default()).ok()?;
+    let backing = client.open(&spec).await.ok()?;
+    let len = backing.len();
+    backing.close().await.ok()?;
+    Some(len)
+}

@@ -1,0 +1,126 @@
+//! `create`, and making the target of `convert`.
+
+use drystone_core::compute::Codec;
+use drystone_core::format::qcow2;
+use drystone_core::graph::open::{OpenMode, beside, names_protocol};
+use drystone_core::intent::Preallocation;
+use drystone_core::job::{ImageSpec, create};
+use drystone_exec_linux::Client;
+use drystone_tools::img::args::{CreateArgs, Source};
+use drystone_tools::img::create::{BackingFound, CreateOptions, CreateRequest, Known, option_help};
+use drystone_tools::message::Failure;
+use drystone_tools::options::ImageName;
+
+use crate::{FORMATS, image};
+
+/// The formats, and the protocol that a file name has.
+pub fn known(filename: &str) -> Known<'_> {
+    let protocol = match filename.split_once(':') {
+        Some((protocol, _)) if names_protocol(filename) && protocol != "file" => Err(protocol),
+        _ => Ok("file"),
+    };
+    Known { drivers: FORMATS, protocol }
+}
+
+pub async fn run(client: &Client, args: &CreateArgs) -> Result<u8, Failure> {
+    if args.asks_for_help() {
+        let filename = (!args.filename.is_empty()).then_some(args.filename.as_str());
+        crate::print(&option_help(&args.format, filename, known(&args.filename))?)?;
+        return Ok(0);
+    }
+    let request = CreateRequest::new(args, known(&args.filename))?;
+    let found = match request.backing_to_open() {
+        None => None,
+        Some((name, format)) => {
+            let path = if names_protocol(name) { name.into() } else { beside(&args.filename, name) };
+            Some(look(client, path, format).await.map_err(|error| request.backing_failure(&error))?)
+        }
+    };
+    let options = request.finish(found.as_ref())?;
+    if !args.quiet {
+        crate::print(&options.formatting_line(&args.filename))?;
+    }
+    make(client, &args.filename, &options)
+        .await
+        .map_err(|error| Failure::new(format!("{}: {error}", args.filename)))?;
+    Ok(0)
+}
+
+/// Length and format of a backing file.
+async fn look(client: &Client, path: String, format: Option<&str>) -> Result<BackingFound, String> {
+    let source = Source { name: ImageName::File(path), format: format.map(str::to_owned) };
+    let spec = image::spec(&source, OpenMode::default());
+    let spec = spec.map_err(|failure| first_message(&failure))?;
+    let disk = image::open_spec(client, &source.name, &spec).await;
+    let disk = disk.map_err(|failure| first_message(&failure))?;
+    let node = disk.node();
+    let driver = client.graph().into_iter().find(|info| info.id == node).map_or("raw", |info| info.driver);
+    let found = BackingFound { virtual_size: disk.len(), format: driver.into() };
+    image::close(disk).await.map_err(|failure| first_message(&failure))?;
+    Ok(found)
+}
+
+fn first_message(failure: &Failure) -> String {
+    let text = failure.render("");
+    text.strip_prefix(": ").unwrap_or(&text).trim_end().to_owned()
+}
+
+/// Makes the image that the options describe.
+///
+/// # Errors
+/// The text that follows the file's name in the message.
+pub async fn make(client: &Client, path: &str, options: &CreateOptions) -> Result<(), String> {
+    let image = image_spec(options)?;
+    let path = path.strip_prefix("file:").unwrap_or(path).to_owned();
+    let made = client.run(move |io| async move { create(&io, &path, &image).await }).await;
+    made.map_err(|error| error.to_string())
+}
+
+fn image_spec(options: &CreateOptions) -> Result<ImageSpec, String> {
+    let size = options.number("size").unwrap_or(0);
+    let preallocation = options.text("preallocation").unwrap_or("off");
+    if options.format() != "qcow2" {
+        let preallocation = match preallocation {
+            "off" => Preallocation::Off,
+            "falloc" => Preallocation::Falloc,
+            "full" => Preallocation::Full,
+            other => return Err(format!("Invalid parameter '{other}'")),
+        };
+        return Ok(ImageSpec::Raw { size: size.next_multiple_of(512), preallocation });
+    }
+    match preallocation {
+        "off" => {}
+        "metadata" | "falloc" | "full" => {
+            return Err(format!("preallocation={preallocation} is not supported for qcow2 yet"));
+        }
+        other => return Err(format!("Invalid parameter '{other}'")),
+    }
+    if options.switch("encryption") == Some(true) || options.text("encrypt.format").is_some() {
+        return Err("encryption is not supported yet".into());
+    }
+    let number = |name: &str, default: u64| options.number(name).unwrap_or(default);
+    let version = match options.text("compat").unwrap_or("1.1") {
+        "0.10" | "v2" => 2,
+        "1.1" | "v3" => 3,
+        other => return Err(format!("Invalid parameter '{other}'")),
+    };
+    let compression = match options.text("compression_type").unwrap_or("zlib") {
+        "zlib" => Codec::Zlib,
+        "zstd" => Codec::Zstd,
+        other => return Err(format!("Invalid parameter '{other}'")),
+    };
+    let text = |name: &str| options.text(name).map(str::to_owned);
+    let refcount_bits = u32::try_from(number("refcount_bits", 16)).unwrap_or(u32::MAX);
+    Ok(ImageSpec::Qcow2(qcow2::CreateOptions {
+        size: size.next_multiple_of(512),
+        version,
+        cluster_size: number("cluster_size", 65536),
+        refcount_bits,
+        extended_l2: options.switch("extended_l2").unwrap_or(false),
+        compression,
+        lazy_refcounts: options.switch("lazy_refcounts").unwrap_or(false),
+        backing: text("backing_file").map(|name| (name, text("backing_fmt"))),
+        data_file: text("data_file"),
+        data_file_raw: options.switch("data_file_raw").unwrap_or(false),
+    }))
+}

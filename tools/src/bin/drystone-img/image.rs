@@ -1,0 +1,67 @@
+//! From a source on the command line to an open image.
+
+use drystone_core::error::Error;
+use drystone_core::graph::open::{ChildSpec, DriverSpec, NodeSpec, OpenMode};
+use drystone_core::graph::options::{from_filename, from_options};
+use drystone_exec_linux::{Client, Image};
+use drystone_tools::img::args::{CacheMode, Source};
+use drystone_tools::img::open::cannot_open;
+use drystone_tools::message::Failure;
+use drystone_tools::options::ImageName;
+
+use crate::FORMATS;
+
+/// How an image is opened for reading with a cache mode.
+pub fn reading(cache: CacheMode, force_share: bool) -> OpenMode {
+    OpenMode { direct: cache.direct, no_flush: cache.no_flush, force_share, ..OpenMode::default() }
+}
+
+/// What a source names.
+pub fn spec(source: &Source, mode: OpenMode) -> Result<NodeSpec, Failure> {
+    if let Some(format) = source.format.as_deref().filter(|format| !FORMATS.contains(format)) {
+        return Err(cannot_open(&source.name, &format!("Unknown driver '{format}'")));
+    }
+    let read = match &source.name {
+        ImageName::File(path) => from_filename(path, source.format.as_deref(), mode),
+        ImageName::Options { options, .. } => {
+            let mut options = options.clone();
+            if let Some(format) = &source.format {
+                options.insert("driver".into(), format.as_str().into());
+            }
+            from_options(options, mode)
+        }
+    };
+    read.map_err(|error| cannot_open(&source.name, &error.to_string()))
+}
+
+/// Opens a source for reading.
+pub async fn open(client: &Client, source: &Source, mode: OpenMode) -> Result<Image, Failure> {
+    let spec = spec(source, mode)?;
+    open_spec(client, &source.name, &spec).await
+}
+
+/// Opens what was read from a name.
+pub async fn open_spec(client: &Client, name: &ImageName, spec: &NodeSpec) -> Result<Image, Failure> {
+    client.open(spec).await.map_err(|error| cannot_open(name, &error.to_string()))
+}
+
+/// Leaves out backing and data files: what a look at the metadata needs, and nothing that an image merely names.
+pub fn metadata_only(mut spec: NodeSpec) -> NodeSpec {
+    if let DriverSpec::Qcow2 { backing, options, .. } | DriverSpec::Probe { backing, options, .. } =
+        &mut spec.driver
+    {
+        *backing = ChildSpec::None;
+        options.metadata_only = true;
+    }
+    spec
+}
+
+/// Closes an image; what cannot be written at the end is an error of the command.
+pub async fn close(image: Image) -> Result<(), Failure> {
+    image.close().await.map_err(|error| Failure::new(error.to_string()))
+}
+
+/// The host's words for what went wrong.
+pub fn strerror(error: &Error) -> String {
+    error.errno().to_string()
+}

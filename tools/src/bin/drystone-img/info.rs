@@ -1,0 +1,164 @@
+//! `info`.
+
+use std::os::unix::fs::MetadataExt;
+
+use drystone_core::engine::Io;
+use drystone_core::error::Result as CoreResult;
+use drystone_core::format::qcow2::Qcow2;
+use drystone_core::format::qcow2::layout::{Autoclear, Compatible, Crypt, Header, Incompatible};
+use drystone_core::graph::open::{ImageNames, NodeSpec, OpenMode, beside, names_protocol};
+use drystone_core::graph::options::from_filename;
+use drystone_core::graph::{NodeId, Role};
+use drystone_exec_linux::Client;
+use drystone_tools::img::args::{InfoArgs, OutputFormat};
+use drystone_tools::img::info::{
+    BackingName, Child, FormatSpecific, ImageInfo, Snapshot, render_human, render_json,
+};
+use drystone_tools::img::open::cannot_open;
+use drystone_tools::message::Failure;
+use drystone_tools::options::ImageName;
+use jiff::tz::TimeZone;
+use serde_json::{Map, Value, json};
+
+use crate::image;
+
+/// Images of a chain at the most.
+const CHAIN_MAX: usize = 200;
+
+pub async fn run(client: &Client, args: &InfoArgs) -> Result<u8, Failure> {
+    let mode = OpenMode { force_share: args.force_share, names: ImageNames::Follow, ..OpenMode::default() };
+    let mut spec = image::spec(&args.source, mode)?;
+    let mut name = args.source.name.clone();
+    let mut images: Vec<ImageInfo> = Vec::new();
+    loop {
+        let info = look(client, &name, image::metadata_only(spec)).await?;
+        let next = info
+            .backing
+            .as_ref()
+            .and_then(|backing| Some((backing.full_filename.clone()?, backing.format.clone())));
+        images.push(info);
+        let Some((filename, format)) = next.filter(|_| args.backing_chain) else { break };
+        if images.iter().any(|image| image.filename == filename) {
+            return Err(Failure::new(format!("Backing file '{filename}' creates an infinite loop.")));
+        }
+        if images.len() >= CHAIN_MAX {
+            return Err(Failure::new(format!("the backing chain is more than {CHAIN_MAX} images long")));
+        }
+        name = ImageName::File(filename.clone());
+        spec = from_filename(&filename, format.as_deref(), mode)
+            .map_err(|error| cannot_open(&name, &error.to_string()))?;
+    }
+    crate::print(&match args.output {
+        OutputFormat::Human => render_human(&images, &TimeZone::system()),
+        OutputFormat::Json => render_json(&images, args.backing_chain),
+    })?;
+    Ok(0)
+}
+
+async fn look(client: &Client, name: &ImageName, spec: NodeSpec) -> Result<ImageInfo, Failure> {
+    let disk = image::open_spec(client, name, &spec).await?;
+    let node = disk.node();
+    let info = client.run(move |io| async move { describe(&io, node).await }).await;
+    let info = info.map_err(|error| cannot_open(name, &error.to_string()))?;
+    image::close(disk).await?;
+    Ok(info)
+}
+
+async fn describe(io: &Io, node: NodeId) -> CoreResult<ImageInfo> {
+    let file = io.edge(node, Role::File);
+    let children = match file {
+        Some(file) => {
+            vec![Child { name: "file".into(), info: Box::pin(describe(io, file)).await? }]
+        }
+        None => Vec::new(),
+    };
+    let filename = io.title(node);
+    let actual_size = std::fs::metadata(&filename).ok().map(|about| about.blocks() * 512);
+    let mut info = ImageInfo {
+        format: driver_name(io, node),
+        virtual_size: io.len(node),
+        actual_size,
+        dirty: Some(false),
+        cluster_size: None,
+        encrypted: false,
+        compressed: false,
+        backing: None,
+        snapshots: None,
+        format_specific: None,
+        children,
+        filename,
+    };
+    let driver = io.driver(node);
+    let Some(file) = file else {
+        let kind = info.format.clone();
+        info.format_specific = (kind == "file").then(|| FormatSpecific { kind, data: Map::new() });
+        return Ok(info);
+    };
+    let Some(qcow2) = driver.as_ref().and_then(|driver| driver.as_any().downcast_ref::<Qcow2>()) else {
+        return Ok(info);
+    };
+    let header = qcow2.header();
+    let snapshots = qcow2.snapshots(io, file).await?;
+    info.snapshots = (!snapshots.is_empty()).then(|| snapshots.into_iter().map(snapshot).collect());
+    info.dirty = Some(header.has(Incompatible::DIRTY));
+    info.cluster_size = Some(header.cluster_bits.size());
+    info.encrypted = header.crypt != Crypt::None;
+    info.backing = header.backing_file.as_ref().map(|name| BackingName {
+        full_filename: Some(match names_protocol(name) {
+            true => name.clone(),
+            false => beside(&info.filename, name),
+        }),
+        filename: name.clone(),
+        format: header.backing_format.clone(),
+    });
+    info.format_specific = Some(FormatSpecific { kind: "qcow2".into(), data: specific(&header) });
+    Ok(info)
+}
+
+fn driver_name(io: &Io, node: NodeId) -> String {
+    io.graph().into_iter().find(|info| info.id == node).map_or("raw".into(), |info| info.driver.to_owned())
+}
+
+fn snapshot(snapshot: drystone_core::format::qcow2::layout::Snapshot) -> Snapshot {
+    Snapshot {
+        id: snapshot.id,
+        name: snapshot.name,
+        vm_state_size: snapshot.vm_state_len,
+        date_sec: i64::from(snapshot.seconds),
+        date_nsec: snapshot.nanoseconds,
+        vm_clock_nsec: snapshot.guest_nanoseconds,
+        icount: snapshot.icount,
+    }
+}
+
+fn specific(header: &Header) -> Map<String, Value> {
+    let mut data = Map::new();
+    let mut put = |key: &str, value: Value| drop(data.insert(key.into(), value));
+    let compression = match header.compression {
+        drystone_core::compute::Codec::Zlib => "zlib",
+        drystone_core::compute::Codec::Zstd => "zstd",
+    };
+    put("compat", json!(if header.version < 3 { "0.10" } else { "1.1" }));
+    put("compression-type", json!(compression));
+    if header.version >= 3 {
+        put("lazy-refcounts", json!(header.compatible & Compatible::LAZY_REFCOUNTS != 0));
+    }
+    put("refcount-bits", json!(header.refcount_width.bits()));
+    if header.version >= 3 {
+        if let Some(name) = &header.data_file {
+            put("data-file", json!(name));
+        }
+        if header.has(Incompatible::DATA_FILE) {
+            put("data-file-raw", json!(header.autoclear & Autoclear::RAW_DATA_FILE != 0));
+        }
+        put("corrupt", json!(header.has(Incompatible::CORRUPT)));
+        put("extended-l2", json!(header.has(Incompatible::EXTENDED_L2)));
+    }
+    let format = match header.crypt {
+        Crypt::None => return data,
+        Crypt::Aes => "aes",
+        Crypt::Luks => "luks",
+    };
+    data.insert("encrypt".into(), json!({ "format": format }));
+    data
+}

@@ -1,0 +1,84 @@
+//! `drystone-img`: connects the command line to the engine. Each command has a module of its own.
+
+mod bench;
+mod check;
+mod compare;
+mod convert;
+mod create;
+mod image;
+mod info;
+mod map;
+
+use std::io::{IsTerminal, Write};
+use std::process::ExitCode;
+
+use drystone_exec_linux::{Client, Config};
+use drystone_tools::img::args::{self, Action, Command, Common, Executor};
+use drystone_tools::message::{Failure, Message};
+
+/// What the tool calls its formats, for `--help` and for checking `-f` and `-O`.
+const FORMATS: &[&str] = &["file", "host_device", "null-co", "qcow2", "raw"];
+
+fn main() -> ExitCode {
+    let argv: Vec<String> = std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
+    let name = args::tool_name(&argv).to_owned();
+    let outcome = args::parse(&argv).and_then(|invocation| {
+        for warning in invocation.warnings {
+            say(&Message::Warning(warning).render(&name));
+        }
+        match invocation.action {
+            Action::Help => print(&args::tool_help(&name, FORMATS)).map(|()| 0),
+            Action::Print(text) => print(&text).map(|()| 0),
+            Action::Run(command) => run(*command, &name),
+        }
+    });
+    match outcome {
+        Ok(code) => ExitCode::from(code),
+        Err(failure) => {
+            say(&failure.render(&name));
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+fn run(command: Command, name: &str) -> Result<u8, Failure> {
+    match command {
+        Command::Bench(args) => on(&args.common.clone(), async |client| bench::run(&client, &args).await),
+        Command::Check(args) => on(&args.common.clone(), async |client| check::run(&client, &args).await),
+        Command::Compare(args) => on(&args.common.clone(), async |client| compare::run(&client, &args).await),
+        Command::Convert(args) => {
+            on(&args.common.clone(), async |client| convert::run(&client, &args, name).await)
+        }
+        Command::Create(args) => on(&args.common.clone(), async |client| create::run(&client, &args).await),
+        Command::Info(args) => on(&args.common.clone(), async |client| info::run(&client, &args).await),
+        Command::Map(args) => on(&args.common.clone(), async |client| map::run(&client, &args).await),
+    }
+}
+
+/// Runs a command on the executor that was asked for.
+fn on(common: &Common, command: impl AsyncFnOnce(Client) -> Result<u8, Failure>) -> Result<u8, Failure> {
+    let config = Config::default();
+    let ran = match common.executor {
+        Executor::Tokio => drystone_exec_tokio::run(config, command),
+        Executor::Monoio => drystone_exec_monoio::run(config, command),
+        Executor::Glommio => drystone_exec_glommio::run(config, command),
+    };
+    ran.unwrap_or_else(|error| Err(Failure::new(format!("the executor could not start: {error}"))))
+}
+
+/// Writes to the standard output.
+fn print(text: &str) -> Result<(), Failure> {
+    let mut out = std::io::stdout().lock();
+    let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    written.map_err(|error| Failure::new(format!("could not write the output: {error}")))
+}
+
+/// Writes to the standard error; where that fails there is nobody left to tell.
+fn say(text: &str) {
+    let _ = std::io::stderr().lock().write_all(text.as_bytes());
+}
+
+/// Whether the standard output is a terminal.
+fn on_terminal() -> bool {
+    std::io::stdout().is_terminal()
+}

@@ -1,0 +1,66 @@
+//! `map`.
+
+use drystone_core::engine::{Io, Status};
+use drystone_core::error::Result as CoreResult;
+use drystone_exec_linux::Client;
+use drystone_tools::img::args::{CacheMode, MapArgs};
+use drystone_tools::img::map::{MapEntry, MapPrinter};
+use drystone_tools::message::Failure;
+
+use crate::image;
+
+pub async fn run(client: &Client, args: &MapArgs) -> Result<u8, Failure> {
+    let mode = image::reading(CacheMode::WRITEBACK, args.force_share);
+    let disk = image::open(client, &args.source, mode).await?;
+    let (mut printer, head) = MapPrinter::new(args.output);
+    crate::print(&head)?;
+    let start = args.start_offset;
+    let end = args.max_length.map_or(disk.len(), |len| start.saturating_add(len).min(disk.len()));
+    let node = disk.node();
+    let mut at = start;
+    while at < end {
+        // A batch at a time: the output goes out as it comes, and memory stays small.
+        let batch = client.run(move |io| async move { walk(&io, node, at, end).await }).await;
+        let batch = batch.map_err(|error| Failure::new(format!("Failed to read image metadata: {error}")))?;
+        for entry in batch {
+            at = entry.start + entry.length;
+            crate::print(&printer.push(entry)?)?;
+        }
+    }
+    crate::print(&printer.finish(start)?)?;
+    image::close(disk).await?;
+    Ok(0)
+}
+
+async fn walk(
+    io: &Io,
+    node: drystone_core::graph::NodeId,
+    start: u64,
+    end: u64,
+) -> CoreResult<Vec<MapEntry>> {
+    /// Entries told at once.
+    const BATCH: usize = 4096;
+    let mut entries = Vec::new();
+    let mut at = start;
+    while at < end && entries.len() < BATCH {
+        let status = io.status(node, at, end - at, None).await?;
+        let length = status.len;
+        entries.push(entry(io, at, status));
+        at += length;
+    }
+    Ok(entries)
+}
+
+fn entry(io: &Io, start: u64, status: Status) -> MapEntry {
+    MapEntry {
+        start,
+        length: status.len,
+        depth: status.depth,
+        present: status.allocated,
+        zero: status.zero,
+        data: status.data,
+        compressed: status.compressed,
+        offset: status.place.map(|(_, offset)| offset),
+        filename: status.place.map(|(leaf, _)| io.title(leaf)),
+    }
+}
