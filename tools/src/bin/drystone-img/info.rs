@@ -76,7 +76,8 @@ async fn describe(io: &Io, node: NodeId) -> CoreResult<ImageInfo> {
     let actual_size = std::fs::metadata(&filename).ok().map(|about| about.blocks() * 512);
     let mut info = ImageInfo {
         format: driver_name(io, node),
-        virtual_size: io.len(node),
+        // The reference counts whole sectors.
+        virtual_size: io.len(node).next_multiple_of(512),
         actual_size,
         dirty: Some(false),
         cluster_size: None,
