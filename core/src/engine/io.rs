@@ -387,7 +387,7 @@ impl Io {
                     depth += 1;
                 }
                 // Beyond the end of the backing file, the overlay is what says that there is nothing.
-                _ => return Ok(Status { len, zero: true, depth, ..found }),
+                _ => return Ok(Status { len, zero: true, depth, place, ..found }),
             }
         }
     }
@@ -422,10 +422,9 @@ impl Io {
         };
         let nothing = Status { len: extent.len, ..nothing };
         match extent.mapping {
-            Mapping::Backing => Ok((nothing, None)),
+            Mapping::Backing { at } => Ok((nothing, self.kept_place(image, at, extent.len))),
             Mapping::Zero { at } => {
-                let child = image.edges.at(Role::DataFile).or(image.edges.at(Role::File));
-                let place = at.zip(child).and_then(|(at, child)| self.leaf_place(child, at, extent.len));
+                let place = self.kept_place(image, at, extent.len);
                 Ok((Status { allocated: true, zero: true, ..nothing }, place))
             }
             Mapping::Special { compressed } => {
@@ -444,6 +443,12 @@ impl Io {
             }
             Mapping::Allocate | Mapping::Miss(_) => unreachable!("not an answer to a read"),
         }
+    }
+
+    /// The leaf in which an image keeps space that it does not use.
+    fn kept_place(&self, image: &graph::Node, at: Option<u64>, len: u64) -> Option<(NodeId, u64)> {
+        let child = image.edges.at(Role::DataFile).or(image.edges.at(Role::File));
+        at.zip(child).and_then(|(at, child)| self.leaf_place(child, at, len))
     }
 
     /// The leaf that holds a range of a node as it is, when memory knows it.
