@@ -290,7 +290,7 @@ impl Io {
     /// Creates a file, or empties an existing one.
     ///
     /// # Errors
-    /// [`Error::Create`] with the host's answer.
+    /// [`Error::Create`] with the host's answer; [`Error::Locked`] when somebody uses the file.
     pub async fn create_leaf(
         &self,
         location: &Location,
@@ -298,8 +298,14 @@ impl Io {
         preallocation: Preallocation,
     ) -> Result<()> {
         let action = Action::Create { location: location.clone(), len, preallocation };
-        let result = self.done("create", action).await;
-        result.map_err(|errno| Box::new(Error::Create { location: location.to_string(), errno }))
+        let location = location.to_string();
+        match self.outcome("create", action).await {
+            Outcome::Done(result) => result.map_err(|errno| Box::new(Error::Create { location, errno })),
+            Outcome::Locked(result) => {
+                result.map_err(|refused| Box::new(Error::Locked { location, refused }))
+            }
+            other => panic!("an executor answered create with {other:?}"),
+        }
     }
 
     /// Adds a driver's node above `edges`.
