@@ -8,14 +8,18 @@ use std::ops::Range;
 
 use super::Progress;
 use crate::buf::{Buf, BufList, is_zero};
-use crate::engine::Io;
 use crate::engine::task::{Gate, WaitList, join, join_all};
+use crate::engine::{Io, Status};
 use crate::error::Result;
 use crate::graph::NodeId;
 use crate::intent::{Fua, ZeroFlags};
 
 /// Bytes of a chunk: small enough that a worker's chunk stays in a core's cache between read and write.
 const CHUNK: u64 = 256 << 10;
+
+/// Data of a format is looked at on the host from this length on: an image with preallocated metadata calls everything
+/// data, and its file may be one large hole. One question a mebibyte costs nothing beside the copy that it may save.
+const HOLES_FROM: u64 = 1 << 20;
 
 /// What to copy, and how.
 #[derive(Clone, Debug)]
@@ -186,6 +190,7 @@ impl State<'_> {
             }
             Err(error) => return Err(error),
         };
+        let status = self.without_holes(source, status).await;
         let backed = only_top && at < self.plan.backing_len;
         let kind = match &status {
             _ if only_top && !status.allocated && backed => Kind::Backing,
@@ -206,6 +211,20 @@ impl State<'_> {
             end = whole;
         }
         Ok(Run { range: at..end, kind, place: status.place })
+    }
+
+    /// Tells holes of the host's file from data, for a format that does not ask the host itself.
+    async fn without_holes(&self, source: NodeId, status: Status) -> Status {
+        let asked_already = self.io.driver(source).is_none_or(|driver| driver.is_filter());
+        let Some((leaf, offset)) = status.place else { return status };
+        if asked_already || status.zero || !status.data || status.len < HOLES_FROM {
+            return status;
+        }
+        match self.io.status(leaf, offset, status.len, None).await {
+            Ok(below) => Status { len: below.len, zero: below.zero, ..status },
+            // Reading will tell.
+            Err(_) => status,
+        }
     }
 
     async fn copy(&self, buf: &mut Buf, run: Run) -> Result<()> {
