@@ -18,12 +18,11 @@ pub async fn run(client: &Client, args: &CompareArgs) -> Result<u8, Failure> {
     let mode = image::reading(args.cache, args.force_share);
     let first = image::open(client, &args.first, mode).await.map_err(trouble)?;
     let second = image::open(client, &args.second, mode).await.map_err(trouble)?;
+    let progress = Rc::new(RefCell::new(Progress::new(args.progress && !args.quiet, crate::on_terminal())));
     let result = if args.strict && first.len() != second.len() {
         Ok(Comparison::SizesDiffer)
     } else {
         let nodes = (first.node(), second.node());
-        let progress =
-            Rc::new(RefCell::new(Progress::new(args.progress && !args.quiet, crate::on_terminal())));
         let (strict, quiet) = (args.strict, args.quiet);
         let shown = Rc::clone(&progress);
         let found = client.run(move |io| async move {
@@ -36,19 +35,21 @@ pub async fn run(client: &Client, args: &CompareArgs) -> Result<u8, Failure> {
             compare(&io, nodes, strict, &longer, tell).await
         });
         let found = found.await.map_err(|error| read_error(&error, args));
-        crate::print(progress.borrow_mut().finish())?;
         found.map(|found| match found {
             Found::Identical => Comparison::Identical,
-            Found::ContentDiffers(offset) => Comparison::ContentDiffers { offset },
+            // The reference names the sector that differs.
+            Found::ContentDiffers(offset) => Comparison::ContentDiffers { offset: offset / 512 * 512 },
             Found::StatusDiffers(offset) => Comparison::StatusDiffers { offset },
         })
     };
     let closed = image::close(first).await.and(image::close(second).await);
-    let comparison = result?;
-    closed.map_err(trouble)?;
-    if !args.quiet {
+    if let (Ok(comparison), false) = (&result, args.quiet) {
         crate::print(&comparison.text())?;
     }
+    // The reference ends the line of the progress last.
+    crate::print(progress.borrow_mut().finish())?;
+    let comparison = result?;
+    closed.map_err(trouble)?;
     Ok(comparison.exit_code())
 }
 
