@@ -352,6 +352,49 @@ const WAYS: &[&str] = &[
     "convert -O raw file:a.qcow2 OUT",
 ];
 
+/// Everything in such an image is data to the format, and its file is one large hole.
+#[test]
+fn preallocated_metadata_is_not_copied() {
+    let side = Side::new();
+    side.make("create -q -f qcow2 -o preallocation=metadata image 16G");
+    side.io("image", "write -P 7 3G 100k; write -P 8 9G 512");
+    let begun = std::time::Instant::now();
+    for args in ["-O raw image out", "-O qcow2 image out", "-c -O qcow2 image out"] {
+        side.our_make(&format!("convert {args}"));
+        side.make("compare image out");
+        side.remove("out");
+    }
+    assert!(begun.elapsed().as_secs() < 20, "{:?}", begun.elapsed());
+}
+
+#[test]
+fn comparisons_are_told_alike() {
+    let mut side = Side::new();
+    let bytes = disk(2 << 20, 41);
+    side.write("a.raw", &bytes);
+    let mut other = bytes.clone();
+    other[1_234_567] ^= 1;
+    side.write("b.raw", &other);
+    side.write("short.raw", &bytes[..1 << 20]);
+    other = bytes;
+    other.resize(3 << 20, 0);
+    side.write("zeroes.raw", &other);
+    side.make("convert -f raw -O qcow2 a.raw a.qcow2");
+    for names in [
+        "a.raw a.qcow2",
+        "a.raw b.raw",
+        "b.raw a.qcow2",
+        "a.raw short.raw",
+        "a.raw zeroes.raw",
+        "nowhere a.raw",
+    ] {
+        for flags in ["", "-q"] {
+            side.both("compare", &format!("compare {flags} {names}"));
+        }
+    }
+    side.finish();
+}
+
 #[test]
 fn executors_write_the_same_bytes() {
     let mut side = Side::new();
