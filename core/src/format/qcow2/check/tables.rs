@@ -5,7 +5,8 @@ use super::source::{Holes, Piece, READ_LEN, Source};
 use super::window::Counter;
 use super::{Check, TOLD_MAX};
 use crate::error::Result;
-use crate::format::qcow2::layout::{EntryRules, L1_LEN_MAX};
+use crate::format::qcow2::Qcow2Error;
+use crate::format::qcow2::layout::{EntryRules, HostOffset, L1_LEN_MAX};
 use crate::format::qcow2::lookup::be_u64;
 use crate::graph::driver::Role;
 
@@ -58,6 +59,11 @@ impl<C: Counter> Check<'_, C> {
     /// The L1 tables of all snapshots. They may share bytes of the file, which are then read once.
     pub(super) async fn count_snapshots(&mut self) -> Result<()> {
         let (l1_tables, l1_clusters) = self.snapshot_l1_tables();
+        let beyond_all = l1_clusters.iter().find(|table| table.end > i64::MAX as u64);
+        if let Some(Named { start, .. }) = beyond_all {
+            let (table, at, file_len) = ("L1 table of a snapshot", HostOffset(*start), self.plan.source.len);
+            return Err(self.plan.source.fail(Qcow2Error::BeyondEnd { table, at, file_len }));
+        }
         for Named { start, end, times } in l1_clusters {
             self.reference(start, end - start, times);
         }
@@ -349,7 +355,6 @@ impl<C: Counter> Check<'_, C> {
                     )
                 });
             }
-            return;
         }
         if self.plan.bits.offset_in(at) != 0 && first {
             let has_data = if rules.extended { bitmap as u32 != 0 } else { raw & ZERO == 0 };
