@@ -26,7 +26,7 @@ impl<C: Counter> Check<'_, C> {
 
     /// The block that counts a cluster, as the table names it; 0 where there is none.
     pub(super) fn block_entry(&self, cluster: u64) -> u64 {
-        let index = usize::try_from(cluster / self.per_block()).unwrap_or(usize::MAX);
+        let index = usize::try_from(cluster >> self.per_block().trailing_zeros()).unwrap_or(usize::MAX);
         self.plan.refcount_table.get(index).map_or(0, |entry| entry & !RESERVED)
     }
 
@@ -110,11 +110,14 @@ impl<C: Counter> Check<'_, C> {
 
     /// Counts the references to refcount blocks, each of which must be the only one to its block.
     pub(super) fn check_refcount_blocks(&mut self) {
-        let (bits, first) = (self.plan.bits, self.first_pass);
+        let (bits, first, covered) = (self.plan.bits, self.first_pass, self.found.clusters());
         for index in 0..self.plan.refcount_table.len() {
             let raw = self.plan.refcount_table[index];
             let at = raw & !RESERVED;
             let cluster = at >> bits.bits();
+            if !first && !covered.contains(&cluster) {
+                continue;
+            }
             let problem = match () {
                 () if raw & RESERVED != 0 => {
                     Some(format!("ERROR refcount table entry {index} has reserved bits set"))
@@ -145,11 +148,11 @@ impl<C: Counter> Check<'_, C> {
     /// Compares what was found with the refcounts, cluster by cluster.
     pub(super) fn compare(&mut self) {
         let clusters = self.found.part_of(&(0..self.compared));
-        let per_block = self.per_block();
+        let block_bits = self.per_block().trailing_zeros();
         let mut cluster = clusters.start;
         while cluster < clusters.end {
             let (idle, chunk_end) = self.found.idle_chunk(cluster);
-            let block_end = (cluster / per_block + 1) * per_block;
+            let block_end = ((cluster >> block_bits) + 1) << block_bits;
             let end = chunk_end.min(block_end).min(clusters.end);
             if self.is_unreadable(self.block_entry(cluster)) {
                 self.unknown(cluster..end);

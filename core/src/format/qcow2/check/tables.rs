@@ -415,7 +415,9 @@ impl<C: Counter> Check<'_, C> {
     #[cold]
     fn wrong_copied(&mut self, flag: Flag, refcount: u64) {
         let counted = !self.plan.geometry.rules.data_file || flag.l1_index.is_some();
-        if counted && self.block_is_unreadable(flag.cluster) {
+        // What no block counts was told in the first pass, whatever the window.
+        let told = !self.first_pass && self.block_entry(flag.cluster) == 0;
+        if counted && (told || self.block_is_unreadable(flag.cluster)) {
             return;
         }
         let report = &mut self.tell.report;

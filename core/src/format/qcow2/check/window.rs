@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 /// Clusters that are looked at or skipped together.
-const CHUNK: u64 = 1 << 12;
+const CHUNK: u64 = 1 << 7;
 
 /// A counter, and how many of them are in memory at once.
 pub(super) trait Counter: Copy + Default {
