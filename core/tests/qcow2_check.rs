@@ -149,7 +149,7 @@ fn damage_anywhere_is_counted_alike() {
         (seed >> 20) % below
     };
     let rounds = std::env::var("CHECK_ROUNDS").map_or(12, |rounds| rounds.parse().unwrap());
-    for options in ["cluster_size=512", "cluster_size=4k,refcount_bits=4", "extended_l2=on,cluster_size=16k"]
+    for options in ["cluster_size=512", "cluster_size=4k,refcount_bits=8", "extended_l2=on,cluster_size=16k"]
     {
         let image = dir.rich(options);
         let clean = fs::read(&image.path).unwrap();
