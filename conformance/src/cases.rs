@@ -16,6 +16,7 @@ pub const WRITABLE: OpenMode = OpenMode {
     writable: true,
     direct: false,
     no_flush: false,
+    write_through: false,
     discard: true,
     aio: drystone_core::intent::Aio::Auto,
     force_share: false,

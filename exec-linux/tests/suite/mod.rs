@@ -53,10 +53,12 @@ const WRITABLE: OpenMode = OpenMode {
     writable: true,
     direct: false,
     no_flush: false,
+    write_through: false,
     discard: true,
     aio: Aio::Auto,
     force_share: false,
     locking: true,
+    names: drystone_core::graph::open::ImageNames::Follow,
 };
 
 pub async fn bytes_are_those_of_a_vector(client: &Client) {

@@ -328,7 +328,7 @@ impl Qcow2 {
         let bits = self.geometry.cluster_bits.bits();
         let old = {
             let refcounts = self.refcounts.borrow();
-            (refcounts.table_at, refcounts.table.len() as u64 * 8 >> bits)
+            (refcounts.table_at, (refcounts.table.len() as u64 * 8) >> bits)
         };
         for (number, block) in plan.blocks.into_iter().enumerate() {
             let at = (cluster + number as u64) << bits;

@@ -13,7 +13,13 @@ use crate::FORMATS;
 
 /// How an image is opened for reading with a cache mode.
 pub fn reading(cache: CacheMode, force_share: bool) -> OpenMode {
-    OpenMode { direct: cache.direct, no_flush: cache.no_flush, force_share, ..OpenMode::default() }
+    OpenMode {
+        direct: cache.direct,
+        no_flush: cache.no_flush,
+        write_through: cache.writethrough,
+        force_share,
+        ..OpenMode::default()
+    }
 }
 
 /// What a source names.
