@@ -108,7 +108,9 @@ fn lock(host: &mut Host, leaf: LeafId, holds: Permissions, shares: Permissions) 
 }
 
 fn message(refused: LockRefused) -> String {
-    Error::Locked { location: String::new(), refused }.to_string()
+    // The second line asks who holds the image.
+    let text = Error::Locked { location: String::new(), refused }.to_string();
+    text.lines().next().unwrap_or_default().to_owned()
 }
 
 /// An image that goes when this does.
