@@ -1,11 +1,12 @@
-//! The floor: the same reads with nothing between the program and the kernel.
+//! The floor: the same requests with nothing between the program and the kernel.
 
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 
 use io_uring::{IoUring, opcode, types::Fd};
 
-use crate::{BLOCK, DEPTH, Random};
+use crate::{BLOCK, CLUSTER, DEPTH, Random};
 
 /// Reads blocks of the file in no order.
 ///
@@ -40,5 +41,18 @@ pub fn read(path: &str, count: u64) -> io::Result<()> {
         }
     }
     ring.submit_and_wait(DEPTH)?;
+    Ok(())
+}
+
+/// Writes clusters to a new file in order, by plain calls, from as many buffers as others have in flight.
+///
+/// # Errors
+/// The kernel's.
+pub fn write(path: &str, clusters: u64) -> io::Result<()> {
+    let file = std::fs::File::create(path)?;
+    let buffers = vec![vec![0x5a; CLUSTER]; DEPTH];
+    for cluster in 0..clusters {
+        file.write_all_at(&buffers[cluster as usize % DEPTH], cluster * CLUSTER as u64)?;
+    }
     Ok(())
 }

@@ -22,7 +22,8 @@ pub enum Load {
     Writes(u64),
 }
 
-/// imago, whose file storage calls the kernel directly: its requests run one after the other.
+/// imago, whose file storage calls the kernel directly: its requests run one after the other, from as many
+/// buffers as others have in flight.
 ///
 /// # Errors
 /// The kernel's, or the image's.
@@ -34,14 +35,16 @@ pub fn imago(load: Load, path: &str) -> io::Result<()> {
         let disk = FormatAccess::new(image.open(PermissiveImplicitOpenGate::default()).await?);
         match load {
             Load::Reads(count) => {
-                let (mut random, mut data) = (Random::new(1), vec![0; BLOCK]);
-                for _ in 0..count {
+                let (mut random, mut buffers) = (Random::new(1), vec![vec![0; BLOCK]; DEPTH]);
+                for request in 0..count {
+                    let data = &mut buffers[request as usize % DEPTH];
                     disk.read(&mut data[..], random.block(disk.size())).await?;
                 }
             }
             Load::Writes(clusters) => {
-                let data = vec![0x5a; CLUSTER];
+                let buffers = vec![vec![0x5a; CLUSTER]; DEPTH];
                 for cluster in 0..clusters {
+                    let data = &buffers[cluster as usize % DEPTH];
                     disk.write(&data[..], cluster * CLUSTER as u64).await?;
                 }
             }

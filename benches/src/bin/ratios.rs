@@ -79,6 +79,7 @@ fn subject(name: &str, file: &str, count: u64) -> Outcome {
     };
     match name.split_once('/') {
         Some(("reads", "bare")) => bare::read(file, count)?,
+        Some(("writes", "bare")) => bare::write(file, count)?,
         #[cfg(feature = "peers")]
         Some((load, name @ ("imago" | "qcow2-rs"))) => peer(load, name, file, count)?,
         Some(("reads", name)) => executor::run(executor(name), Load::Reads(count), file)?,
@@ -163,7 +164,7 @@ fn writes(arguments: &Arguments, qemu_img: bool) -> Outcome {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     };
-    for name in ["tokio", "monoio", "glommio"] {
+    for name in ["bare", "tokio", "monoio", "glommio"] {
         let image = image.clone();
         let command = myself(&format!("writes/{name}"), &image, CLUSTERS)?;
         subjects.push(Subject::new(name, command).after(move || remove(&image)));
