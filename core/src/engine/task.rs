@@ -178,7 +178,14 @@ pub(crate) struct WaitList(RefCell<Vec<TaskId>>);
 
 impl WaitList {
     /// Wakes all; each looks at its condition again.
+    #[inline]
     pub(crate) fn notify(&self, tasks: &Tasks) {
+        if !self.0.borrow().is_empty() {
+            self.wake_all(tasks);
+        }
+    }
+
+    fn wake_all(&self, tasks: &Tasks) {
         let mut waiting = std::mem::take(&mut *self.0.borrow_mut());
         for id in waiting.drain(..) {
             tasks.wake(id);
