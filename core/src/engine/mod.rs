@@ -210,6 +210,11 @@ impl Engine {
         self.0.graph.len(node)
     }
 
+    /// Coroutines started so far. Tests pin it: a request that memory answers starts none.
+    pub fn coroutines(&self) -> u64 {
+        self.0.tasks.started()
+    }
+
     /// Tells whether nothing is in flight: no intent, no request, no coroutine.
     pub fn is_idle(&self) -> bool {
         self.0.flights.borrow().is_empty()

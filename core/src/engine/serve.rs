@@ -186,11 +186,11 @@ async fn fill(io: &Io, node: &Node, space: &Reservation, offset: u64, data: &mut
     if edges_len == 0 {
         return write_back(io, child, host(offset), data).await;
     }
+    let zero_edges = reads_zero(io, node.id, head.clone()) && reads_zero(io, node.id, tail.clone());
+    if zero_edges && space.zeroed {
+        return write_back(io, child, host(offset), data).await;
+    }
     Box::pin(async {
-        let zero_edges = reads_zero(io, node.id, head.clone()) && reads_zero(io, node.id, tail.clone());
-        if zero_edges && space.zeroed {
-            return write_back(io, child, host(offset), data).await;
-        }
         if zero_edges && edges_len >= ZERO_APART_MIN {
             let flags = ZeroFlags::default();
             let around = join(
