@@ -382,6 +382,29 @@ pub async fn coroutines_end_when_nobody_waits(client: &Client) {
     drop(sleeping);
     sleep(client, 30).await;
     assert_eq!(std::rc::Rc::strong_count(&alive), 1);
+
+    // The engine ends at once although these would sleep on.
+    let mut sleeping = Box::pin(client.run(move |io| async move {
+        io.sleep(Duration::from_hours(1)).await;
+        Ok(())
+    }));
+    poll_fn(|cx| Poll::Ready(sleeping.as_mut().poll(cx).is_pending())).await;
+    let handle = client.handle();
+    let (asked, wait) = std::sync::mpsc::channel();
+    let other = std::thread::spawn(move || {
+        let slept = handle.run(move |io| async move {
+            asked.send(()).expect("somebody listens");
+            loop {
+                io.sleep(Duration::from_hours(1)).await;
+            }
+        });
+        let slept: Result<()> = slept;
+        assert!(matches!(*slept.expect_err("the engine ended"), Error::Cancelled));
+    });
+    while wait.try_recv().is_err() {
+        sleep(client, 1).await;
+    }
+    ENDS.with(|ends| ends.borrow_mut().push((other, TempFile::with(&[]))));
 }
 
 pub async fn other_threads_share_the_engine(client: &Client) {
