@@ -109,10 +109,6 @@ fn lock(host: &mut Host, leaf: LeafId, holds: Permissions, shares: Permissions) 
 
 /// The first line of what the user reads.
 fn message(refused: LockRefused) -> String {
-<<<<<<< HEAD
-    // The second line asks who holds the image.
-=======
->>>>>>> host
     let text = Error::Locked { location: String::new(), refused }.to_string();
     text.lines().next().unwrap_or_default().to_owned()
 }

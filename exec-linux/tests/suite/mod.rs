@@ -49,23 +49,9 @@ macro_rules! suite {
 }
 pub(crate) use suite;
 
-<<<<<<< HEAD
-const WRITABLE: OpenMode = OpenMode {
-    writable: true,
-    direct: false,
-    no_flush: false,
-    write_through: false,
-    discard: true,
-    aio: Aio::Auto,
-    force_share: false,
-    locking: true,
-    names: drystone_core::graph::open::ImageNames::Follow,
-};
-=======
 fn writable() -> OpenMode {
     OpenMode { writable: true, ..OpenMode::default() }
 }
->>>>>>> host
 
 pub async fn bytes_are_those_of_a_vector(client: &Client) {
     random_operations(client, writable(), 1).await;
