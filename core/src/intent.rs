@@ -149,7 +149,8 @@ pub enum Action {
         /// Which leaf.
         leaf: LeafId,
     },
-    /// Create a file of `len` bytes of zeros, or empty an existing one and set its length. [`Outcome::Done`].
+    /// Create a file of `len` bytes of zeros, or empty an existing one and set its length. [`Outcome::Done`], or
+    /// [`Outcome::Locked`] when somebody uses the file.
     Create {
         /// What to create.
         location: Location,
@@ -353,7 +354,7 @@ pub enum Outcome {
     Opened(Result<LeafInfo, Errno>),
     /// To `BlockStatus`.
     Status(Result<LeafStatus, Errno>),
-    /// To `Lock`.
+    /// To `Lock`, and to `Create` when somebody uses the file.
     Locked(Result<(), LockRefused>),
     /// To `Compute`.
     Computed(Computed),

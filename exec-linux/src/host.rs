@@ -144,9 +144,7 @@ fn on_leaf(leaf: &OpenLeaf, target: Option<&OpenLeaf>, action: Action) -> Outcom
 /// Actions on no leaf, and the answers to those on one that is not open.
 fn elsewhere(action: Action) -> Outcome {
     match action {
-        Action::Create { location, len, preallocation } => {
-            Outcome::Done(leaf::create(&location, len, preallocation))
-        }
+        Action::Create { location, len, preallocation } => leaf::create(&location, len, preallocation),
         Action::Remove { location } => Outcome::Done(leaf::remove(&location)),
         Action::Compute(work) => Outcome::Computed(work.run()),
         Action::Sleep { duration } => {

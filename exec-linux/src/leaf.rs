@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use drystone_core::buf::{Buf, BufList};
 use drystone_core::intent::{
-    Aio, Errno, Fua, LeafAccess, LeafId, LeafInfo, LeafKind, LeafStatus, Location, LockRefused, Permissions,
-    Preallocation, ZeroFlags,
+    Aio, Errno, Fua, LeafAccess, LeafId, LeafInfo, LeafKind, LeafStatus, Location, LockRefused, Outcome,
+    Permissions, Preallocation, ZeroFlags,
 };
 use rustix::fs::{
     AtFlags, FallocateFlags, FileType, Mode, OFlags, SeekFrom, Statx, StatxFlags, fallocate, ftruncate, seek,
@@ -218,24 +218,36 @@ impl OpenLeaf {
 }
 
 /// Creates a file of `len` bytes of zeros, or empties an existing one; a device only has to be large enough.
-pub(crate) fn create(location: &Location, len: u64, preallocation: Preallocation) -> Result<(), Errno> {
-    let Location::Path(path) = location else { return Ok(()) };
+pub(crate) fn create(location: &Location, len: u64, preallocation: Preallocation) -> Outcome {
+    match create_unlocked(location, len, preallocation) {
+        Ok(Err(refused)) => Outcome::Locked(Err(refused)),
+        Ok(Ok(())) => Outcome::Done(Ok(())),
+        Err(errno) => Outcome::Done(Err(errno)),
+    }
+}
+
+/// Creates or empties the file, unless somebody uses it, which is the inner error.
+fn create_unlocked(
+    location: &Location,
+    len: u64,
+    preallocation: Preallocation,
+) -> Result<Result<(), LockRefused>, Errno> {
+    let Location::Path(path) = location else { return Ok(Ok(())) };
     let flags = OFlags::CLOEXEC | OFlags::RDWR | OFlags::CREATE | OFlags::NOCTTY;
     let fd = rustix::fs::open(path.as_str(), flags, Mode::from_raw_mode(0o644)).map_err(errno)?;
     let about = rustix::fs::fstat(&fd).map_err(errno)?;
     let kind = kind_of(&about).map_err(errno)?;
     let leaf = OpenLeaf::new(Storage::File { fd, kind }, 0, Aio::Threads);
     if !leaf.is_regular() {
-        return leaf.set_len(len, Preallocation::Off).map_err(|_| Errno::ENOSPC);
+        return leaf.set_len(len, Preallocation::Off).map(Ok).map_err(|_| Errno::ENOSPC);
     }
     // Somebody may be using the file that is about to be emptied.
     let holds = Permissions::WRITE.with(Permissions::RESIZE);
-    leaf.lock(holds, Permissions::RESIZE.complement()).map_err(|refused| match refused {
-        LockRefused::Conflict { .. } => Errno::EAGAIN,
-        LockRefused::Failed(errno) => errno,
-    })?;
+    if let Err(refused) = leaf.lock(holds, Permissions::RESIZE.complement()) {
+        return Ok(Err(refused));
+    }
     leaf.set_len(0, Preallocation::Off)?;
-    leaf.set_len(len, preallocation)
+    leaf.set_len(len, preallocation).map(Ok)
 }
 
 /// Removes a file that a failed creation left; devices stay.

@@ -292,7 +292,7 @@ impl Io {
     /// Creates a file, or empties an existing one.
     ///
     /// # Errors
-    /// [`Error::Create`] with the host's answer.
+    /// [`Error::Create`] with the host's answer; [`Error::Locked`] when somebody uses the file.
     pub async fn create_leaf(
         &self,
         location: &Location,
@@ -300,8 +300,14 @@ impl Io {
         preallocation: Preallocation,
     ) -> Result<()> {
         let action = Action::Create { location: location.clone(), len, preallocation };
-        let result = self.done("create", action).await;
-        result.map_err(|errno| Box::new(Error::Create { location: location.to_string(), errno }))
+        let location = location.to_string();
+        match self.outcome("create", action).await {
+            Outcome::Done(result) => result.map_err(|errno| Box::new(Error::Create { location, errno })),
+            Outcome::Locked(result) => {
+                result.map_err(|refused| Box::new(Error::Locked { location, refused }))
+            }
+            other => panic!("an executor answered create with {other:?}"),
+        }
     }
 
     /// Adds a driver's node above `edges`.
@@ -389,7 +395,7 @@ impl Io {
                     depth += 1;
                 }
                 // Beyond the end of the backing file, the overlay is what says that there is nothing.
-                _ => return Ok(Status { len, zero: true, depth, ..found }),
+                _ => return Ok(Status { len, zero: true, depth, place, ..found }),
             }
         }
     }
@@ -424,10 +430,9 @@ impl Io {
         };
         let nothing = Status { len: extent.len, ..nothing };
         match extent.mapping {
-            Mapping::Backing => Ok((nothing, None)),
+            Mapping::Backing { at } => Ok((nothing, self.kept_place(image, at, extent.len))),
             Mapping::Zero { at } => {
-                let child = image.edges.at(Role::DataFile).or(image.edges.at(Role::File));
-                let place = at.zip(child).and_then(|(at, child)| self.leaf_place(child, at, extent.len));
+                let place = self.kept_place(image, at, extent.len);
                 Ok((Status { allocated: true, zero: true, ..nothing }, place))
             }
             Mapping::Special { compressed } => {
@@ -446,6 +451,12 @@ impl Io {
             }
             Mapping::Allocate | Mapping::Miss(_) => unreachable!("not an answer to a read"),
         }
+    }
+
+    /// The leaf in which an image keeps space that it does not use.
+    fn kept_place(&self, image: &graph::Node, at: Option<u64>, len: u64) -> Option<(NodeId, u64)> {
+        let child = image.edges.at(Role::DataFile).or(image.edges.at(Role::File));
+        at.zip(child).and_then(|(at, child)| self.leaf_place(child, at, len))
     }
 
     /// The leaf that holds a range of a node as it is, when memory knows it.

@@ -159,7 +159,7 @@ pub(crate) fn resolve(
                 offset = there;
             }
             Mapping::Zero { .. } => return Ok((len, Place::Zero)),
-            Mapping::Backing => match here.edges.at(Role::Backing) {
+            Mapping::Backing { .. } => match here.edges.at(Role::Backing) {
                 None => return Ok((len, Place::Zero)),
                 Some(backing) => {
                     let end = graph::length(nodes, backing);

@@ -143,7 +143,8 @@ impl Tasks {
     fn poll(&self, id: TaskId, cx: &mut Context<'_>) {
         let task = {
             let mut slots = self.slots.borrow_mut();
-            let slot = &mut slots[id as usize];
+            // A task that woke itself while it came to its end is gone.
+            let Some(slot) = slots.get_mut(id as usize) else { return };
             slot.queued = false;
             slot.task.take()
         };
@@ -376,3 +377,22 @@ pub(crate) async fn join_all<T, F: Future<Output = T>>(coroutines: impl IntoIter
 
 /// The value of a coroutine that runs as a task of its own.
 pub(crate) type Promise<T> = Rc<RefCell<Option<T>>>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_task_may_wake_itself_and_end() {
+        let tasks = Rc::new(Tasks::default());
+        let shared = Rc::clone(&tasks);
+        tasks.spawn(Box::pin(async move {
+            let gate = Gate::default();
+            // Both wait in the list of one task: the second one's wake comes while the first leaves the gate.
+            join(async { drop(gate.enter(&shared).await) }, async { drop(gate.enter(&shared).await) }).await;
+            shared.wake(shared.current());
+        }));
+        tasks.run();
+        assert_eq!(tasks.len(), 0);
+    }
+}

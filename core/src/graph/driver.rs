@@ -58,7 +58,10 @@ pub enum Mapping {
         at: Option<u64>,
     },
     /// Not in this node: what the backing file says, or zeros without one.
-    Backing,
+    Backing {
+        /// Where the format keeps space for it all the same.
+        at: Option<u64>,
+    },
     /// Stored in a form that [`Driver::read_special`] turns into bytes: compressed, encrypted.
     Special {
         /// Whether the form is compression.

@@ -208,7 +208,11 @@ enum Format {
 
 /// Tells the format by the first bytes. A format that is known and not supported is no raw image.
 async fn probe(io: &Io, file: NodeId) -> Result<Format> {
-    const OTHERS: [(usize, &[u8], &str); 8] = [
+    const OTHERS: [(usize, &[u8], &str); 12] = [
+        (0, b"QFI\xfb\0\0\0\x01", "qcow"),
+        (0, b"Bochs Virtual HD Image\0", "bochs"),
+        (0, b"#!/bin/sh\n#V2.0 Format\nmodprobe cloop ", "cloop"),
+        (0, b"WithouFreSpacExt", "parallels"),
         (0, b"KDMV", "vmdk"),
         (0, b"# Disk DescriptorFile", "vmdk"),
         (0, b"vhdxfile", "vhdx"),
@@ -223,9 +227,16 @@ async fn probe(io: &Io, file: NodeId) -> Result<Format> {
     if qcow2::probe(&head) {
         return Ok(Format::Qcow2);
     }
-    match OTHERS.iter().find(|(at, magic, _)| head.get(*at..).is_some_and(|rest| rest.starts_with(magic))) {
+    let known =
+        OTHERS.iter().find(|(at, magic, _)| head.get(*at..).is_some_and(|rest| rest.starts_with(magic)));
+    let other = match known {
+        Some((_, _, format)) => Some(*format),
+        // These have their magic at the end; the reference goes by the name too.
+        None => io.title(file).ends_with(".dmg").then_some("dmg"),
+    };
+    match other {
         None => Ok(Format::Raw),
-        Some((_, _, format)) => Err(Box::new(Error::Options(format!(
+        Some(format) => Err(Box::new(Error::Options(format!(
             "the image looks like {format}, which is not supported yet; say '-f raw' to read its bytes as they are"
         )))),
     }

@@ -37,6 +37,10 @@ pub async fn create(io: &Io, path: &str, image: &ImageSpec) -> Result<()> {
                 |fault| Box::new(crate::error::Error::Format { node: path.into(), fault: Box::new(fault) });
             options.check().map_err(refused)?;
             if let Some(name) = &options.data_file {
+                if name == path {
+                    let text = "the data file and the image are the same file";
+                    return Err(refused(qcow2::Qcow2Error::Option(text.into())));
+                }
                 let data = Location::Path(name.clone());
                 io.create_leaf(&data, options.size, Preallocation::Off).await?;
             }

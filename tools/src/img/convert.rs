@@ -39,6 +39,15 @@ pub fn no_snapshot() -> Failure {
     Failure::new("Failed to load snapshot: Can't find snapshot")
 }
 
+/// The failure when the source's format has no snapshots.
+#[must_use]
+pub fn no_snapshots_in(format: &str) -> Failure {
+    Failure::new(format!(
+        "Failed to load snapshot: Block format '{format}' used by device '' does not support temporarily loading \
+         internal snapshots"
+    ))
+}
+
 /// Collects the options of the target; `source_bytes` is what all sources have together, which is rounded up to whole
 /// sectors and counts even when `-o size=` says something else.
 ///

@@ -18,6 +18,13 @@ use crate::error::{Error, Result};
 use crate::graph::NodeId;
 use crate::intent::Fua;
 
+/// What is said when the tables of an image would be larger than the format allows.
+const TOO_LARGE: &str =
+    "The image size is too large for file format 'qcow2' (try using a larger cluster size)";
+
+/// Clusters up to this size get no table of feature names. Observed on QEMU 10.0.
+const FEATURE_NAMES_ABOVE: u64 = 4096;
+
 /// What an image is to be like. The defaults are those of `qemu-img create`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CreateOptions {
@@ -113,7 +120,7 @@ impl CreateOptions {
         }
         let entry_len = if self.extended_l2 { 16 } else { 8 };
         if self.size.div_ceil(self.cluster_size).div_ceil(self.cluster_size / entry_len) * 8 > L1_LEN_MAX {
-            return refuse("Image size too large for file format. Try using a larger cluster size.");
+            return refuse(TOO_LARGE);
         }
         Ok(())
     }
@@ -145,7 +152,12 @@ impl CreateOptions {
             backing_file: self.backing.as_ref().map(|(name, _)| name.clone()),
             backing_format: self.backing.as_ref().and_then(|(_, format)| format.clone()),
             data_file: self.data_file.clone(),
-            extensions: if v3 { vec![Header::feature_name_table()] } else { Vec::new() },
+            // Small clusters need their space for names; the reference leaves the table out for the same ones.
+            extensions: if v3 && self.cluster_size > FEATURE_NAMES_ABOVE {
+                vec![Header::feature_name_table()]
+            } else {
+                Vec::new()
+            },
         }
     }
 }
@@ -178,7 +190,7 @@ impl Plan {
             (block_count, table_clusters) = (blocks.max(block_count), tables.max(table_clusters));
         }
         if table_clusters * cluster > REFCOUNT_TABLE_LEN_MAX {
-            return Err(Qcow2Error::Option("Image size too large for file format".into()));
+            return Err(Qcow2Error::Option(TOO_LARGE.into()));
         }
         let l1_cluster = 1 + table_clusters + block_count;
         Ok(Self { l1_entries, l1_cluster, table_clusters, block_count, used: l1_cluster + l1_clusters })

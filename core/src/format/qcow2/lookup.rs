@@ -103,7 +103,9 @@ impl Qcow2 {
             (SubclusterKind::Zero, _) => {
                 Mapping::Zero { at: entry.entry.host().map(|host| host.0 + in_cluster) }
             }
-            (SubclusterKind::Unallocated, _) => Mapping::Backing,
+            (SubclusterKind::Unallocated, _) => {
+                Mapping::Backing { at: entry.entry.host().map(|host| host.0 + in_cluster) }
+            }
         };
         Ok((mapping, end - in_cluster))
     }
@@ -118,7 +120,7 @@ impl Geometry {
                 Mapping::Data { child: self.data, offset: host.0 + in_cluster }
             }
             (_, Access::Write | Access::Zero) => Mapping::Allocate,
-            (L2Entry::Unallocated, Access::Read) => Mapping::Backing,
+            (L2Entry::Unallocated, Access::Read) => Mapping::Backing { at: None },
             (L2Entry::Zero { host, .. }, Access::Read) => {
                 Mapping::Zero { at: host.map(|host| host.0 + in_cluster) }
             }
@@ -128,7 +130,7 @@ impl Geometry {
 }
 
 fn nothing(access: Access) -> Mapping {
-    if access == Access::Read { Mapping::Backing } else { Mapping::Allocate }
+    if access == Access::Read { Mapping::Backing { at: None } } else { Mapping::Allocate }
 }
 
 /// Whether `next` goes on where `extent` ends.
@@ -137,9 +139,13 @@ fn continues(extent: &Extent, next: Mapping) -> bool {
         (Mapping::Data { child, offset }, Mapping::Data { child: next_child, offset: next }) => {
             child == next_child && offset + extent.len == next
         }
-        (Mapping::Zero { at: None }, Mapping::Zero { at: None }) => true,
-        (Mapping::Zero { at: Some(at) }, Mapping::Zero { at: Some(next) }) => at + extent.len == next,
-        (Mapping::Backing, Mapping::Backing) | (Mapping::Allocate, Mapping::Allocate) => true,
+        (Mapping::Zero { at }, Mapping::Zero { at: next })
+        | (Mapping::Backing { at }, Mapping::Backing { at: next }) => match (at, next) {
+            (None, None) => true,
+            (Some(at), Some(next)) => at + extent.len == next,
+            _ => false,
+        },
+        (Mapping::Allocate, Mapping::Allocate) => true,
         _ => false,
     }
 }

@@ -10,7 +10,8 @@ use drystone_core::job::{Convert, convert};
 use drystone_exec_linux::{Client, Image};
 use drystone_tools::img::args::{ConvertArgs, ConvertTarget, SnapshotName, Source};
 use drystone_tools::img::convert::{
-    TargetPlan, cannot_compress, cannot_create, check_bitmaps, check_snapshot, no_snapshot, plan_target,
+    TargetPlan, cannot_compress, cannot_create, check_bitmaps, check_snapshot, no_snapshot, no_snapshots_in,
+    plan_target,
 };
 use drystone_tools::img::create::option_help;
 use drystone_tools::img::open::cannot_open;
@@ -49,7 +50,7 @@ pub async fn run(client: &Client, args: &ConvertArgs, _tool: &str) -> Result<u8,
     }
     let target = open_target(client, args, &plan).await?;
     if target.len() < bytes {
-        return Err(Failure::new("Output file is smaller than input file"));
+        return Err(Failure::new("output file is smaller than input file"));
     }
     let copied = copy(client, args, &plan, &sources, &target).await;
     let closed = image::close(target).await;
@@ -72,13 +73,19 @@ async fn open_source(client: &Client, args: &ConvertArgs, source: &Source) -> Re
             DriverSpec::Qcow2 { options, .. } | DriverSpec::Probe { options, .. } => {
                 options.snapshot = Some(choice);
             }
-            _ => return Err(no_snapshot()),
+            _ => {}
         }
     }
-    client.open(&spec).await.map_err(|error| {
+    let opened = client.open(&spec).await.map_err(|error| {
         let text = error.to_string();
         if text == "Can't find snapshot" { no_snapshot() } else { cannot_open(&source.name, &text) }
-    })
+    })?;
+    let driver = image::driver_of(client, &opened);
+    if args.snapshot.is_some() && driver != "qcow2" {
+        image::close(opened).await?;
+        return Err(no_snapshots_in(driver));
+    }
+    Ok(opened)
 }
 
 async fn open_target(client: &Client, args: &ConvertArgs, plan: &TargetPlan) -> Result<Image, Failure> {

@@ -59,11 +59,13 @@ async fn look(
 ) -> Result<BackingFound, String> {
     let source = Source { name: ImageName::File(path), format: format.map(str::to_owned) };
     let spec = image::spec(&source, OpenMode { names, ..OpenMode::default() });
-    let spec = spec.map_err(|failure| first_message(&failure))?;
+    let prefix = format!("Could not open '{}': ", source.name.text());
+    let spec = spec.map_err(|failure| {
+        let text = first_message(&failure);
+        text.strip_prefix(&prefix).map_or(text.clone(), str::to_owned)
+    })?;
     let disk = client.open(&spec).await.map_err(|error| error.with_file())?;
-    let node = disk.node();
-    let driver = client.graph().into_iter().find(|info| info.id == node).map_or("raw", |info| info.driver);
-    let found = BackingFound { virtual_size: disk.len(), format: driver.into() };
+    let found = BackingFound { virtual_size: disk.len(), format: image::driver_of(client, &disk).into() };
     image::close(disk).await.map_err(|failure| first_message(&failure))?;
     Ok(found)
 }
@@ -92,7 +94,7 @@ fn image_spec(options: &CreateOptions) -> Result<ImageSpec, String> {
             "off" => Preallocation::Off,
             "falloc" => Preallocation::Falloc,
             "full" => Preallocation::Full,
-            other => return Err(format!("Invalid parameter '{other}'")),
+            other => return Err(format!("invalid parameter value: {other}")),
         };
         return Ok(ImageSpec::Raw { size: size.next_multiple_of(512), preallocation });
     }
@@ -101,7 +103,7 @@ fn image_spec(options: &CreateOptions) -> Result<ImageSpec, String> {
         "metadata" | "falloc" | "full" => {
             return Err(format!("preallocation={preallocation} is not supported for qcow2 yet"));
         }
-        other => return Err(format!("Invalid parameter '{other}'")),
+        other => return Err(format!("Parameter 'preallocation' does not accept value '{other}'")),
     }
     if options.switch("encryption") == Some(true) || options.text("encrypt.format").is_some() {
         return Err("encryption is not supported yet".into());
@@ -110,12 +112,12 @@ fn image_spec(options: &CreateOptions) -> Result<ImageSpec, String> {
     let version = match options.text("compat").unwrap_or("1.1") {
         "0.10" | "v2" => 2,
         "1.1" | "v3" => 3,
-        other => return Err(format!("Invalid parameter '{other}'")),
+        other => return Err(format!("Parameter 'version' does not accept value '{other}'")),
     };
     let compression = match options.text("compression_type").unwrap_or("zlib") {
         "zlib" => Codec::Zlib,
         "zstd" => Codec::Zstd,
-        other => return Err(format!("Invalid parameter '{other}'")),
+        other => return Err(format!("Parameter 'compression-type' does not accept value '{other}'")),
     };
     let text = |name: &str| options.text(name).map(str::to_owned);
     let refcount_bits = u32::try_from(number("refcount_bits", 16)).unwrap_or(u32::MAX);

@@ -63,6 +63,12 @@ pub fn metadata_only(mut spec: NodeSpec) -> NodeSpec {
     spec
 }
 
+/// Name of the driver of an open image.
+pub fn driver_of(client: &Client, image: &Image) -> &'static str {
+    let node = image.node();
+    client.graph().into_iter().find(|info| info.id == node).map_or("raw", |info| info.driver)
+}
+
 /// Closes an image; what cannot be written at the end is an error of the command.
 pub async fn close(image: Image) -> Result<(), Failure> {
     image.close().await.map_err(|error| Failure::new(error.to_string()))
