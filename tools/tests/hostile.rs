@@ -486,7 +486,7 @@ fn flipped_bits() {
     good(&side, "cluster_size=4k", "a");
     good(&side, "cluster_size=16k,extended_l2=on,compression_type=zstd", "b");
     let images = [side.read("a"), side.read("b")];
-    let seeds = std::env::var("HOSTILE_SEEDS").map_or(60, |text| text.parse().expect("a number"));
+    let seeds: u64 = std::env::var("HOSTILE_SEEDS").map_or(60, |text| text.parse().expect("a number"));
     for seed in 0..seeds {
         let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
         let mut bytes = images[seed as usize % 2].clone();
