@@ -1,6 +1,7 @@
 //! Images that the suite runs on.
 
 use drystone_core::graph::open::{DriverSpec, NodeSpec, OpenMode};
+use drystone_core::graph::options::from_filename;
 use drystone_core::intent::LeafKind;
 
 use crate::disk::{DiscardEffect, DiskConfig};
@@ -16,6 +17,7 @@ pub const WRITABLE: OpenMode = OpenMode {
     writable: true,
     direct: false,
     no_flush: false,
+    write_through: false,
     discard: true,
     aio: drystone_core::intent::Aio::Auto,
     force_share: false,
@@ -172,6 +174,22 @@ pub fn qcow2() -> Vec<Recipe> {
         recipe
     };
     QCOW2.iter().map(recipe).collect()
+}
+
+/// The images of [`qcow2`], made and opened as qcow2.
+///
+/// # Errors
+/// When QEMU's tools are not there, or fail.
+pub fn qcow2_cases() -> Result<Vec<Case>, String> {
+    let spec = |_: &World, path: &str| {
+        let spec = from_filename(path, Some("qcow2"), WRITABLE).expect("a path");
+        NodeSpec { node_name: Some("disk0".into()), ..spec }
+    };
+    let make = |recipe: Recipe| {
+        let name = recipe.name.clone();
+        recipe.case(spec).map_err(|report| format!("{name}: {report}"))
+    };
+    qcow2().into_iter().map(make).collect()
 }
 
 const FILLED: &str =

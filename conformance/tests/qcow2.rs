@@ -1,30 +1,13 @@
 //! The suite on qcow2 images that QEMU's tools made, and that they check afterwards.
 
-use drystone_conformance::cases::{WRITABLE, qcow2};
+use drystone_conformance::cases::qcow2_cases;
 use drystone_conformance::fault::Effect;
-use drystone_conformance::suite::{Case, Run, Thoroughness};
-use drystone_core::graph::open::NodeSpec;
-use drystone_core::graph::options::from_filename;
+use drystone_conformance::suite::{Run, Thoroughness};
 use drystone_core::intent::Errno;
-
-fn as_qcow2(path: &str) -> NodeSpec {
-    NodeSpec {
-        node_name: Some("disk0".into()),
-        ..from_filename(path, Some("qcow2"), WRITABLE).expect("a path")
-    }
-}
-
-fn cases() -> Vec<Case> {
-    let make = |recipe: drystone_conformance::qemu::Recipe| {
-        let name = recipe.name.clone();
-        recipe.case(|_, path| as_qcow2(path)).unwrap_or_else(|report| panic!("{name}: {report}"))
-    };
-    qcow2().into_iter().map(make).collect()
-}
 
 /// Runs a check on every case and these seeds, and reports all that fails.
 fn each<T>(seeds: std::ops::Range<u64>, check: impl Fn(Run<'_>) -> Result<T, String>) {
-    let cases = cases();
+    let cases = qcow2_cases().unwrap_or_else(|report| panic!("{report}"));
     let only = std::env::var("DRYSTONE_CASE").unwrap_or_default();
     let runs = cases.iter().filter(|case| case.name.contains(&only));
     let runs = runs.flat_map(|case| seeds.clone().map(move |seed| Run::new(case, seed)));

@@ -99,7 +99,7 @@ pub enum Error {
         max: usize,
     },
     /// A child of an image could not be opened.
-    #[error("Could not open {what}: {}", opening(.source))]
+    #[error("Could not open {what}: {}", .source.with_file())]
     Child {
         /// Which child.
         what: &'static str,
@@ -137,6 +137,14 @@ pub enum FaultKind {
 }
 
 impl Error {
+    /// The error with the name of the file that it is about, which errors of formats leave to their caller.
+    pub fn with_file(&self) -> String {
+        match self {
+            Self::Format { node, fault } => format!("Could not open '{node}': {fault}"),
+            other => other.to_string(),
+        }
+    }
+
     /// Says of which child an error is.
     pub(crate) fn child(what: &'static str, source: Box<Self>) -> Box<Self> {
         Box::new(Self::Child { what, source })
@@ -167,14 +175,6 @@ impl Error {
             Self::Cancelled => Errno::ECANCELED,
             _ => Errno::EINVAL,
         }
-    }
-}
-
-/// An error as it follows "Could not open": with the file's name, which the errors of images leave out.
-fn opening(error: &Error) -> String {
-    match error {
-        Error::Format { node, fault } => format!("Could not open '{node}': {fault}"),
-        other => other.to_string(),
     }
 }
 

@@ -15,10 +15,12 @@ const WRITABLE: OpenMode = OpenMode {
     writable: true,
     direct: false,
     no_flush: false,
+    write_through: false,
     discard: true,
     aio: drystone_core::intent::Aio::Auto,
     force_share: false,
     locking: true,
+    names: drystone_core::graph::open::ImageNames::Follow,
 };
 
 #[test]

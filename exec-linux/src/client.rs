@@ -78,17 +78,7 @@ impl Client {
     ) -> Result<T> {
         let wanted = Wanted::default();
         let still = wanted.0.clone();
-        let ended = self.start(|io| {
-            let coroutine = coroutine(io);
-            async move {
-                let mut coroutine = pin!(coroutine);
-                poll_fn(|cx| match still.get() {
-                    true => coroutine.as_mut().poll(cx).map(Some),
-                    false => Poll::Ready(None),
-                })
-                .await
-            }
-        });
+        let ended = self.start(|io| while_wanted(coroutine(io), move || still.get()));
         ended.await.expect("who waits for a coroutine wants it to run")
     }
 
@@ -118,6 +108,16 @@ impl Client {
     pub fn graph(&self) -> Vec<NodeInfo> {
         self.session().graph()
     }
+}
+
+/// Runs a coroutine until its end, or until it is polled while nobody wants it.
+pub(crate) async fn while_wanted<F: Future>(coroutine: F, wanted: impl Fn() -> bool) -> Option<F::Output> {
+    let mut coroutine = pin!(coroutine);
+    poll_fn(|cx| match wanted() {
+        true => coroutine.as_mut().poll(cx).map(Some),
+        false => Poll::Ready(None),
+    })
+    .await
 }
 
 /// Whether somebody still waits for a coroutine; `false` once this is dropped.

@@ -15,6 +15,7 @@ use drystone_core::graph::open::{NodeSpec, open};
 use drystone_core::graph::{NodeId, NodeInfo};
 use drystone_core::intent::{Fua, ZeroFlags};
 
+use crate::client::while_wanted;
 use crate::doorbell::Doorbell;
 use crate::opened::Opened;
 use crate::promise::{Answer, Ticket, promise};
@@ -117,7 +118,14 @@ impl Handle {
         coroutine: impl FnOnce(Io) -> F + Send + 'static,
     ) -> Result<T> {
         self.ask(move |session, answer| {
-            session.run_detached(move |io| async move { answer.give(coroutine(io).await) });
+            let session_here = Rc::downgrade(session);
+            session.run_detached(move |io| async move {
+                let wanted = || session_here.upgrade().is_some_and(|session| !session.is_closing());
+                // Dropping the answer says that it was cancelled.
+                if let Some(value) = while_wanted(coroutine(io), wanted).await {
+                    answer.give(value);
+                }
+            });
         })
     }
 

@@ -352,29 +352,46 @@ impl Ring {
         self.ring.completion().disable_eventfd();
     }
 
+    /// Has every timer ring at once.
+    pub(crate) fn hurry(&mut self) -> io::Result<()> {
+        for key in self.in_flight() {
+            if matches!(self.slots[key].op, RingOp::Sleep { .. }) {
+                self.cancel(opcode::TimeoutRemove::new(key as u64).build())?;
+            }
+        }
+        self.submit()
+    }
+
     /// Asks the kernel to end what is in flight early, and waits until all of it has ended.
     fn drain(&mut self) -> io::Result<()> {
-        let mut in_flight = vec![true; self.slots.len()];
-        for key in &self.free {
-            in_flight[*key as usize] = false;
-        }
-        for key in (0..self.slots.len()).filter(|key| in_flight[*key]) {
-            let entry = match self.slots[key].op {
-                RingOp::Sleep { .. } => opcode::TimeoutRemove::new(key as u64).build(),
-                _ => opcode::AsyncCancel::new(key as u64).build(),
-            };
-            while self.ring.submission().is_full() {
-                self.submit()?;
-                while self.next().is_some() {}
-            }
-            // SAFETY: the entry names no memory.
-            let _ = unsafe { self.ring.submission().push(&entry.user_data(CANCEL)) };
+        self.hurry()?;
+        for key in self.in_flight() {
+            self.cancel(opcode::AsyncCancel::new(key as u64).build())?;
         }
         while !self.is_idle() {
             self.wait()?;
             while self.next().is_some() {}
         }
         Ok(())
+    }
+
+    /// The slots that are in flight. Looks at all slots: not for every request.
+    fn in_flight(&self) -> Vec<usize> {
+        let mut in_flight = vec![true; self.slots.len()];
+        for key in &self.free {
+            in_flight[*key as usize] = false;
+        }
+        (0..self.slots.len()).filter(|key| in_flight[*key]).collect()
+    }
+
+    /// Puts a cancellation into the submission queue. A completion that finds no room waits with the kernel.
+    fn cancel(&mut self, entry: squeue::Entry) -> io::Result<()> {
+        while self.ring.submission().is_full() {
+            self.submit()?;
+        }
+        // SAFETY: the entry names no memory.
+        let pushed = unsafe { self.ring.submission().push(&entry.user_data(CANCEL)) };
+        pushed.map_err(io::Error::other)
     }
 }
 

@@ -145,6 +145,10 @@ impl Session {
     #[inline]
     fn turn(self: &Rc<Self>) -> io::Result<bool> {
         let mut backend = self.backend.borrow_mut();
+        if self.closing.get() {
+            // Nobody waits for time to pass any more.
+            backend.hurry()?;
+        }
         while backend.has_room()
             && let Some(intent) = self.engine.next_intent()
         {
@@ -233,12 +237,17 @@ impl Session {
         self.backend.borrow_mut().wait()
     }
 
+    /// Whether the last client is gone.
+    pub(crate) fn is_closing(&self) -> bool {
+        self.closing.get()
+    }
+
     /// Whether there is nothing left to do, and nobody to ask for more.
     pub(crate) fn is_over(&self) -> bool {
         self.closing.get() && self.engine.is_idle() && self.backend.borrow().is_idle()
     }
 
-    /// Has the driver end once everything in flight has ended.
+    /// Has the driver end once everything in flight has ended; timers end at once.
     pub fn close(&self) {
         self.closing.set(true);
         self.kick();

@@ -107,8 +107,10 @@ fn lock(host: &mut Host, leaf: LeafId, holds: Permissions, shares: Permissions) 
     }
 }
 
+/// The first line of what the user reads.
 fn message(refused: LockRefused) -> String {
-    Error::Locked { location: String::new(), refused }.to_string()
+    let text = Error::Locked { location: String::new(), refused }.to_string();
+    text.lines().next().unwrap_or_default().to_owned()
 }
 
 /// An image that goes when this does.

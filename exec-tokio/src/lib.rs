@@ -27,6 +27,11 @@
 //! ```
 #![deny(unsafe_code)]
 
+/// The example of the front page.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;
+
 use std::io;
 use std::rc::Rc;
 

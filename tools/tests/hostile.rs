@@ -6,6 +6,9 @@ use std::time::{Duration, Instant};
 
 use side::{Run, Side};
 
+/// Bytes, and where they go.
+type Patch<'a> = (u64, &'a [u8]);
+
 /// Address space of a run, in bytes: more than the tool needs on a good image, far less than a hostile one could ask for.
 const MEMORY_MAX: u64 = 512 << 20;
 
@@ -145,7 +148,7 @@ fn wild_header_fields() {
     let end = (good.len() as u64).next_multiple_of(65536);
     let beyond = (end + (1 << 30)).to_be_bytes();
     let all = u64::MAX.to_be_bytes();
-    let cases: &[(&str, &str, &[(u64, &[u8])])] = &[
+    let cases: &[(&str, &str, &[Patch<'_>])] = &[
         ("L1 of 2^32-1 entries", "L1", &[(field::L1_ENTRIES, &[255; 4])]),
         ("L1 of none", "L1", &[(field::L1_ENTRIES, &[0; 4])]),
         ("L1 at 2^60", "L1", &[(field::L1_OFFSET, &huge)]),
@@ -276,7 +279,7 @@ fn wild_snapshots() {
     let table = be_u64(&good, 64);
     assert_eq!(be_u32(&good, 60), 1);
     let name = b"\x1b[2J\"\xff\n\0ab";
-    let cases: &[(&str, &[(u64, &[u8])])] = &[
+    let cases: &[(&str, &[Patch<'_>])] = &[
         ("extra data of 2^32-1 bytes", &[(table + 36, &[255; 4])]),
         ("id of 65535 bytes", &[(table + 12, &[255; 2])]),
         ("name of 65535 bytes", &[(table + 14, &[255; 2])]),
@@ -486,7 +489,7 @@ fn flipped_bits() {
     good(&side, "cluster_size=4k", "a");
     good(&side, "cluster_size=16k,extended_l2=on,compression_type=zstd", "b");
     let images = [side.read("a"), side.read("b")];
-    let seeds = std::env::var("HOSTILE_SEEDS").map_or(60_u64, |text| text.parse().expect("a number"));
+    let seeds: u64 = std::env::var("HOSTILE_SEEDS").map_or(60, |text| text.parse().expect("a number"));
     for seed in 0..seeds {
         let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
         let mut bytes = images[seed as usize % 2].clone();

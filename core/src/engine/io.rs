@@ -71,7 +71,8 @@ impl Io {
         self.shared.graph.node(self.node()).edges.at(role)
     }
 
-    async fn request(&self, piece: Piece) -> (BufList, Result<()>) {
+    /// A request as it is, without the cache mode of the node.
+    pub(super) async fn request(&self, piece: Piece) -> (BufList, Result<()>) {
         let key = self.shared.answers.open(&self.shared.tasks);
         self.shared.start(ReplyTo::Task(key), piece);
         match Answer::new(&self.shared.answers, key).await {
@@ -109,7 +110,8 @@ impl Io {
         data: impl Into<BufList>,
         fua: Fua,
     ) -> (BufList, Result<()>) {
-        self.request(Piece::new(label, Verb::Write(fua), node, offset, data.into())).await
+        let verb = self.shared.through(node, Verb::Write(fua));
+        self.request(Piece::new(label, verb, node, offset, data.into())).await
     }
 
     /// Writes to a node in compressed form where it has one.
@@ -135,7 +137,7 @@ impl Io {
         len: u64,
         flags: ZeroFlags,
     ) -> Result<()> {
-        let verb = Verb::WriteZeroes(flags, Fua::No);
+        let verb = self.shared.through(node, Verb::WriteZeroes(flags, Fua::No));
         self.request(Piece::range(label, verb, node, offset, len)).await.1
     }
 

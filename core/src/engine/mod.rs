@@ -210,6 +210,11 @@ impl Engine {
         self.0.graph.len(node)
     }
 
+    /// Coroutines started so far. Tests pin it: a request that memory answers starts none.
+    pub fn coroutines(&self) -> u64 {
+        self.0.tasks.started()
+    }
+
     /// Tells whether nothing is in flight: no intent, no request, no coroutine.
     pub fn is_idle(&self) -> bool {
         self.0.flights.borrow().is_empty()
@@ -241,8 +246,20 @@ impl Shared {
         if let Err(error) = self.admit(node, verb, offset, len) {
             return self.reply(ReplyTo::Caller(tag), data, Err(error));
         }
+        let verb = self.through(node, verb);
         let piece = Piece { request: 0, label, verb, node, offset, len, position: 0, data };
         self.start(ReplyTo::Caller(tag), piece);
+    }
+
+    /// The verb for a node whose writes are durable when they complete.
+    #[inline]
+    pub(crate) fn through(&self, node: NodeId, verb: Verb) -> Verb {
+        let durable = self.graph.with(|nodes| crate::graph::at(nodes, node).flags.write_through);
+        match verb {
+            Verb::Write(_) if durable => Verb::Write(Fua::Yes),
+            Verb::WriteZeroes(flags, _) if durable => Verb::WriteZeroes(flags, Fua::Yes),
+            verb => verb,
+        }
     }
 
     /// Checks what a caller asks against the node; what core asks of itself needs no checking.

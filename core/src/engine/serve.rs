@@ -186,11 +186,11 @@ async fn fill(io: &Io, node: &Node, space: &Reservation, offset: u64, data: &mut
     if edges_len == 0 {
         return write_back(io, child, host(offset), data).await;
     }
+    let zero_edges = reads_zero(io, node.id, head.clone()) && reads_zero(io, node.id, tail.clone());
+    if zero_edges && space.zeroed {
+        return write_back(io, child, host(offset), data).await;
+    }
     Box::pin(async {
-        let zero_edges = reads_zero(io, node.id, head.clone()) && reads_zero(io, node.id, tail.clone());
-        if zero_edges && space.zeroed {
-            return write_back(io, child, host(offset), data).await;
-        }
         if zero_edges && edges_len >= ZERO_APART_MIN {
             let flags = ZeroFlags::default();
             let around = join(
@@ -251,7 +251,8 @@ fn reads_zero(io: &Io, node: NodeId, range: std::ops::Range<u64>) -> bool {
 
 async fn write_through(io: &Io, piece: &mut Piece) -> Result<()> {
     let data = std::mem::take(&mut piece.data);
-    let (data, result) = io.write(piece.label, piece.node, piece.offset, data, Fua::No).await;
+    let plain = Piece::new(piece.label, Verb::Write(Fua::No), piece.node, piece.offset, data);
+    let (data, result) = io.request(plain).await;
     piece.data = data;
     result?;
     io.flush("write/fua", piece.node).await
@@ -265,7 +266,8 @@ async fn write_plainly(io: &Io, piece: &mut Piece) -> Result<()> {
 }
 
 async fn zero_through(io: &Io, piece: &Piece, flags: ZeroFlags) -> Result<()> {
-    io.write_zeroes(piece.label, piece.node, piece.offset, piece.len, flags).await?;
+    let verb = Verb::WriteZeroes(flags, Fua::No);
+    io.request(Piece::range(piece.label, verb, piece.node, piece.offset, piece.len)).await.1?;
     io.flush("write_zeroes/fua", piece.node).await
 }
 

@@ -77,6 +77,7 @@ pub(crate) struct Tasks {
     idle: RefCell<Vec<Box<dyn Serve>>>,
     current: Cell<TaskId>,
     running: Cell<bool>,
+    started: Cell<u64>,
 }
 
 impl Tasks {
@@ -88,6 +89,11 @@ impl Tasks {
     /// Number of coroutines alive.
     pub(crate) fn len(&self) -> usize {
         self.slots.borrow().len()
+    }
+
+    /// Number of coroutines started so far.
+    pub(crate) fn started(&self) -> u64 {
+        self.started.get()
     }
 
     /// Starts a coroutine that ends by itself.
@@ -104,6 +110,7 @@ impl Tasks {
     }
 
     fn insert(&self, task: Task) {
+        self.started.set(self.started.get() + 1);
         let id = self.slots.borrow_mut().insert(TaskSlot { task: Some(task), queued: false });
         self.wake(TaskId::try_from(id).expect("fewer than 2^32 tasks"));
     }
@@ -172,7 +179,14 @@ pub(crate) struct WaitList(RefCell<Vec<TaskId>>);
 
 impl WaitList {
     /// Wakes all; each looks at its condition again.
+    #[inline]
     pub(crate) fn notify(&self, tasks: &Tasks) {
+        if !self.0.borrow().is_empty() {
+            self.wake_all(tasks);
+        }
+    }
+
+    fn wake_all(&self, tasks: &Tasks) {
         let mut waiting = std::mem::take(&mut *self.0.borrow_mut());
         for id in waiting.drain(..) {
             tasks.wake(id);

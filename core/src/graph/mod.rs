@@ -47,6 +47,8 @@ pub struct NodeFlags {
     pub discard: bool,
     /// Flushes are left out (`cache.no-flush`).
     pub no_flush: bool,
+    /// Every write is durable when it completes (the cache modes `writethrough` and `directsync`).
+    pub write_through: bool,
 }
 
 /// A node of the graph.

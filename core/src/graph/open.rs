@@ -34,6 +34,8 @@ pub struct OpenMode {
     pub direct: bool,
     /// `cache.no-flush`: flushes are left out.
     pub no_flush: bool,
+    /// Every write is durable when it completes (the cache modes `writethrough` and `directsync`).
+    pub write_through: bool,
     /// `discard=unmap`: discards reach the host.
     pub discard: bool,
     /// `aio`.
@@ -52,6 +54,7 @@ impl Default for OpenMode {
             writable: false,
             direct: false,
             no_flush: false,
+            write_through: false,
             discard: true,
             aio: Aio::Auto,
             force_share: false,
@@ -140,7 +143,12 @@ impl NodeSpec {
     }
 
     fn flags(&self) -> NodeFlags {
-        NodeFlags { read_only: !self.mode.writable, discard: self.mode.discard, no_flush: self.mode.no_flush }
+        NodeFlags {
+            read_only: !self.mode.writable,
+            discard: self.mode.discard,
+            no_flush: self.mode.no_flush,
+            write_through: self.mode.write_through,
+        }
     }
 }
 
@@ -315,7 +323,7 @@ fn data_file_spec(
     };
     allowed(io, spec, file, "data file", name)?;
     let path = beside(&io.title(file), name);
-    Ok(Some(NodeSpec::file(path, spec.mode)))
+    Ok(Some(NodeSpec::file(path, OpenMode { write_through: false, ..spec.mode })))
 }
 
 fn backing_spec(
@@ -331,7 +339,7 @@ fn backing_spec(
         (ChildSpec::FromImage, Some(name)) => name,
     };
     allowed(io, spec, file, "backing file", name)?;
-    let mode = OpenMode { writable: false, ..spec.mode };
+    let mode = OpenMode { writable: false, write_through: false, ..spec.mode };
     let name = if names_protocol(name) { name.clone() } else { beside(&io.title(file), name) };
     options::from_filename(&name, header.backing_format.as_deref(), mode).map(Some)
 }

@@ -162,19 +162,21 @@ fn node(mut options: Options, mode: OpenMode, depth: usize) -> Result<NodeSpec> 
     if !matches!(format, None | Some("raw" | "qcow2")) {
         return Err(refused(format!("Unknown driver '{}'", format.unwrap_or_default())));
     }
-    let file = Box::new(file_child(&mut options, mode, depth)?);
+    // What is written through at the top needs one flush a write, not one for every write below.
+    let below = OpenMode { write_through: false, ..mode };
+    let file = Box::new(file_child(&mut options, below, depth)?);
     let driver = match format {
         Some("raw") => {
             let offset = options.size("offset")?.unwrap_or(0);
             DriverSpec::Raw { file, offset, size: options.size("size")? }
         }
         Some(_) => {
-            let backing = child(&mut options, "backing", OpenMode { writable: false, ..mode }, depth)?;
-            let data_file = child(&mut options, "data-file", mode, depth)?;
+            let backing = child(&mut options, "backing", OpenMode { writable: false, ..below }, depth)?;
+            let data_file = child(&mut options, "data-file", below, depth)?;
             DriverSpec::Qcow2 { file, backing, data_file, options: qcow2_options(&mut options)? }
         }
         None => {
-            let backing = child(&mut options, "backing", OpenMode { writable: false, ..mode }, depth)?;
+            let backing = child(&mut options, "backing", OpenMode { writable: false, ..below }, depth)?;
             DriverSpec::Probe { file, backing, options: qcow2_options(&mut options)? }
         }
     };

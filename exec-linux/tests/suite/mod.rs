@@ -49,26 +49,20 @@ macro_rules! suite {
 }
 pub(crate) use suite;
 
-const WRITABLE: OpenMode = OpenMode {
-    writable: true,
-    direct: false,
-    no_flush: false,
-    discard: true,
-    aio: Aio::Auto,
-    force_share: false,
-    locking: true,
-};
+fn writable() -> OpenMode {
+    OpenMode { writable: true, ..OpenMode::default() }
+}
 
 pub async fn bytes_are_those_of_a_vector(client: &Client) {
-    random_operations(client, WRITABLE, 1).await;
+    random_operations(client, writable(), 1).await;
 }
 
 pub async fn bytes_are_those_of_a_vector_past_the_page_cache(client: &Client) {
-    random_operations(client, OpenMode { direct: true, ..WRITABLE }, 2).await;
+    random_operations(client, OpenMode { direct: true, ..writable() }, 2).await;
 }
 
 pub async fn blocking_calls_on_request(client: &Client) {
-    random_operations(client, OpenMode { aio: Aio::Threads, ..WRITABLE }, 3).await;
+    random_operations(client, OpenMode { aio: Aio::Threads, ..writable() }, 3).await;
 }
 
 /// Reads, writes and zeros at any offset and length, one after the other, against a vector in memory; then the file
@@ -116,7 +110,7 @@ pub async fn many_windows_are_one_request(client: &Client) {
     // More windows than the kernel takes in one call.
     let bytes = random.bytes(3000);
     let file = TempFile::with(&[0; 4000]);
-    let disk = client.open(&file.raw(WRITABLE)).await.expect("opens");
+    let disk = client.open(&file.raw(writable())).await.expect("opens");
     let singles = || bytes.iter().map(|byte| Buf::from(&[*byte][..])).collect::<BufList>();
     let (data, result) = disk.write(17, singles()).await;
     result.expect("writes");
@@ -134,7 +128,7 @@ pub async fn sixty_four_at_once(client: &Client) {
     let mut random = Random(5);
     let mut bytes = random.bytes(BLOCK * BLOCKS);
     let file = TempFile::with(&bytes);
-    let disk = client.open(&file.raw(WRITABLE)).await.expect("opens");
+    let disk = client.open(&file.raw(writable())).await.expect("opens");
     for _ in 0..20 {
         let reads: Vec<_> = (0..64).map(|_| random.below(BLOCK * (BLOCKS - 1))).collect();
         let futures = reads.iter().map(|at| disk.read(*at as u64, Buf::zeroed(BLOCK)));
@@ -159,7 +153,7 @@ pub async fn sixty_four_at_once(client: &Client) {
 pub async fn short_files_read_as_zeros_beyond_their_end(client: &Client) {
     for direct in [false, true] {
         let file = TempFile::with(&[7; 5000]);
-        let disk = client.open(&file.raw(OpenMode { direct, ..WRITABLE })).await.expect("opens");
+        let disk = client.open(&file.raw(OpenMode { direct, ..writable() })).await.expect("opens");
         assert_eq!(disk.len(), 5000);
         // Somebody cuts the file short: what is gone reads as zeros.
         file.file().set_len(600).expect("truncates");
@@ -176,7 +170,7 @@ pub async fn holes_and_zeros_are_what_the_kernel_says(client: &Client) {
     let file = TempFile::with(&[]);
     file.file().set_len(8 * UNIT).expect("a hole");
     file.file().write_all_at(&[1; 2 * UNIT as usize], 3 * UNIT).expect("data in the middle");
-    let disk = client.open(&file.raw(WRITABLE)).await.expect("opens");
+    let disk = client.open(&file.raw(writable())).await.expect("opens");
     assert_eq!(map(&disk).await, [(0, 3, true), (3, 2, false), (5, 3, true)]);
 
     let flags = ZeroFlags { may_unmap: true, no_fallback: true };
@@ -194,7 +188,7 @@ pub async fn holes_and_zeros_are_what_the_kernel_says(client: &Client) {
     assert!(file.bytes().iter().all(|byte| *byte == 0));
     disk.close().await.expect("closes");
 
-    let disk = client.open(&file.raw(OpenMode { discard: false, ..WRITABLE })).await.expect("opens");
+    let disk = client.open(&file.raw(OpenMode { discard: false, ..writable() })).await.expect("opens");
     disk.write(0, Buf::from(vec![1; 4096])).await.1.expect("writes");
     disk.discard(0, 4096).await.expect("ignored");
     assert_eq!(file.bytes()[0], 1);
@@ -222,7 +216,7 @@ pub async fn lengths_change(client: &Client) {
         [(Preallocation::Off, 0), (Preallocation::Falloc, 1 << 11), (Preallocation::Full, 1 << 11)]
     {
         let file = TempFile::with(b"head");
-        let disk = client.open(&file.raw(WRITABLE)).await.expect("opens");
+        let disk = client.open(&file.raw(writable())).await.expect("opens");
         set_len(client, disk.node(), 1 << 20, preallocation).await.expect("grows");
         assert_eq!(disk.len(), 1 << 20);
         let about = file.file().metadata().expect("a file");
@@ -253,7 +247,7 @@ pub async fn files_are_created_emptied_and_removed(client: &Client) {
     create(location.clone(), 512).await.expect("creates");
     assert_eq!(file.bytes(), [0; 512]);
     // An image in use is not emptied.
-    let disk = client.open(&file.raw(WRITABLE)).await.expect("opens");
+    let disk = client.open(&file.raw(writable())).await.expect("opens");
     let error = create(location, 0).await.expect_err("in use");
     assert_eq!(error.errno(), Errno::EAGAIN);
     assert_eq!(file.bytes(), [0; 512]);
@@ -267,7 +261,7 @@ pub async fn what_cannot_open_says_why(client: &Client) {
         let opened = client.open(&NodeSpec::raw(NodeSpec::file(path, mode))).await;
         opened.map(drop).expect_err("does not open").errno()
     };
-    assert_eq!(open("/nonexistent/drystone", WRITABLE).await, Errno::ENOENT);
+    assert_eq!(open("/nonexistent/drystone", writable()).await, Errno::ENOENT);
     assert_eq!(open("/", OpenMode::default()).await, Errno::EISDIR);
     assert_eq!(open("/proc/version/x", OpenMode::default()).await, Errno::ENOTDIR);
     let socket = std::env::temp_dir().join(format!("drystone-socket-{}-{:p}", std::process::id(), client));
@@ -289,7 +283,7 @@ pub async fn what_cannot_open_says_why(client: &Client) {
 
 pub async fn null_leaves_store_nothing(client: &Client) {
     let location = Location::Null { len: 1 << 40, read_zeroes: true };
-    let spec = NodeSpec { node_name: None, mode: WRITABLE, driver: DriverSpec::Leaf(location) };
+    let spec = NodeSpec { node_name: None, mode: writable(), driver: DriverSpec::Leaf(location) };
     let disk = client.open(&spec).await.expect("opens");
     let info = client.graph();
     assert_eq!((info[0].driver, info[0].len), ("null-co", 1 << 40));
@@ -305,7 +299,7 @@ pub async fn null_leaves_store_nothing(client: &Client) {
 
 pub async fn dropped_requests_finish_on_their_own(client: &Client) {
     let file = TempFile::with(&[0; 1 << 20]);
-    let disk = client.open(&file.raw(WRITABLE)).await.expect("opens");
+    let disk = client.open(&file.raw(writable())).await.expect("opens");
     for round in 0..50u8 {
         let mut writes: Vec<_> = (0..16u64)
             .map(|block| Box::pin(disk.write(block * 65_536, Buf::from(vec![round + 1; 65_536]))))
@@ -326,13 +320,13 @@ pub async fn dropped_requests_finish_on_their_own(client: &Client) {
 
 pub async fn images_close_when_they_are_dropped(client: &Client) {
     let file = TempFile::with(&[0; 512]);
-    let disk = client.open(&file.raw(WRITABLE)).await.expect("opens");
+    let disk = client.open(&file.raw(writable())).await.expect("opens");
     let twin = disk.clone();
     drop(disk);
     twin.read(0, Buf::zeroed(1)).await.1.expect("the twin keeps it open");
     drop(twin);
     // An opening that nobody waits for closes again too.
-    let spec = file.raw(WRITABLE);
+    let spec = file.raw(writable());
     drop(client.open(&spec));
     let mut opening = Box::pin(client.open(&spec));
     poll_fn(|cx| Poll::Ready(opening.as_mut().poll(cx).is_pending())).await;
@@ -388,12 +382,35 @@ pub async fn coroutines_end_when_nobody_waits(client: &Client) {
     drop(sleeping);
     sleep(client, 30).await;
     assert_eq!(std::rc::Rc::strong_count(&alive), 1);
+
+    // The engine ends at once although these would sleep on.
+    let mut sleeping = Box::pin(client.run(move |io| async move {
+        io.sleep(Duration::from_hours(1)).await;
+        Ok(())
+    }));
+    poll_fn(|cx| Poll::Ready(sleeping.as_mut().poll(cx).is_pending())).await;
+    let handle = client.handle();
+    let (asked, wait) = std::sync::mpsc::channel();
+    let other = std::thread::spawn(move || {
+        let slept = handle.run(move |io| async move {
+            asked.send(()).expect("somebody listens");
+            loop {
+                io.sleep(Duration::from_hours(1)).await;
+            }
+        });
+        let slept: Result<()> = slept;
+        assert!(matches!(*slept.expect_err("the engine ended"), Error::Cancelled));
+    });
+    while wait.try_recv().is_err() {
+        sleep(client, 1).await;
+    }
+    ENDS.with(|ends| ends.borrow_mut().push((other, TempFile::with(&[]))));
 }
 
 pub async fn other_threads_share_the_engine(client: &Client) {
     const PART: usize = 100_000;
     let file = TempFile::with(&[0; 4 * PART]);
-    let spec = file.raw(WRITABLE);
+    let spec = file.raw(writable());
     let (handle, spec_there) = (client.handle(), spec.clone());
     let opener = std::thread::spawn(move || handle.open(&spec_there));
     while !opener.is_finished() {
@@ -448,7 +465,7 @@ pub async fn other_threads_share_the_engine(client: &Client) {
 
 pub async fn handles_outlive_the_engine_and_say_so(client: &Client) {
     let file = TempFile::with(&[3; 512]);
-    let (handle, spec) = (client.handle(), file.raw(WRITABLE));
+    let (handle, spec) = (client.handle(), file.raw(writable()));
     let (asked, wait) = std::sync::mpsc::channel();
     let other = std::thread::spawn(move || {
         let disk = handle.open(&spec).expect("opens");

@@ -67,7 +67,11 @@ fn parse() -> Result<Option<Args>, Box<dyn Error>> {
 }
 
 fn run(args: &Args) -> ExitCode {
-    let all = cases::raw();
+    let mut all = cases::raw();
+    match cases::qcow2_cases() {
+        Ok(cases) => all.extend(cases),
+        Err(report) => eprintln!("seeds: raw images only, because QEMU's tools make no qcow2: {report}"),
+    }
     let chosen: Vec<&Case> =
         all.iter().filter(|case| args.case.as_ref().is_none_or(|name| *name == case.name)).collect();
     if chosen.is_empty() {

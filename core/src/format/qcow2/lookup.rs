@@ -23,7 +23,7 @@ impl Qcow2 {
         }
         let index = self.l1_index(offset);
         let table_span = geometry.cluster_size << geometry.l2_bits;
-        let len = len.min(table_span - offset.0 % table_span);
+        let len = len.min(table_span - (offset.0 & (table_span - 1)));
         let (table, owned) = match self.l1_entry(index)? {
             L1Entry::Unallocated => return Ok(Extent { len, mapping: nothing(access) }),
             L1Entry::Table { at, copied } => (at, copied),
@@ -36,7 +36,12 @@ impl Qcow2 {
         let Some(slot) = l2.find(slice) else {
             return Ok(Extent { len, mapping: Mapping::Miss(Missing::L2Slice.at(slice.0)) });
         };
-        self.walk(&l2.bytes(slot)[first..], slice, offset, len, access)
+        let entries = &l2.bytes(slot)[first..];
+        // Most requests lie within one cluster.
+        match self.segment(entries, geometry.cluster_bits.offset_in(offset.0), access) {
+            Ok((mapping, segment)) if segment >= len => Ok(Extent { len, mapping }),
+            _ => self.walk(entries, slice, offset, len, access),
+        }
     }
 
     /// Merges segments from the first entry of `entries` on.
@@ -76,7 +81,7 @@ impl Qcow2 {
         Ok(Extent { len: extent.len.min(len), ..extent })
     }
 
-    /// What one entry says of its cluster from `in_cluster` on, and for how many bytes.
+    /// What the first of `entry` says of its cluster from `in_cluster` on, and for how many bytes.
     #[inline]
     fn segment(&self, entry: &[u8], in_cluster: u64, access: Access) -> Result<(Mapping, u64), Qcow2Error> {
         let geometry = &self.geometry;

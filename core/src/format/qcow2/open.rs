@@ -189,7 +189,7 @@ fn admit(header: &Header, writable: bool, options: &Qcow2Options) -> Result<(), 
         Crypt::Luks => Some("luks"),
     };
     if let Some(method) = method
-        && (writable || !options.metadata_only)
+        && (!options.metadata_only || writable)
     {
         return Err(Qcow2Error::Encrypted { method });
     }

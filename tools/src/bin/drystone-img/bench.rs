@@ -19,7 +19,8 @@ pub async fn run(client: &Client, args: &BenchArgs) -> Result<u8, Failure> {
         Some(Aio::Native) => intent::Aio::Native,
         Some(Aio::IoUring) => intent::Aio::IoUring,
     };
-    let mode = OpenMode { writable: args.write, aio, ..image::reading(args.cache, args.force_share) };
+    let mode =
+        OpenMode { writable: args.write, aio, ..image::reading(&args.common, args.cache, args.force_share) };
     let disk = image::open(client, &args.source, mode).await?;
     let plan = Bench {
         node: disk.node(),

@@ -15,7 +15,7 @@ pub async fn run(client: &Client, args: &CheckArgs) -> Result<u8, Failure> {
             "repairing images (-r) is not supported yet; check without it, or use a copy",
         ));
     }
-    let mode = image::reading(args.cache, args.force_share);
+    let mode = image::reading(&args.common, args.cache, args.force_share);
     let disk = image::open(client, &args.source, mode).await?;
     let node = disk.node();
     let found = client.run(move |io| async move {

@@ -15,7 +15,7 @@ use crate::image;
 pub async fn run(client: &Client, args: &CompareArgs) -> Result<u8, Failure> {
     // What cannot be opened is worse than a difference, which ends with 1.
     let trouble = |failure: Failure| failure.with_code(2);
-    let mode = image::reading(args.cache, args.force_share);
+    let mode = image::reading(&args.common, args.cache, args.force_share);
     let first = image::open(client, &args.first, mode).await.map_err(trouble)?;
     let second = image::open(client, &args.second, mode).await.map_err(trouble)?;
     let progress = Rc::new(RefCell::new(Progress::new(args.progress && !args.quiet, crate::on_terminal())));

@@ -63,7 +63,7 @@ pub async fn run(client: &Client, args: &ConvertArgs, _tool: &str) -> Result<u8,
 }
 
 async fn open_source(client: &Client, args: &ConvertArgs, source: &Source) -> Result<Image, Failure> {
-    let mut spec = image::spec(source, image::reading(args.source_cache, args.force_share))?;
+    let mut spec = image::spec(source, image::reading(&args.common, args.source_cache, args.force_share))?;
     if let Some(name) = &args.snapshot {
         let choice = match name.clone() {
             SnapshotName::IdOrName(text) => SnapshotChoice::IdOrName(text),
@@ -90,7 +90,7 @@ async fn open_source(client: &Client, args: &ConvertArgs, source: &Source) -> Re
 
 async fn open_target(client: &Client, args: &ConvertArgs, plan: &TargetPlan) -> Result<Image, Failure> {
     let cache = args.target_cache;
-    let mode = OpenMode { writable: true, ..image::reading(cache, false) };
+    let mode = OpenMode { writable: true, ..image::reading(&args.common, cache, false) };
     let (name, spec) = match &args.target {
         Some(ConvertTarget::File(name)) => {
             let image = ImageName::File(name.clone());
@@ -153,7 +153,12 @@ async fn backing_len(client: &Client, args: &ConvertArgs, plan: &TargetPlan) -> 
     let name = options.text("backing_file")?;
     let Some(ConvertTarget::File(target)) = &args.target else { return None };
     let path = if names_protocol(name) { name.to_owned() } else { beside(target, name) };
-    let spec = from_filename(&path, options.text("backing_fmt"), OpenMode::default()).ok()?;
+    let spec = from_filename(
+        &path,
+        options.text("backing_fmt"),
+        image::reading(&args.common, args.source_cache, true),
+    )
+    .ok()?;
     let backing = client.open(&spec).await.ok()?;
     let len = backing.len();
     backing.close().await.ok()?;

@@ -2,7 +2,7 @@
 
 use drystone_core::compute::Codec;
 use drystone_core::format::qcow2;
-use drystone_core::graph::open::{OpenMode, beside, names_protocol};
+use drystone_core::graph::open::{ImageNames, OpenMode, beside, names_protocol};
 use drystone_core::intent::Preallocation;
 use drystone_core::job::{ImageSpec, create};
 use drystone_exec_linux::Client;
@@ -33,7 +33,11 @@ pub async fn run(client: &Client, args: &CreateArgs) -> Result<u8, Failure> {
         None => None,
         Some((name, format)) => {
             let path = if names_protocol(name) { name.into() } else { beside(&args.filename, name) };
-            Some(look(client, path, format).await.map_err(|error| request.backing_failure(&error))?)
+            Some(
+                look(client, args.common.image_names, path, format)
+                    .await
+                    .map_err(|error| request.backing_failure(&error))?,
+            )
         }
     };
     let options = request.finish(found.as_ref())?;
@@ -47,15 +51,20 @@ pub async fn run(client: &Client, args: &CreateArgs) -> Result<u8, Failure> {
 }
 
 /// Length and format of a backing file.
-async fn look(client: &Client, path: String, format: Option<&str>) -> Result<BackingFound, String> {
+async fn look(
+    client: &Client,
+    names: ImageNames,
+    path: String,
+    format: Option<&str>,
+) -> Result<BackingFound, String> {
     let source = Source { name: ImageName::File(path), format: format.map(str::to_owned) };
-    let spec = image::spec(&source, OpenMode::default());
+    let spec = image::spec(&source, OpenMode { names, ..OpenMode::default() });
     let prefix = format!("Could not open '{}': ", source.name.text());
     let spec = spec.map_err(|failure| {
         let text = first_message(&failure);
         text.strip_prefix(&prefix).map_or(text.clone(), str::to_owned)
     })?;
-    let disk = client.open(&spec).await.map_err(|error| error.to_string())?;
+    let disk = client.open(&spec).await.map_err(|error| error.with_file())?;
     let found = BackingFound { virtual_size: disk.len(), format: image::driver_of(client, &disk).into() };
     image::close(disk).await.map_err(|failure| first_message(&failure))?;
     Ok(found)

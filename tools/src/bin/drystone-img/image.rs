@@ -4,7 +4,7 @@ use drystone_core::error::Error;
 use drystone_core::graph::open::{ChildSpec, DriverSpec, NodeSpec, OpenMode};
 use drystone_core::graph::options::{from_filename, from_options};
 use drystone_exec_linux::{Client, Image};
-use drystone_tools::img::args::{CacheMode, Source};
+use drystone_tools::img::args::{CacheMode, Common, Source};
 use drystone_tools::img::open::cannot_open;
 use drystone_tools::message::Failure;
 use drystone_tools::options::ImageName;
@@ -12,8 +12,15 @@ use drystone_tools::options::ImageName;
 use crate::FORMATS;
 
 /// How an image is opened for reading with a cache mode.
-pub fn reading(cache: CacheMode, force_share: bool) -> OpenMode {
-    OpenMode { direct: cache.direct, no_flush: cache.no_flush, force_share, ..OpenMode::default() }
+pub fn reading(common: &Common, cache: CacheMode, force_share: bool) -> OpenMode {
+    OpenMode {
+        direct: cache.direct,
+        no_flush: cache.no_flush,
+        write_through: cache.writethrough,
+        force_share,
+        names: common.image_names,
+        ..OpenMode::default()
+    }
 }
 
 /// What a source names.

@@ -26,7 +26,8 @@ use crate::image;
 const CHAIN_MAX: usize = 200;
 
 pub async fn run(client: &Client, args: &InfoArgs) -> Result<u8, Failure> {
-    let mode = OpenMode { force_share: args.force_share, names: ImageNames::Follow, ..OpenMode::default() };
+    let mode =
+        OpenMode { force_share: args.force_share, names: args.common.image_names, ..OpenMode::default() };
     let mut spec = image::spec(&args.source, mode)?;
     let mut name = args.source.name.clone();
     let mut images: Vec<ImageInfo> = Vec::new();
@@ -38,6 +39,15 @@ pub async fn run(client: &Client, args: &InfoArgs) -> Result<u8, Failure> {
             .and_then(|backing| Some((backing.full_filename.clone()?, backing.format.clone())));
         images.push(info);
         let Some((filename, format)) = next.filter(|_| args.backing_chain) else { break };
+        let refused = match args.common.image_names {
+            ImageNames::Follow => false,
+            ImageNames::Plain => names_protocol(&filename),
+            ImageNames::Forbid => true,
+        };
+        if refused {
+            let text = format!("--image-names does not allow the backing file '{filename}' to be opened");
+            return Err(cannot_open(&name, &text));
+        }
         if images.iter().any(|image| image.filename == filename) {
             return Err(Failure::new(format!("Backing file '{filename}' creates an infinite loop.")));
         }

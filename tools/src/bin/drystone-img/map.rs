@@ -10,7 +10,7 @@ use drystone_tools::message::Failure;
 use crate::image;
 
 pub async fn run(client: &Client, args: &MapArgs) -> Result<u8, Failure> {
-    let mode = image::reading(CacheMode::WRITEBACK, args.force_share);
+    let mode = image::reading(&args.common, CacheMode::WRITEBACK, args.force_share);
     let disk = image::open(client, &args.source, mode).await?;
     let (mut printer, head) = MapPrinter::new(args.output);
     crate::print(&head)?;

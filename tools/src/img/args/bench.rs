@@ -3,7 +3,9 @@
 use crate::getopt::{Getopt, OptionSpec};
 use crate::message::Failure;
 
-use super::common::{EXECUTOR, FORCE_SHARE, FORMAT, HELP, IMAGE_OPTS, OBJECT, QUIET, Step, one_operand};
+use super::common::{
+    EXECUTOR, FORCE_SHARE, FORMAT, HELP, IMAGE_NAMES, IMAGE_OPTS, OBJECT, QUIET, Step, one_operand,
+};
 use super::{Action, CacheMode, Command, CommandSpec, Common, ParsedCommand, Scan, Source, numbers};
 
 /// Arguments of `bench`.
@@ -122,6 +124,7 @@ pub(super) const SPEC: CommandSpec = CommandSpec {
         FORCE_SHARE,
         OBJECT,
         EXECUTOR,
+        IMAGE_NAMES,
     ],
     parse,
 };

@@ -4,8 +4,8 @@ use crate::getopt::{Getopt, OptionSpec};
 use crate::message::Failure;
 
 use super::common::{
-    EXECUTOR, FORCE_SHARE, FORMAT, HELP, IMAGE_OPTS, OBJECT, OUTPUT, QUIET, Step, one_operand, parse_output,
-    parse_source_cache,
+    EXECUTOR, FORCE_SHARE, FORMAT, HELP, IMAGE_NAMES, IMAGE_OPTS, OBJECT, OUTPUT, QUIET, Step, one_operand,
+    parse_output, parse_source_cache,
 };
 use super::{Action, CacheMode, Command, CommandSpec, Common, OutputFormat, ParsedCommand, Scan, Source};
 
@@ -57,6 +57,7 @@ pub(super) const SPEC: CommandSpec = CommandSpec {
         OUTPUT,
         OBJECT,
         EXECUTOR,
+        IMAGE_NAMES,
     ],
     parse,
 };

@@ -1,5 +1,7 @@
 //! Options that several commands share.
 
+use drystone_core::graph::open::ImageNames;
+
 use crate::getopt::{Getopt, OptionSpec};
 use crate::message::Failure;
 use crate::object::{ObjectArg, ObjectDef, parse_object};
@@ -12,6 +14,8 @@ use super::{Action, Scan, recognized};
 pub struct Common {
     /// What carries out the engine's intents.
     pub executor: Executor,
+    /// `--image-names`: what of the names that images hold is opened.
+    pub image_names: ImageNames,
     /// Objects to make before any image is opened.
     pub objects: Vec<ObjectDef>,
 }
@@ -122,6 +126,13 @@ pub(super) const EXECUTOR: OptionSpec = OptionSpec {
 };
 
 /// One option for the command's own parser, or the end.
+pub(super) const IMAGE_NAMES: OptionSpec = OptionSpec {
+    long: &["image-names"],
+    short: "",
+    value: Some("follow|plain|forbid"),
+    help: "what to open of the file names that images hold: all, paths alone, or none (default: follow)",
+};
+
 pub(super) enum Step {
     Option(&'static str, String),
     /// An option common to all commands ended the walk.
@@ -141,6 +152,7 @@ impl Scan {
                     ObjectArg::Define(object) => self.add_object(object)?,
                 },
                 "executor" => self.common.executor = parse_executor(&value)?,
+                "image-names" => self.common.image_names = parse_image_names(&value)?,
                 _ => return Ok(Step::Option(option, value)),
             }
         }
@@ -189,6 +201,17 @@ fn parse_executor(name: &str) -> Result<Executor, Failure> {
 }
 
 /// Reads the argument of `--output`; the last one given counts.
+fn parse_image_names(name: &str) -> Result<ImageNames, Failure> {
+    match name {
+        "follow" => Ok(ImageNames::Follow),
+        "plain" => Ok(ImageNames::Plain),
+        "forbid" => Ok(ImageNames::Forbid),
+        _ => {
+            Err(Failure::usage(format!("--image-names expects 'follow', 'plain' or 'forbid', not '{name}'")))
+        }
+    }
+}
+
 pub(super) fn parse_output(name: Option<&str>) -> Result<OutputFormat, Failure> {
     match name {
         None | Some("human") => Ok(OutputFormat::Human),

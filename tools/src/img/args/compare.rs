@@ -4,7 +4,7 @@ use crate::getopt::{Getopt, OptionSpec};
 use crate::message::Failure;
 
 use super::common::{
-    EXECUTOR, FORCE_SHARE, HELP, IMAGE_OPTS, OBJECT, PROGRESS, QUIET, Step, parse_source_cache,
+    EXECUTOR, FORCE_SHARE, HELP, IMAGE_NAMES, IMAGE_OPTS, OBJECT, PROGRESS, QUIET, Step, parse_source_cache,
 };
 use super::{Action, CacheMode, Command, CommandSpec, Common, ParsedCommand, Scan, Source};
 
@@ -68,6 +68,7 @@ pub(super) const SPEC: CommandSpec = CommandSpec {
         FORCE_SHARE,
         OBJECT,
         EXECUTOR,
+        IMAGE_NAMES,
     ],
     parse,
 };

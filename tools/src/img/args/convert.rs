@@ -4,7 +4,9 @@ use crate::getopt::{Getopt, OptionSpec};
 use crate::message::{Failure, Message};
 use crate::options::{ImageName, Pair, asks_for_help, parse_list};
 
-use super::common::{EXECUTOR, FORCE_SHARE, HELP, OBJECT, PROGRESS, QUIET, Step, parse_source_cache};
+use super::common::{
+    EXECUTOR, FORCE_SHARE, HELP, IMAGE_NAMES, OBJECT, PROGRESS, QUIET, Step, parse_source_cache,
+};
 use super::create::append_options;
 use super::{Action, CacheMode, Command, CommandSpec, Common, ParsedCommand, Scan, Source, numbers};
 
@@ -152,6 +154,7 @@ const OPTIONS: &[OptionSpec] = &[
     FORCE_SHARE,
     OBJECT,
     EXECUTOR,
+    IMAGE_NAMES,
 ];
 
 const fn value(

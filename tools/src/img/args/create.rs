@@ -4,7 +4,7 @@ use crate::getopt::{Getopt, OptionSpec};
 use crate::message::Failure;
 use crate::options::{asks_for_help, is_valid_list};
 
-use super::common::{EXECUTOR, HELP, OBJECT, QUIET, Step};
+use super::common::{EXECUTOR, HELP, IMAGE_NAMES, OBJECT, QUIET, Step};
 use super::{Action, Command, CommandSpec, Common, ParsedCommand, Scan, numbers};
 
 /// Arguments of `create`.
@@ -72,6 +72,7 @@ pub(super) const SPEC: CommandSpec = CommandSpec {
         },
         OBJECT,
         EXECUTOR,
+        IMAGE_NAMES,
     ],
     parse,
 };

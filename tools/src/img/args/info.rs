@@ -3,7 +3,8 @@
 use crate::getopt::{Getopt, OptionSpec};
 
 use super::common::{
-    EXECUTOR, FORCE_SHARE, FORMAT, HELP, IMAGE_OPTS, OBJECT, OUTPUT, Step, one_operand, parse_output,
+    EXECUTOR, FORCE_SHARE, FORMAT, HELP, IMAGE_NAMES, IMAGE_OPTS, OBJECT, OUTPUT, Step, one_operand,
+    parse_output,
 };
 use super::{Action, Command, CommandSpec, Common, OutputFormat, ParsedCommand, Scan, Source};
 
@@ -35,6 +36,7 @@ pub(super) const SPEC: CommandSpec = CommandSpec {
         OUTPUT,
         OBJECT,
         EXECUTOR,
+        IMAGE_NAMES,
     ],
     parse,
 };

@@ -101,7 +101,7 @@ impl Entry {
         let stored = u64::from(entries) << bits.bits();
         let in_use = flags & 1 != 0;
         let possible = (1..=TABLE_MAX).contains(&entries)
-            && at != 0
+            && (1..=i64::MAX as u64 - DIRECTORY_LEN_MAX).contains(&at)
             && bits.offset_in(at) == 0
             && (9..=31).contains(&granularity)
             && flags & !3 == 0

@@ -26,7 +26,7 @@ impl<C: Counter> Check<'_, C> {
 
     /// The block that counts a cluster, as the table names it; 0 where there is none.
     pub(super) fn block_entry(&self, cluster: u64) -> u64 {
-        let index = usize::try_from(cluster / self.per_block()).unwrap_or(usize::MAX);
+        let index = usize::try_from(cluster >> self.per_block().trailing_zeros()).unwrap_or(usize::MAX);
         self.plan.refcount_table.get(index).map_or(0, |entry| entry & !RESERVED)
     }
 
@@ -65,6 +65,7 @@ impl<C: Counter> Check<'_, C> {
             }
             blocks = kept;
         }
+        let mut decoded = (0, Vec::new());
         let mut rest = &blocks[..];
         while !rest.is_empty() {
             let (reads, count) = Source::group(rest.iter().map(|block| block.at), size);
@@ -77,7 +78,7 @@ impl<C: Counter> Check<'_, C> {
                     match &piece {
                         Ok(Piece { at, bytes }) => {
                             let start = (block.at - at) as usize;
-                            self.take_block(block, &bytes[start..start + size as usize]);
+                            self.take_block(block, &bytes[start..start + size as usize], &mut decoded);
                         }
                         Err(_) => {
                             self.unreadable.insert(block.at);
@@ -89,26 +90,34 @@ impl<C: Counter> Check<'_, C> {
         }
     }
 
-    fn take_block(&mut self, block: &Block, bytes: &[u8]) {
+    /// `decoded` holds the last block that was decoded: a hostile table names one block many times.
+    fn take_block(&mut self, block: &Block, bytes: &[u8], decoded: &mut (u64, Vec<C>)) {
         let width = self.refcount_width();
         let per_block = self.per_block();
+        if decoded.0 != block.at {
+            decoded.0 = block.at;
+            decoded.1.clear();
+            let all = (0..per_block as usize).map(|index| C::from_count(width.get(bytes, index)));
+            decoded.1.extend(all);
+        }
         let first = block.index * per_block;
         let covered = self.on_disk.part_of(&(first..first + per_block));
-        for cluster in covered {
-            let refcount = width.get(bytes, (cluster - first) as usize);
-            if refcount != 0 {
-                self.on_disk.add(cluster, refcount, u64::MAX);
-            }
+        let part = (covered.start - first) as usize..(covered.end - first) as usize;
+        if let Some(counters) = decoded.1.get(part) {
+            self.on_disk.set(covered.start, counters);
         }
     }
 
     /// Counts the references to refcount blocks, each of which must be the only one to its block.
     pub(super) fn check_refcount_blocks(&mut self) {
-        let (bits, first) = (self.plan.bits, self.first_pass);
+        let (bits, first, covered) = (self.plan.bits, self.first_pass, self.found.clusters());
         for index in 0..self.plan.refcount_table.len() {
             let raw = self.plan.refcount_table[index];
             let at = raw & !RESERVED;
             let cluster = at >> bits.bits();
+            if !first && !covered.contains(&cluster) {
+                continue;
+            }
             let problem = match () {
                 () if raw & RESERVED != 0 => {
                     Some(format!("ERROR refcount table entry {index} has reserved bits set"))
@@ -139,15 +148,19 @@ impl<C: Counter> Check<'_, C> {
     /// Compares what was found with the refcounts, cluster by cluster.
     pub(super) fn compare(&mut self) {
         let clusters = self.found.part_of(&(0..self.compared));
-        let per_block = self.per_block();
+        let block_bits = self.per_block().trailing_zeros();
         let mut cluster = clusters.start;
         while cluster < clusters.end {
             let (idle, chunk_end) = self.found.idle_chunk(cluster);
-            let block_end = (cluster / per_block + 1) * per_block;
+            let block_end = ((cluster >> block_bits) + 1) << block_bits;
             let end = chunk_end.min(block_end).min(clusters.end);
             if self.is_unreadable(self.block_entry(cluster)) {
                 self.unknown(cluster..end);
-            } else if !(idle && self.on_disk.idle_chunk(cluster).0) {
+            } else if idle && self.on_disk.idle_chunk(cluster).0 {
+                // Neither counted nor referred to.
+            } else if idle && self.tell.is_full() {
+                self.leaked(cluster..end);
+            } else {
                 self.compare_run(cluster..end);
             }
             cluster = end;
@@ -171,6 +184,13 @@ impl<C: Counter> Check<'_, C> {
                 self.tell.line(|| format!("Leaked {}", line()));
             }
         }
+    }
+
+    /// Clusters without references, when no more lines are told.
+    fn leaked(&mut self, clusters: std::ops::Range<u64>) {
+        let (leaks, last) = self.on_disk.used(&clusters);
+        self.tell.report.leaks += leaks;
+        self.highest = last.unwrap_or(self.highest);
     }
 
     /// Clusters whose block cannot be read.

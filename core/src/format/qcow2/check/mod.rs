@@ -11,7 +11,7 @@
 //!
 //! Memory is bounded whatever the image says. The counters cover one *window* of clusters at a time: 2^26 clusters
 //! with counters of 16 bits, or 2^24 with counters of 64 bits where refcounts have 32 or 64; a larger file takes one
-//! pass over the metadata for each window that something refers to. Time is bounded by the bytes that the file
+//! pass over the metadata for each window that something refers to, unless there is so little that it is remembered. Time is bounded by the bytes that the file
 //! really holds: a table that is named many times, or that overlaps others, is read once and its findings are
 //! multiplied.
 //!
@@ -22,6 +22,7 @@ mod bitmaps;
 mod blocks;
 mod overlap;
 mod source;
+mod spill;
 mod tables;
 mod window;
 
@@ -36,6 +37,7 @@ use crate::error::{Error, Result};
 use crate::graph::NodeId;
 use crate::graph::driver::Role;
 use source::Source;
+use spill::Spill;
 use window::{Counter, Window};
 
 /// Findings that are told one by one; more are only counted.
@@ -187,6 +189,11 @@ impl Tell<'_> {
         }
     }
 
+    /// Whether further lines are left out.
+    fn is_full(&self) -> bool {
+        self.told > TOLD_MAX
+    }
+
     /// A finding that `times` entries share.
     fn corruption(&mut self, times: u64, line: impl FnOnce() -> String) {
         self.report.corruptions = self.report.corruptions.saturating_add(times);
@@ -217,6 +224,10 @@ struct Check<'a, C> {
     compared: u64,
     /// Whether this is the first pass, which tells what concerns no cluster of the window.
     first_pass: bool,
+    /// What the first pass meets outside its window, while it walks the metadata.
+    spill: Option<Spill>,
+    /// The same once it is complete; none when there was too much of it.
+    remembered: Option<Spill>,
     /// Windows, by number, that something refers to.
     referred: std::collections::BTreeSet<u64>,
     last_referred: u64,
@@ -249,6 +260,8 @@ impl<'a, C: Counter> Check<'a, C> {
             refcount_max: u64::MAX >> (64 - plan.width_bits),
             compared: plan.clusters,
             first_pass: true,
+            spill: None,
+            remembered: None,
             referred: Default::default(),
             last_referred: 0,
             strays_dropped: false,
@@ -291,8 +304,18 @@ impl<'a, C: Counter> Check<'a, C> {
         self.on_disk.move_to(number);
         self.misaligned_followed = 0;
         self.load_refcounts().await;
-        if self.first_pass || self.referred.contains(&number) {
+        if self.first_pass {
+            self.spill = Some(Spill::default());
             self.count_metadata().await?;
+            self.remembered = self.spill.take().and_then(Spill::sorted);
+        } else if self.referred.contains(&number) {
+            match self.remembered.take() {
+                Some(spill) => {
+                    self.count_remembered(&spill);
+                    self.remembered = Some(spill);
+                }
+                None => self.count_metadata().await?,
+            }
         }
         self.check_refcount_blocks();
         self.compare();
@@ -350,12 +373,31 @@ impl<'a, C: Counter> Check<'a, C> {
             for number in clusters.start / C::WINDOW..=(clusters.end - 1) / C::WINDOW {
                 self.refers_to(number);
             }
+            if let Some(spill) = &mut self.spill {
+                spill.reference(clusters.start..here.start.max(clusters.start), times);
+                spill.reference(here.end.max(clusters.start)..clusters.end, times);
+            }
         }
         for cluster in here {
             let over = self.found.add(cluster, times, self.refcount_max);
             if over > 0 {
                 self.overflow(cluster, over);
             }
+        }
+    }
+
+    /// Counts what the first pass met of this window.
+    fn count_remembered(&mut self, spill: &Spill) {
+        let clusters = self.found.clusters();
+        for (cluster, times) in spill.references_of(&clusters) {
+            let (cluster, times) = (u64::from(*cluster), u64::from(*times));
+            let over = self.found.add(cluster, times, self.refcount_max);
+            if over > 0 {
+                self.overflow(cluster, over);
+            }
+        }
+        for flag in spill.flags_of(&clusters) {
+            self.check_copied(*flag);
         }
     }
 

@@ -3,7 +3,8 @@
 use crate::buf::Buf;
 use crate::engine::Io;
 use crate::engine::task::join_all;
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::format::qcow2::Qcow2Error;
 use crate::graph::NodeId;
 
 /// Bytes of one read.
@@ -34,6 +35,11 @@ pub(super) struct Piece {
 }
 
 impl Source<'_> {
+    /// What is wrong with the image in the file.
+    pub(super) fn fail(&self, fault: Qcow2Error) -> Box<Error> {
+        Box::new(Error::Format { node: self.io.title(self.file), fault: Box::new(fault) })
+    }
+
     /// Reads a short range.
     pub(super) async fn read(&self, at: u64, len: u64) -> Result<Buf> {
         self.io.read_bytes("qcow2.check/read", self.file, at, len as usize).await

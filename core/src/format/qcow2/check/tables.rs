@@ -2,10 +2,12 @@
 
 use super::overlap::{Named, disjoint};
 use super::source::{Holes, Piece, READ_LEN, Source};
+use super::spill::Flag;
 use super::window::Counter;
 use super::{Check, TOLD_MAX};
 use crate::error::Result;
-use crate::format::qcow2::layout::{EntryRules, L1_LEN_MAX};
+use crate::format::qcow2::Qcow2Error;
+use crate::format::qcow2::layout::{EntryRules, HostOffset, L1_LEN_MAX};
 use crate::format::qcow2::lookup::be_u64;
 use crate::graph::driver::Role;
 
@@ -58,6 +60,11 @@ impl<C: Counter> Check<'_, C> {
     /// The L1 tables of all snapshots. They may share bytes of the file, which are then read once.
     pub(super) async fn count_snapshots(&mut self) -> Result<()> {
         let (l1_tables, l1_clusters) = self.snapshot_l1_tables();
+        let beyond_all = l1_clusters.iter().find(|table| table.end > i64::MAX as u64);
+        if let Some(Named { start, .. }) = beyond_all {
+            let (table, at, file_len) = ("L1 table of a snapshot", HostOffset(*start), self.plan.source.len);
+            return Err(self.plan.source.fail(Qcow2Error::BeyondEnd { table, at, file_len }));
+        }
         for Named { start, end, times } in l1_clusters {
             self.reference(start, end - start, times);
         }
@@ -150,15 +157,9 @@ impl<C: Counter> Check<'_, C> {
                 format!("ERROR l2_offset={at:x}: Table is not cluster aligned; L1 entry corrupted")
             });
         }
-        if let Some(index) = active
-            && at != 0
-            && let Some(refcount) = self.wrong_copied(raw, at)
-        {
-            self.copied_line(1, || {
-                format!(
-                    "ERROR OFLAG_COPIED L2 cluster: l1_index={index} l1_entry={raw:x} refcount={refcount}"
-                )
-            });
+        if active.is_some() && at != 0 {
+            let cluster = at >> self.plan.bits.bits();
+            self.check_copied(Flag { cluster, raw, times: 1, l1_index: active });
         }
         if at >= self.plan.source.len {
             return;
@@ -333,23 +334,20 @@ impl<C: Counter> Check<'_, C> {
     fn cluster(&mut self, table: &Table, index: usize, raw: u64, bitmap: u64, next: &mut Option<u64>) {
         let (at, size, first) = (raw & OFFSET_MASK, self.plan.bits.size(), self.first_pass);
         let rules = self.plan.geometry.rules;
-        if table.active > 0
-            && table.at != 0
-            && let Some(refcount) = self.wrong_data_copied(raw, at)
-        {
-            self.copied_line(u64::from(table.active), || {
-                format!("ERROR OFLAG_COPIED data cluster: l2_entry={raw:x} refcount={refcount}")
-            });
-        }
-        if (bitmap >> 32) & bitmap != 0 {
-            if first {
-                self.tell.corruption(table.times, || {
-                    format!(
-                        "ERROR offset={at:x}: Allocated cluster has corrupted subcluster allocation bitmap"
-                    )
-                });
+        if table.active > 0 && table.at != 0 {
+            let flag =
+                Flag { cluster: at >> self.plan.bits.bits(), raw, times: table.active, l1_index: None };
+            match rules.data_file {
+                // Nobody shares a cluster of a data file.
+                true if raw & COPIED == 0 && first => self.wrong_copied(flag, 1),
+                true => {}
+                false => self.check_copied(flag),
             }
-            return;
+        }
+        if (bitmap >> 32) & bitmap != 0 && first {
+            self.tell.corruption(table.times, || {
+                format!("ERROR offset={at:x}: Allocated cluster has corrupted subcluster allocation bitmap")
+            });
         }
         if self.plan.bits.offset_in(at) != 0 && first {
             let has_data = if rules.extended { bitmap as u32 != 0 } else { raw & ZERO == 0 };
@@ -386,46 +384,52 @@ impl<C: Counter> Check<'_, C> {
         }
     }
 
-    /// As for [`wrong_copied`](Self::wrong_copied); nobody shares a cluster of a data file.
+    /// Compares an entry's COPIED flag with the refcount on disk.
     #[inline]
-    fn wrong_data_copied(&mut self, raw: u64, at: u64) -> Option<u64> {
-        match self.plan.geometry.rules.data_file {
-            true => (raw & COPIED == 0 && self.first_pass).then_some(1),
-            false => self.wrong_copied(raw, at),
+    pub(super) fn check_copied(&mut self, flag: Flag) {
+        match self.on_disk.try_get(flag.cluster) {
+            Some(refcount) if (refcount == 1) == (flag.raw & COPIED != 0) => {}
+            Some(refcount) => self.wrong_copied(flag, refcount),
+            None => self.check_copied_elsewhere(flag),
         }
     }
 
-    /// The refcount on disk that an entry's COPIED flag contradicts.
-    #[inline]
-    fn wrong_copied(&mut self, raw: u64, at: u64) -> Option<u64> {
-        let copied = raw & COPIED != 0;
-        let cluster = at >> self.plan.bits.bits();
-        let refcount = match self.on_disk.try_get(cluster) {
-            Some(refcount) => refcount,
-            None => self.refcount_elsewhere(cluster)?,
-        };
-        let wrong = (refcount == 1) != copied;
-        (wrong && !self.block_is_unreadable(cluster)).then_some(refcount)
-    }
-
-    /// The refcount of a cluster outside the window: zero where no block counts it, and else a later pass will tell.
+    /// Outside the window, the refcount is zero where no block counts the cluster; else a later pass will tell.
     #[cold]
-    fn refcount_elsewhere(&mut self, cluster: u64) -> Option<u64> {
+    fn check_copied_elsewhere(&mut self, flag: Flag) {
         if !self.first_pass {
-            return None;
+            return;
         }
-        if self.block_entry(cluster) == 0 {
-            return Some(0);
+        if self.block_entry(flag.cluster) == 0 {
+            if flag.raw & COPIED != 0 {
+                self.wrong_copied(flag, 0);
+            }
+            return;
         }
-        self.refers_to(cluster / C::WINDOW);
-        None
+        self.refers_to(flag.cluster / C::WINDOW);
+        if let Some(spill) = &mut self.spill {
+            spill.flag(flag);
+        }
     }
 
     #[cold]
-    fn copied_line(&mut self, times: u64, line: impl FnOnce() -> String) {
-        self.tell.report.corruptions = self.tell.report.corruptions.saturating_add(times);
+    fn wrong_copied(&mut self, flag: Flag, refcount: u64) {
+        let counted = !self.plan.geometry.rules.data_file || flag.l1_index.is_some();
+        // What no block counts was told in the first pass, whatever the window.
+        let told = !self.first_pass && self.block_entry(flag.cluster) == 0;
+        if counted && (told || self.block_is_unreadable(flag.cluster)) {
+            return;
+        }
+        let report = &mut self.tell.report;
+        report.corruptions = report.corruptions.saturating_add(u64::from(flag.times));
         if (self.copied_lines.len() as u64) < TOLD_MAX {
-            self.copied_lines.push(line());
+            let raw = flag.raw;
+            self.copied_lines.push(match flag.l1_index {
+                Some(index) => format!(
+                    "ERROR OFLAG_COPIED L2 cluster: l1_index={index} l1_entry={raw:x} refcount={refcount}"
+                ),
+                None => format!("ERROR OFLAG_COPIED data cluster: l2_entry={raw:x} refcount={refcount}"),
+            });
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 /// Clusters that are looked at or skipped together.
-const CHUNK: u64 = 1 << 12;
+const CHUNK: u64 = 1 << 7;
 
 /// A counter, and how many of them are in memory at once.
 pub(super) trait Counter: Copy + Default {
@@ -83,6 +83,26 @@ impl<C: Counter> Window<C> {
         *counter = C::from_count(sum.min(max));
         self.touched[index / CHUNK as usize] = true;
         sum.saturating_sub(max)
+    }
+
+    /// Sets the counters of neighbouring clusters that are covered.
+    pub(super) fn set(&mut self, cluster: u64, counters: &[C]) {
+        if counters.iter().all(|counter| counter.count() == 0) {
+            return;
+        }
+        let first = (cluster - self.first) as usize;
+        self.counters[first..first + counters.len()].copy_from_slice(counters);
+        let chunks = first / CHUNK as usize..(first + counters.len()).div_ceil(CHUNK as usize);
+        self.touched[chunks].fill(true);
+    }
+
+    /// How many counters of clusters that are covered are not zero, and the last cluster of them.
+    pub(super) fn used(&self, clusters: &Range<u64>) -> (u64, Option<u64>) {
+        let first = (clusters.start - self.first) as usize;
+        let counters = &self.counters[first..(clusters.end - self.first) as usize];
+        let used = counters.iter().map(|counter| u32::from(counter.count() != 0)).sum::<u32>();
+        let last = counters.iter().rposition(|counter| counter.count() != 0);
+        (u64::from(used), last.map(|last| clusters.start + last as u64))
     }
 
     /// The counter of a cluster that is covered.

@@ -47,6 +47,7 @@ pub enum L1Entry {
 
 impl L1Entry {
     /// Reads an entry. An offset of 0 is no table, whatever the other bits say.
+    #[inline]
     pub fn parse(raw: u64, cluster_bits: ClusterBits) -> Result<Self, Qcow2Error> {
         let at = raw & OFFSET_MASK;
         if at == 0 {
