@@ -64,7 +64,7 @@ async fn look(
         let text = first_message(&failure);
         text.strip_prefix(&prefix).map_or(text.clone(), str::to_owned)
     })?;
-    let disk = client.open(&spec).await.map_err(|error| error.with_file())?;
+    let disk = client.open(&spec).await.map_err(|error| error.to_string())?;
     let found = BackingFound { virtual_size: disk.len(), format: image::driver_of(client, &disk).into() };
     image::close(disk).await.map_err(|failure| first_message(&failure))?;
     Ok(found)
