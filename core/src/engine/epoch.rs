@@ -35,11 +35,29 @@ impl Epochs {
         }
     }
 
+    /// Counts what is no request and looks clusters up all the same, until the answer is dropped.
+    pub(crate) fn count<'a>(&'a self, tasks: &'a Tasks) -> Counted<'a> {
+        Counted { epochs: self, tasks, epoch: self.enter() }
+    }
+
     /// Waits until every request that is in flight at the call has ended. Must not be called within a request.
     pub(crate) async fn quiesce(&self, tasks: &Tasks) {
         let _turn = self.turn.enter(tasks).await;
         let old = self.current.get();
         self.current.set(1 - old);
         self.emptied.wait(tasks, || (self.live[usize::from(old)].get() == 0).then_some(())).await;
+    }
+}
+
+/// Something that counts as a request while it lives.
+pub(crate) struct Counted<'a> {
+    epochs: &'a Epochs,
+    tasks: &'a Tasks,
+    epoch: u8,
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.epochs.leave(self.epoch, self.tasks);
     }
 }

@@ -215,6 +215,17 @@ impl Io {
         self.driver(node).map_or(1, |driver| driver.granularity())
     }
 
+    /// Whether a node that was just made reads as zeros: a file does, a device holds what it held.
+    pub fn starts_as_zeroes(&self, node: NodeId) -> bool {
+        match self.driver(node) {
+            None => self.leaf_info(node).is_some_and(|info| info.grows_as_zeroes),
+            Some(driver) if driver.is_filter() => {
+                self.edge(node, Role::File).is_some_and(|file| self.starts_as_zeroes(file))
+            }
+            Some(_) => self.edge(node, Role::DataFile).is_none_or(|data| self.starts_as_zeroes(data)),
+        }
+    }
+
     /// Describes the graph.
     pub fn graph(&self) -> Vec<NodeInfo> {
         self.shared.graph.describe()
@@ -378,6 +389,7 @@ impl Io {
     /// # Errors
     /// When metadata is damaged or cannot be read.
     pub async fn status(&self, node: NodeId, offset: u64, len: u64, base: Option<NodeId>) -> Result<Status> {
+        let _counted = self.shared.epochs.count(&self.shared.tasks);
         let (mut node, mut len, mut depth) = (node, len, 0);
         loop {
             let here = self.shared.graph.node(node);
@@ -479,6 +491,7 @@ impl Io {
         (to, to_offset): (NodeId, u64),
         len: u64,
     ) -> Result<u64> {
+        let _counted = self.shared.epochs.count(&self.shared.tasks);
         let target = self.shared.graph.with(|nodes| {
             match super::path::resolve(nodes, to, to_offset, len, Access::Write) {
                 Ok((len, Place::Leaf { node, offset })) => Some((len, node, offset)),

@@ -142,6 +142,20 @@ impl NodeSpec {
         }
     }
 
+    /// Whether any part of the tree is a node that is open already.
+    fn refers_to_nodes(&self) -> bool {
+        let child = |child: &ChildSpec| matches!(child, ChildSpec::Spec(spec) if spec.refers_to_nodes());
+        match &self.driver {
+            DriverSpec::Leaf(_) => false,
+            DriverSpec::Node(_) => true,
+            DriverSpec::Raw { file, .. } => file.refers_to_nodes(),
+            DriverSpec::Probe { file, backing, .. } => file.refers_to_nodes() || child(backing),
+            DriverSpec::Qcow2 { file, backing, data_file, .. } => {
+                file.refers_to_nodes() || child(backing) || child(data_file)
+            }
+        }
+    }
+
     fn flags(&self) -> NodeFlags {
         NodeFlags {
             read_only: !self.mode.writable,
@@ -341,7 +355,12 @@ fn backing_spec(
     allowed(io, spec, file, "backing file", name)?;
     let mode = OpenMode { writable: false, write_through: false, ..spec.mode };
     let name = if names_protocol(name) { name.clone() } else { beside(&io.title(file), name) };
-    options::from_filename(&name, header.backing_format.as_deref(), mode).map(Some)
+    let backing = options::from_filename(&name, header.backing_format.as_deref(), mode)?;
+    if backing.refers_to_nodes() {
+        let text = format!("'{}' names an open node in its backing file '{name}'", io.title(file));
+        return Err(Box::new(Error::Options(text)));
+    }
+    Ok(Some(backing))
 }
 
 /// Whether the policy lets a name that an image holds be opened.

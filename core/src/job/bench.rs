@@ -41,7 +41,7 @@ struct State {
     done: Cell<u64>,
     in_flight: Cell<u64>,
     /// A flush that waits for the requests before it holds new ones back.
-    draining: Cell<bool>,
+    draining: Cell<u32>,
     workers: Cell<u64>,
     error: RefCell<Option<Box<Error>>>,
     changed: WaitList,
@@ -59,7 +59,7 @@ pub async fn bench(io: &Io, plan: Bench) -> Result<()> {
         at: Cell::new(plan.offset),
         done: Cell::new(0),
         in_flight: Cell::new(0),
-        draining: Cell::new(false),
+        draining: Cell::new(0),
         workers: Cell::new(plan.depth),
         error: RefCell::new(None),
         changed: WaitList::default(),
@@ -86,8 +86,8 @@ impl State {
             data.windows_mut().iter_mut().for_each(|window| window.fill(pattern));
         }
         while self.next.get() < self.plan.count && self.error.borrow().is_none() {
-            if self.draining.get() {
-                let free = || (!self.draining.get()).then_some(());
+            if self.draining.get() > 0 {
+                let free = || (self.draining.get() == 0).then_some(());
                 self.changed.wait(&io.shared().tasks, free).await;
                 continue;
             }
@@ -101,6 +101,9 @@ impl State {
             };
             data = back;
             self.in_flight.set(self.in_flight.get() - 1);
+            if self.draining.get() > 0 {
+                self.changed.notify(&io.shared().tasks);
+            }
             result?;
             self.done.set(self.done.get() + 1);
             self.flush_if_due(io).await?;
@@ -128,12 +131,12 @@ impl State {
         if !self.plan.drain {
             return io.flush("bench/flush", self.plan.node).await;
         }
-        self.draining.set(true);
+        self.draining.set(self.draining.get() + 1);
         let tasks = &io.shared().tasks;
         self.changed.notify(tasks);
         self.changed.wait(tasks, || (self.in_flight.get() == 0).then_some(())).await;
         let result = io.flush("bench/flush", self.plan.node).await;
-        self.draining.set(false);
+        self.draining.set(self.draining.get() - 1);
         self.changed.notify(tasks);
         result
     }

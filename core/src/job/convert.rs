@@ -76,6 +76,8 @@ struct State<'a> {
     /// The run that chunks are taken from.
     run: RefCell<Run>,
     walking: Gate,
+    /// One worker at a time waits for the rate, so that it holds for all of them.
+    pacing: Gate,
     /// Where the next write begins; the turn goes from chunk to chunk.
     turn: Cell<u64>,
     turned: WaitList,
@@ -102,6 +104,7 @@ pub async fn convert(io: &Io, plan: &Convert, progress: Progress) -> Result<()> 
         starts,
         run: RefCell::new(Run { range: 0..0, kind: Kind::Zero, place: None }),
         walking: Gate::default(),
+        pacing: Gate::default(),
         turn: Cell::new(0),
         turned: WaitList::default(),
         done: Cell::new(0),
@@ -124,6 +127,7 @@ impl State<'_> {
         while !self.failed.get() {
             let Some(run) = self.next_chunk().await? else { return Ok(()) };
             let (start, end) = (run.range.start, run.range.end);
+            let kind = run.kind;
             let result = self.copy(&mut buf, run).await;
             // The turn passes on even after a failure: others must not wait for it.
             self.pass_turn(end);
@@ -134,7 +138,8 @@ impl State<'_> {
             }
             self.done.set(self.done.get() + (end - start));
             (self.progress)(self.done.get(), self.total());
-            if self.plan.rate > 0 {
+            if self.plan.rate > 0 && kind == Kind::Data {
+                let _all_together = self.pacing.enter(&self.io.shared().tasks).await;
                 let nanoseconds = (end - start) as u128 * 1_000_000_000 / u128::from(self.plan.rate);
                 self.io.sleep(std::time::Duration::from_nanos(nanoseconds as u64)).await;
             }

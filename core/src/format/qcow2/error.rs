@@ -106,6 +106,8 @@ pub enum Qcow2Error {
          corrupt, run 'check' on it", .at.0
     )]
     MetadataIsFree { at: HostOffset, holds: &'static str },
+    #[error("refcount table entry {index} names {:#x}, which holds other metadata; run 'check' on the image", .at.0)]
+    RefcountBlockShared { index: u64, at: HostOffset },
     #[error("cluster {:#x} is freed, and yet its refcount is 0; the image is corrupt, run 'check' on it", .at.0)]
     RefcountUnderflow { at: HostOffset },
 

@@ -14,7 +14,7 @@
 //! The changes of one commit are copied at one instant, so that an L2 entry never leaves before the refcount that it
 //! needs; what changes meanwhile waits for the next commit. Level 4 goes on beside later requests (`reclaim`).
 
-use super::layout::HostOffset;
+use super::layout::{Header, HostOffset};
 use super::refcount::{Freed, FreedRun, Refcounts};
 use super::{Discards, Qcow2};
 use crate::buf::Buf;
@@ -50,7 +50,10 @@ impl Qcow2 {
     /// Makes everything durable that completed before.
     pub(super) async fn flush_all(&self, io: &Io) -> Result<()> {
         self.commit(io).await?;
-        self.barrier(io).await
+        let covered = self.written.get();
+        self.barrier(io).await?;
+        self.durable.set(self.durable.get().max(covered));
+        Ok(())
     }
 
     /// Flushes the leaves that hold the image.
@@ -71,6 +74,7 @@ impl Qcow2 {
         let batch = self.take_batch();
         let freed = batch.freed.clone();
         let result = self.write_batch(io, batch).await;
+        self.written.set(self.written.get() + 1);
         self.committing.set(false);
         self.end_batch(result.is_ok());
         match result {
@@ -150,9 +154,9 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Writes the header and its extensions.
-    pub(super) async fn write_header(&self, io: &Io) -> Result<()> {
-        let bytes = self.header.borrow().encode().map_err(|fault| self.fail(fault))?;
+    /// Writes a header and its extensions.
+    pub(super) async fn write_header(&self, io: &Io, header: &Header) -> Result<()> {
+        let bytes = header.encode().map_err(|fault| self.fail(fault))?;
         io.write("qcow2.write_header", io.child(Role::File), 0, Buf::from(bytes), Fua::No).await.1
     }
 
@@ -242,9 +246,11 @@ impl Qcow2 {
                 let at = HostOffset(cluster << self.geometry.cluster_bits.bits());
                 self.free_later(at, 1, Freed::Other);
             }
-            self.commit(io).await?;
+            let committed = self.commit(io).await;
             let tasks = &io.shared().tasks;
+            // Even after a failure: what gives clusters back uses the file, which is about to close.
             self.reclaimed.wait(tasks, || (self.reclaiming.get() == 0).then_some(())).await;
+            committed?;
             if !self.holds_changes() {
                 self.barrier(io).await?;
                 return self.reclaim_error.take().map_or(Ok(()), Err);

@@ -111,7 +111,16 @@ impl Qcow2 {
         let file = io.child(Role::File);
         let len = self.geometry.cluster_size as usize;
         let content = match old {
-            Some(old) => io.read_bytes("qcow2.own_table/read", file, old.0, len).await?,
+            Some(old) => {
+                let mut content = io.read_bytes("qcow2.own_table/read", file, old.0, len).await?;
+                // What a shared table points to is shared too, whatever a damaged table says of it.
+                for entry in content.chunks_exact_mut(self.geometry.l2_entry_len) {
+                    if entry[0] & 0x40 == 0 && self.geometry.data == Role::File {
+                        entry[0] &= 0x7f;
+                    }
+                }
+                content
+            }
             None if zeroed => return Ok(()),
             None => Buf::zeroed(len),
         };

@@ -62,6 +62,9 @@ pub struct Qcow2 {
     /// One commit at a time.
     commits: Gate,
     committing: Cell<bool>,
+    /// Commits that were written, and how many of them a barrier has made durable.
+    written: Cell<u64>,
+    durable: Cell<u64>,
     /// Coroutines that give freed clusters back; closing waits for them.
     reclaiming: Cell<u32>,
     reclaimed: WaitList,
@@ -269,7 +272,7 @@ impl Driver for Qcow2 {
     }
 
     fn is_clean(&self) -> bool {
-        !self.committing.get() && !self.holds_changes()
+        !self.committing.get() && !self.holds_changes() && self.durable.get() == self.written.get()
     }
 
     fn flush<'a>(&'a self, io: &'a Io) -> LocalFuture<'a, Result<()>> {

@@ -155,7 +155,7 @@ pub async fn open(
         refcounts.fresh_beyond(file_len);
     }
     if writable {
-        refcounts.metadata = metadata_clusters(&header, &l1, &refcounts.table);
+        refcounts.metadata = metadata_clusters(&header, &l1, &refcounts.table).map_err(fail)?;
     }
     let qcow2 = Qcow2 {
         name: io.title(file),
@@ -170,6 +170,8 @@ pub async fn open(
         blocks: Default::default(),
         commits: Default::default(),
         committing: Cell::new(false),
+        written: Cell::new(0),
+        durable: Cell::new(0),
         reclaiming: Cell::new(0),
         reclaimed: Default::default(),
         reclaim_error: RefCell::default(),
@@ -276,7 +278,7 @@ fn grows_as_zeroes(io: &Io, file: NodeId) -> bool {
 }
 
 /// Clusters that must never be given to data: what a wrong refcount would otherwise lead to.
-fn metadata_clusters(header: &Header, l1: &[u64], table: &[u64]) -> FxHashSet<u64> {
+fn metadata_clusters(header: &Header, l1: &[u64], table: &[u64]) -> Result<FxHashSet<u64>, Qcow2Error> {
     let bits = header.cluster_bits;
     let mut clusters = FxHashSet::default();
     let mut add = |at: HostOffset, len: u64| {
@@ -289,15 +291,18 @@ fn metadata_clusters(header: &Header, l1: &[u64], table: &[u64]) -> FxHashSet<u6
     for (index, raw) in table.iter().enumerate() {
         let entry = RefcountTableEntry::parse(*raw, index as u64, bits);
         if let Some(block) = entry.ok().and_then(RefcountTableEntry::block) {
-            add(block, 1);
+            // A table whose entries share a block would have the search for a free cluster go on without end.
+            if !clusters.insert(block.0 >> bits.bits()) {
+                return Err(Qcow2Error::RefcountBlockShared { index: index as u64, at: block });
+            }
         }
     }
     for raw in l1 {
         if let Ok(L1Entry::Table { at, .. }) = L1Entry::parse(*raw, bits) {
-            add(at, 1);
+            clusters.insert(at.0 >> bits.bits());
         }
     }
-    clusters
+    Ok(clusters)
 }
 
 /// Reads the snapshot table, an entry at a time.

@@ -185,11 +185,12 @@ impl Refcounts {
                 .take(usize::try_from(wanted).unwrap_or(usize::MAX))
                 .take_while(|i| self.width.get(bytes, *i as usize) == 0)
                 .count() as u64;
+            // Checked before the search moves on: a corrupt image keeps failing until it is checked.
+            self.check_taken(cluster + used, free)?;
             self.first_free = cluster + used + free;
             if free == 0 {
                 continue;
             }
-            self.check_taken(cluster + used, free)?;
             let bytes = self.cache.bytes_mut(slot);
             for i in index + used..index + used + free {
                 self.width.set(bytes, i as usize, 1);
@@ -294,6 +295,9 @@ impl Qcow2 {
         if exists {
             return Ok(());
         }
+        // A damaged image may leave the cluster of its own header uncounted.
+        let free = self.refcounts.borrow().check_taken(cluster, 1);
+        free.map_err(|fault| self.fail(fault))?;
         if index >= len {
             return self.grow_refcount_table(io, cluster).await;
         }
@@ -324,6 +328,8 @@ impl Qcow2 {
     /// use, and after it the new one, which holds all that the old one did.
     async fn grow_refcount_table(&self, io: &Io, cluster: u64) -> Result<()> {
         let plan = self.plan_growth(cluster)?;
+        let free = self.refcounts.borrow().check_taken(cluster, plan.block_count + plan.table_clusters);
+        free.map_err(|fault| self.fail(fault))?;
         let file = io.child(Role::File);
         let bits = self.geometry.cluster_bits.bits();
         let old = {
@@ -344,13 +350,13 @@ impl Qcow2 {
         let bytes: Vec<u8> = table.iter().flat_map(|entry| entry.to_be_bytes()).collect();
         io.write("qcow2.grow_refcount_table/table", file, table_at.0, Buf::from(bytes), Fua::No).await.1?;
         self.barrier(io).await?;
-        {
-            let mut header = self.header.borrow_mut();
-            header.refcount_table_offset = table_at;
-            header.refcount_table_clusters = plan.table_clusters as u32;
-        }
-        self.write_header(io).await?;
+        let mut header = self.header();
+        header.refcount_table_offset = table_at;
+        header.refcount_table_clusters = plan.table_clusters as u32;
+        self.write_header(io, &header).await?;
         self.barrier(io).await?;
+        // Memory follows the disk: a header that could not be written is not the image's.
+        *self.header.borrow_mut() = header;
         {
             let mut refcounts = self.refcounts.borrow_mut();
             let all = plan.block_count + plan.table_clusters;

@@ -4,7 +4,8 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use drystone_core::format::qcow2::SnapshotChoice;
-use drystone_core::graph::open::{DriverSpec, NodeSpec, OpenMode, beside, names_protocol};
+use drystone_core::graph::Role;
+use drystone_core::graph::open::{DriverSpec, NodeSpec, OpenMode};
 use drystone_core::graph::options::{from_filename, from_options};
 use drystone_core::job::{Convert, convert};
 use drystone_exec_linux::{Client, Image};
@@ -121,7 +122,12 @@ async fn copy(
     sources: &[Image],
     target: &Image,
 ) -> Result<(), Failure> {
-    let total = sources.iter().map(Image::len).sum();
+    let node = target.node();
+    let about = client.run(move |io| async move {
+        let backing = io.edge(node, Role::Backing).map(|backing| io.len(backing));
+        Ok((io.starts_as_zeroes(node), backing))
+    });
+    let (empty, backing_len) = about.await.map_err(|error| Failure::new(error.to_string()))?;
     let work = Convert {
         sources: sources.iter().map(Image::node).collect(),
         target: target.node(),
@@ -129,9 +135,9 @@ async fn copy(
         sparse: args.sparse_size,
         workers: usize::from(args.parallel),
         out_of_order: args.out_of_order,
-        target_is_zero: args.target_is_zero || plan.options.is_some(),
+        target_is_zero: args.target_is_zero || (plan.options.is_some() && empty),
         target_has_backing: plan.has_backing,
-        backing_len: backing_len(client, args, plan).await.unwrap_or(total),
+        backing_len: backing_len.unwrap_or(0),
         copy_range: args.copy_range,
         salvage: args.salvage,
         rate: args.rate_limit,
@@ -145,22 +151,4 @@ async fn copy(
     let copied = copied.await;
     crate::print(progress.borrow_mut().finish())?;
     copied.map_err(|error| Failure::new(format!("error while converting: {error}")))
-}
-
-/// Length of the target's backing file, beyond which nothing shows through.
-async fn backing_len(client: &Client, args: &ConvertArgs, plan: &TargetPlan) -> Option<u64> {
-    let options = plan.options.as_ref()?;
-    let name = options.text("backing_file")?;
-    let Some(ConvertTarget::File(target)) = &args.target else { return None };
-    let path = if names_protocol(name) { name.to_owned() } else { beside(target, name) };
-    let spec = from_filename(
-        &path,
-        options.text("backing_fmt"),
-        image::reading(&args.common, args.source_cache, true),
-    )
-    .ok()?;
-    let backing = client.open(&spec).await.ok()?;
-    let len = backing.len();
-    backing.close().await.ok()?;
-    Some(len)
 }
