@@ -175,6 +175,19 @@ fn an_image_that_qemu_io_holds_is_refused() {
 }
 
 #[test]
+fn an_image_is_not_converted_onto_itself() {
+    let mut side = Side::new();
+    let content = disk(1 << 20, 5);
+    side.write("image", &content);
+    side.both("onto itself", "convert -f raw -O raw image image");
+    side.both("onto itself", "convert -n -f raw -O raw image image");
+    side.both("onto itself", "convert -f raw -O qcow2 image image");
+    let left = side.read("image");
+    side.expect_alike("what is left", &left, &content);
+    side.finish();
+}
+
+#[test]
 fn an_image_that_we_hold_is_refused_by_them() {
     let mut side = Side::new();
     side.write("source", &disk(4 << 20, 31));

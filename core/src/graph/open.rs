@@ -258,7 +258,11 @@ async fn probe(io: &Io, file: NodeId) -> Result<Format> {
 
 async fn open_raw(io: &Io, spec: &NodeSpec, file: NodeId, offset: u64, size: Option<u64>) -> Result<NodeId> {
     let made = match raw_window(io, file, offset, size) {
-        Ok(driver) => lock_file(io, spec.mode, file, Sharing::Everything).await.map(|()| driver),
+        Ok(driver) => {
+            // As the reference: who reads raw bytes does not have them change underneath; who writes them lets others.
+            let sharing = if spec.mode.writable { Sharing::Everything } else { Sharing::Reads };
+            lock_file(io, spec.mode, file, sharing).await.map(|()| driver)
+        }
         Err(error) => Err(error),
     };
     let edges = Edges::default();
@@ -408,9 +412,9 @@ fn raw_window(io: &Io, file: NodeId, offset: u64, size: Option<u64>) -> Result<R
 /// What a node tolerates that other processes do with its file.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Sharing {
-    /// All: the file has no metadata that could go stale.
+    /// All: there is no metadata that could go stale.
     Everything,
-    /// Reading: the file has metadata.
+    /// Reading.
     Reads,
 }
 
