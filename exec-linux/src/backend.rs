@@ -5,11 +5,12 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
-use drystone_core::intent::{Action, Intent, LeafId, LeafInfo, Outcome, Token};
+use drystone_core::intent::{Action, Fua, Intent, LeafId, LeafInfo, Outcome, Token};
 use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::config::{BackendKind, Config};
 use crate::doorbell::Doorbell;
+use crate::gather::Gather;
 use crate::host::{Carried, Host};
 use crate::leaf::OpenLeaf;
 use crate::pool::{Finished, Job, Outbox, Pool};
@@ -31,6 +32,8 @@ pub struct Backend {
     timer: Timer,
     bell: Arc<Doorbell>,
     outbox: Arc<Outbox>,
+    /// Leaves with writes that wait, and that a thread may have to be sent for.
+    gathering: Vec<Arc<OpenLeaf>>,
     /// Answers that were there at once.
     ready: VecDeque<(Token, Outcome)>,
     /// Empty between calls; kept for its memory.
@@ -65,6 +68,7 @@ impl Backend {
             timer: Timer::new(Arc::clone(&outbox)),
             bell,
             outbox,
+            gathering: Vec::new(),
             ready: VecDeque::new(),
             finished: Vec::new(),
             jobs: 0,
@@ -100,6 +104,19 @@ impl Backend {
     #[inline]
     pub fn push(&mut self, intent: Intent) -> io::Result<()> {
         let Intent { token, action, .. } = intent;
+        let action = match action {
+            Action::Write { leaf, offset, data, fua: Fua::No }
+                if let Some(open) = self.host.leaf(leaf)
+                    && let Some(gather) = open.gather() =>
+            {
+                if gather.push(token, offset, data) {
+                    self.gathering.push(Arc::clone(open));
+                }
+                self.jobs += 1;
+                return Ok(());
+            }
+            action => action,
+        };
         let Some(ring) = &mut self.ring else { return self.push_to_threads(token, action) };
         let fd = |leaf: LeafId| self.host.leaf(leaf).and_then(|open| open.async_fd());
         // Reads and writes go by value from the engine into their slots.
@@ -156,8 +173,8 @@ impl Backend {
                 return Ok(());
             }
             Action::Sleep { duration } => self.timer.push(token, duration),
-            Action::Compute(_) => self.compute.push(Job { token, action, leaves }),
-            action => self.blocking.push(Job { token, action, leaves }),
+            Action::Compute(_) => self.compute.push(Job::Action(token, action, leaves)),
+            action => self.blocking.push(Job::Action(token, action, leaves)),
         }
         self.jobs += 1;
         Ok(())
@@ -190,6 +207,11 @@ impl Backend {
     /// # Errors
     /// The kernel's, when it takes no requests at all.
     pub fn submit(&mut self) -> io::Result<()> {
+        for leaf in self.gathering.drain(..) {
+            if leaf.gather().is_some_and(Gather::summon) {
+                self.blocking.push(Job::Writes(leaf));
+            }
+        }
         self.ring.as_mut().map_or(Ok(()), Ring::submit)
     }
 

@@ -19,6 +19,7 @@ use rustix::fs::{
 use rustix::io::ReadWriteFlags;
 use smallvec::SmallVec;
 
+use crate::gather::{Gather, Gathered, RESERVE_FROM, run_len};
 use crate::lock::{self, ImageLocks};
 
 /// Windows in one call at the most; the kernel's limit (`IOV_MAX`). More make a short transfer.
@@ -26,6 +27,9 @@ pub(crate) const WINDOWS_MAX: usize = 1024;
 
 /// Bytes of zeros in one call when space is reserved by writing them.
 const ZERO_CHUNK: usize = 256 * 1024;
+
+/// What names ext2, ext3 and ext4. Source: linux/magic.h, `EXT4_SUPER_MAGIC`.
+const EXT4: i64 = 0xef53;
 
 /// What a device answers to a control call that it does not know.
 const ENOTTY: Errno = Errno(25);
@@ -47,6 +51,10 @@ pub struct OpenLeaf {
     blocking: bool,
     /// A length in bytes that the file is known to have had; it may have grown since.
     len_seen: AtomicU64,
+    /// Where writes meet, if the kernel does not take them one by one without waiting.
+    gather: Option<Gather>,
+    /// Reserving space before a large write is cheaper than leaving it to the write.
+    reserves: bool,
 }
 
 #[derive(Debug)]
@@ -70,7 +78,8 @@ impl OpenLeaf {
 
     fn new(storage: Storage, len: u64, aio: Aio) -> Self {
         let blocking = aio == Aio::Threads;
-        Self { storage, locks: Mutex::default(), blocking, len_seen: AtomicU64::new(len) }
+        let len_seen = AtomicU64::new(len);
+        Self { storage, locks: Mutex::default(), blocking, len_seen, gather: None, reserves: false }
     }
 
     fn open_path(path: &str, access: LeafAccess) -> rustix::io::Result<(Self, LeafInfo)> {
@@ -91,7 +100,10 @@ impl OpenLeaf {
         if access.direct {
             (info.request_align, info.memory_align) = direct_alignment(&fd, &about);
         }
-        Ok((Self::new(Storage::File { fd, kind }, len, access.aio), info))
+        let buffered = kind == LeafKind::File && !access.direct && access.writable;
+        let reserves = buffered && rustix::fs::fstatfs(&fd)?.f_type == EXT4;
+        let leaf = Self::new(Storage::File { fd, kind }, len, access.aio);
+        Ok((Self { gather: buffered.then(Gather::default), reserves, ..leaf }, info))
     }
 
     /// The descriptor, where there is one.
@@ -118,6 +130,50 @@ impl OpenLeaf {
     /// Whether the file is known to be at least `end` bytes long.
     pub(crate) fn reaches(&self, end: u64) -> bool {
         self.len_seen.load(Ordering::Relaxed) >= end
+    }
+
+    /// Where writes are to wait for each other, where they are.
+    pub(crate) fn gather(&self) -> Option<&Gather> {
+        self.gather.as_ref()
+    }
+
+    /// Writes what [waits](Gather::push), call by call, until nothing does; hands each call's writes to `done`.
+    pub(crate) fn write_gathered(&self, mut done: impl FnMut(std::vec::Drain<'_, Gathered>)) {
+        let Some(gather) = &self.gather else { return };
+        let mut batch = Vec::new();
+        while gather.take(&mut batch) {
+            while !batch.is_empty() {
+                let run = run_len(&batch, WINDOWS_MAX).max(1);
+                self.write_run(&mut batch[..run]);
+                done(batch.drain(..run));
+            }
+        }
+    }
+
+    /// Writes neighbours in one call; one by one where that does not take them all, so that each gets its own answer.
+    fn write_run(&self, run: &mut [Gathered]) {
+        let [first, .., _] = run else {
+            return run
+                .iter_mut()
+                .for_each(|write| write.result = self.write(write.offset, &write.data, Fua::No));
+        };
+        let offset = first.offset;
+        let len: usize = run.iter().map(|write| write.data.len_bytes()).sum();
+        let Some(fd) = self.fd() else { return };
+        if self.reserves && len >= RESERVE_FROM {
+            // Space is reserved or not: the write says what matters.
+            let _ = fallocate(fd, FallocateFlags::KEEP_SIZE, offset, len as u64);
+        }
+        let windows: SmallVec<[IoSlice<'_>; WINDOWS_INLINE]> =
+            run.iter().flat_map(|write| write.data.windows()).map(|window| IoSlice::new(window)).collect();
+        let whole = retry(|| rustix::io::pwritev(fd, &windows, offset)) == Ok(len);
+        drop(windows);
+        for write in run {
+            write.result = match whole {
+                true => Ok(write.data.len_bytes()),
+                false => self.write(write.offset, &write.data, Fua::No),
+            };
+        }
     }
 
     /// What a leaf without storage answers to a read.

@@ -18,6 +18,7 @@ mod blocking;
 mod client;
 mod config;
 mod doorbell;
+mod gather;
 mod handle;
 mod host;
 mod image;

@@ -7,16 +7,19 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 
-use drystone_core::intent::{Action, Token};
+use drystone_core::intent::{Action, Outcome, Token};
 
 use crate::doorbell::Doorbell;
+use crate::gather::Gathered;
 use crate::host::{Carried, Leaves, carry_out};
+use crate::leaf::OpenLeaf;
 
-/// One action for a thread.
-pub(crate) struct Job {
-    pub(crate) token: Token,
-    pub(crate) action: Action,
-    pub(crate) leaves: Leaves,
+/// Something for a thread to do.
+pub(crate) enum Job {
+    /// One action.
+    Action(Token, Action, Leaves),
+    /// The writes that wait for a leaf.
+    Writes(Arc<OpenLeaf>),
 }
 
 /// What came of it.
@@ -36,8 +39,8 @@ impl Outbox {
         Self { finished: Mutex::default(), bell }
     }
 
-    pub(crate) fn put(&self, finished: Finished) {
-        self.finished.lock().expect("putting and taking do not panic").push(finished);
+    pub(crate) fn put(&self, finished: impl IntoIterator<Item = Finished>) {
+        self.finished.lock().expect("putting and taking do not panic").extend(finished);
         self.bell.ring();
     }
 
@@ -123,8 +126,12 @@ impl Shared {
 
     fn work(&self) {
         while let Some(job) = self.next() {
-            let carried = carry_out(job.leaves, job.action);
-            self.outbox.put(Finished { token: job.token, carried });
+            match job {
+                Job::Action(token, action, leaves) => {
+                    self.outbox.put([Finished { token, carried: carry_out(leaves, action) }]);
+                }
+                Job::Writes(leaf) => leaf.write_gathered(|run| self.outbox.put(run.map(finished))),
+            }
         }
     }
 
@@ -142,4 +149,8 @@ impl Shared {
             state = self.work.wait(state).expect("no job runs while the queue is locked");
         }
     }
+}
+
+fn finished(Gathered { token, data, result, .. }: Gathered) -> Finished {
+    Finished { token, carried: Carried::Outcome(Outcome::Moved { data, result }) }
 }

@@ -85,7 +85,7 @@ impl Shared {
             let left = deadline.saturating_duration_since(Instant::now());
             if state.hurried || left.is_zero() {
                 state.deadlines.pop();
-                self.outbox.put(Finished { token, carried: Carried::Outcome(Outcome::Done(Ok(()))) });
+                self.outbox.put([Finished { token, carried: Carried::Outcome(Outcome::Done(Ok(()))) }]);
             } else {
                 state = self.changed.wait_timeout(state, left).expect(LOCKED).0;
             }

@@ -14,8 +14,8 @@ use crate::error::Result;
 use crate::graph::NodeId;
 use crate::intent::{Fua, ZeroFlags};
 
-/// Bytes of a chunk: small enough that a worker's chunk stays in a core's cache between read and write.
-const CHUNK: u64 = 256 << 10;
+/// Bytes of a chunk: two make the largest write that an executor gathers, and all of them fit a core's share of cache.
+const CHUNK: u64 = 512 << 10;
 
 /// Data of a format is looked at on the host from this length on: an image with preallocated metadata calls everything
 /// data, and its file may be one large hole. One question a mebibyte costs nothing beside the copy that it may save.
