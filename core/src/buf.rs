@@ -245,52 +245,92 @@ impl fmt::Debug for Buf {
 
 /// The buffers of one vectored request, in guest order.
 ///
-/// One or two windows live inline; a longer list is on the heap.
-#[derive(Debug, Default)]
-pub struct BufList(SmallVec<[Buf; 2]>);
+/// One window lives inline, and the list is no larger than that: requests move through the engine by value, and every
+/// word of them is copied several times. A longer list is on the heap.
+pub struct BufList(Windows);
+
+enum Windows {
+    /// One window, or none where it is empty.
+    One(Buf),
+    /// Several.
+    Many(Box<SmallVec<[Buf; 4]>>),
+}
+
+const _: () = assert!(size_of::<BufList>() == size_of::<Buf>(), "a list costs no more than its window");
 
 impl BufList {
     /// Returns a list of no buffers.
-    pub fn new() -> Self {
-        Self(SmallVec::new())
+    #[inline]
+    pub const fn new() -> Self {
+        Self(Windows::One(Buf::empty()))
     }
 
     /// Number of bytes in all windows together.
     #[inline]
     pub fn len_bytes(&self) -> usize {
-        self.0.iter().map(Buf::len).sum()
+        match &self.0 {
+            Windows::One(buf) => buf.len,
+            Windows::Many(bufs) => bufs.iter().map(Buf::len).sum(),
+        }
     }
 
     /// Tells whether the list holds no bytes.
+    #[inline]
     pub fn is_empty(&self) -> bool {
-        self.0.iter().all(Buf::is_empty)
+        match &self.0 {
+            Windows::One(buf) => buf.is_empty(),
+            Windows::Many(bufs) => bufs.iter().all(Buf::is_empty),
+        }
     }
 
     /// The windows in guest order.
+    #[inline]
     pub fn windows(&self) -> &[Buf] {
-        &self.0
+        match &self.0 {
+            Windows::One(buf) if buf.is_empty() => &[],
+            Windows::One(buf) => std::slice::from_ref(buf),
+            Windows::Many(bufs) => bufs,
+        }
     }
 
     /// The windows in guest order, writable.
+    #[inline]
     pub fn windows_mut(&mut self) -> &mut [Buf] {
-        &mut self.0
+        match &mut self.0 {
+            Windows::One(buf) if buf.is_empty() => &mut [],
+            Windows::One(buf) => std::slice::from_mut(buf),
+            Windows::Many(bufs) => bufs,
+        }
     }
 
     /// Appends a window; it grows together with the last one where they are neighbours.
     pub fn push(&mut self, buf: Buf) {
-        let rest = match self.0.last_mut() {
+        if buf.is_empty() {
+            return;
+        }
+        let last = match &mut self.0 {
+            Windows::One(only) => Some(only),
+            Windows::Many(bufs) => bufs.last_mut(),
+        };
+        let rest = match last {
             Some(last) => last.unsplit(buf),
             None => Err(buf),
         };
-        if let Err(buf) = rest {
-            self.0.push(buf);
+        let Err(buf) = rest else { return };
+        match &mut self.0 {
+            Windows::One(only) => {
+                let windows = [std::mem::take(only), buf];
+                self.0 = Windows::Many(Box::new(windows.into_iter().collect()));
+            }
+            Windows::Many(bufs) => bufs.push(buf),
         }
     }
 
     /// Appends the windows of `next`.
     pub fn append(&mut self, next: Self) {
-        for buf in next.0 {
-            self.push(buf);
+        match next.0 {
+            Windows::One(buf) => self.push(buf),
+            Windows::Many(bufs) => bufs.into_iter().for_each(|buf| self.push(buf)),
         }
     }
 
@@ -303,15 +343,19 @@ impl BufList {
         if at == self.len_bytes() {
             return std::mem::take(self);
         }
+        let bufs = match &mut self.0 {
+            Windows::One(buf) => return buf.split_to(at).into(),
+            Windows::Many(bufs) => bufs,
+        };
         let mut front = Self::new();
         let mut left = at;
         while left > 0 {
-            let first = self.0.first_mut().expect("the list holds at least `at` bytes");
+            let first = bufs.first_mut().expect("the list holds at least `at` bytes");
             if first.len() <= left {
                 left -= first.len();
-                front.0.push(self.0.remove(0));
+                front.push(bufs.remove(0));
             } else {
-                front.0.push(first.split_to(left));
+                front.push(first.split_to(left));
                 left = 0;
             }
         }
@@ -321,7 +365,7 @@ impl BufList {
     /// Fills `[from, len)` with zeros.
     pub fn zero_from(&mut self, from: usize) {
         let mut at = 0;
-        for buf in &mut self.0 {
+        for buf in self.windows_mut() {
             let skip = from.saturating_sub(at).min(buf.len());
             at += buf.len();
             buf[skip..].fill(0);
@@ -331,7 +375,7 @@ impl BufList {
     /// Copies `bytes` into the list at `at`; what does not fit is left out.
     pub fn copy_in(&mut self, at: usize, mut bytes: &[u8]) {
         let mut skip = at;
-        for buf in &mut self.0 {
+        for buf in self.windows_mut() {
             if skip >= buf.len() {
                 skip -= buf.len();
                 continue;
@@ -346,7 +390,7 @@ impl BufList {
     /// Copies the list from `at` on into `out`; what lies beyond the list is left alone.
     pub fn copy_out(&self, at: usize, mut out: &mut [u8]) {
         let mut skip = at;
-        for buf in &self.0 {
+        for buf in self.windows() {
             if skip >= buf.len() {
                 skip -= buf.len();
                 continue;
@@ -360,17 +404,32 @@ impl BufList {
 
     /// Tells whether every byte is zero.
     pub fn is_zero(&self) -> bool {
-        self.0.iter().all(|buf| is_zero(buf))
+        self.windows().iter().all(|buf| is_zero(buf))
     }
 
     /// Takes the only window out, or copies several into one.
-    pub fn into_single(mut self) -> Buf {
-        if self.0.len() == 1 {
-            return self.0.pop().unwrap_or_default();
+    pub fn into_single(self) -> Buf {
+        match self.0 {
+            Windows::One(buf) => return buf,
+            Windows::Many(mut bufs) if bufs.len() == 1 => return bufs.pop().unwrap_or_default(),
+            Windows::Many(_) => {}
         }
         let mut whole = Buf::zeroed(self.len_bytes());
         self.copy_out(0, &mut whole);
         whole
+    }
+}
+
+impl Default for BufList {
+    #[inline]
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for BufList {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("BufList").field(&self.windows()).finish()
     }
 }
 
@@ -382,27 +441,20 @@ pub fn is_zero(bytes: &[u8]) -> bool {
 }
 
 impl From<Buf> for BufList {
+    #[inline]
     fn from(buf: Buf) -> Self {
-        let mut list = SmallVec::new();
-        if !buf.is_empty() {
-            list.push(buf);
-        }
-        Self(list)
+        Self(Windows::One(buf))
     }
 }
 
 impl FromIterator<Buf> for BufList {
+    /// Unlike with [`push`](BufList::push), neighbours stay windows of their own.
     fn from_iter<I: IntoIterator<Item = Buf>>(bufs: I) -> Self {
-        Self(bufs.into_iter().filter(|buf| !buf.is_empty()).collect())
-    }
-}
-
-impl IntoIterator for BufList {
-    type Item = Buf;
-    type IntoIter = smallvec::IntoIter<[Buf; 2]>;
-
-    fn into_iter(self) -> Self::IntoIter {
-        self.0.into_iter()
+        let mut bufs: SmallVec<[Buf; 4]> = bufs.into_iter().filter(|buf| !buf.is_empty()).collect();
+        match bufs.len() {
+            0 | 1 => bufs.pop().unwrap_or_default().into(),
+            _ => Self(Windows::Many(Box::new(bufs))),
+        }
     }
 }
 

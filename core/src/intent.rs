@@ -56,6 +56,7 @@ pub struct ZeroFlags {
 /// The verbs of the contract.
 #[derive(Debug)]
 #[non_exhaustive]
+#[repr(u64)]
 pub enum Action {
     /// Read bytes into `data`. Answered by [`Outcome::Moved`]; fewer bytes than asked is a short read, none is the
     /// end of the leaf. Core asks again for the rest, and fills what lies beyond the end with zeros.
@@ -340,6 +341,7 @@ impl Permissions {
 /// The answer to an intent.
 #[derive(Debug)]
 #[non_exhaustive]
+#[repr(u64)]
 pub enum Outcome {
     /// To `Read`, `Write`, `CopyRange`: the buffers come back, with the number of bytes moved.
     Moved {

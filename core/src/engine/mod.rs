@@ -93,6 +93,8 @@ impl<T> Job<T> {
 }
 
 /// Who waits for a request.
+#[derive(Clone, Copy)]
+#[repr(u64)]
 pub(crate) enum ReplyTo {
     Caller(u64),
     Task(u32),
@@ -105,6 +107,8 @@ pub(crate) enum AnswerValue {
 }
 
 /// Who waits for an intent.
+#[derive(Clone, Copy)]
+#[repr(u64)]
 pub(crate) enum Flight {
     Part(Part),
     Whole(whole::Whole),
@@ -247,8 +251,10 @@ impl Shared {
             return self.reply(ReplyTo::Caller(tag), data, Err(error));
         }
         let verb = self.through(node, verb);
-        let piece = Piece { request: 0, label, verb, node, offset, len, position: 0, data };
-        self.start(ReplyTo::Caller(tag), piece);
+        self.start(
+            ReplyTo::Caller(tag),
+            Piece { request: 0, label, verb, node, offset, len, position: 0, data },
+        );
     }
 
     /// The verb for a node whose writes are durable when they complete.
@@ -281,14 +287,25 @@ impl Shared {
         })
     }
 
-    /// Begins a request whose books are not open yet.
-    #[inline]
-    pub(crate) fn start(&self, to: ReplyTo, mut piece: Piece) {
+    /// Begins a request: as one intent without books, where that will do.
+    #[inline(always)]
+    pub(crate) fn start(&self, to: ReplyTo, piece: Piece) {
+        let writes = match piece.verb {
+            Verb::Read => false,
+            Verb::Write(Fua::No) => true,
+            _ => return self.start_parts(to, piece),
+        };
+        let Piece { label, verb, node, offset, len, data, .. } = piece;
+        if let Err((to, data)) = self.start_whole(to, writes, label, (node, offset), data) {
+            self.start_parts(to, Piece { request: 0, label, verb, node, offset, len, position: 0, data });
+        }
+    }
+
+    /// Begins a request with books on what it is split into.
+    #[inline(never)]
+    fn start_parts(&self, to: ReplyTo, mut piece: Piece) {
         // A flush waits for commits that wait for quiescence, so it is not counted itself.
         let epoch = (piece.verb != Verb::Flush).then(|| self.epochs.enter());
-        if let Some(place) = self.whole_place(&piece) {
-            return self.emit_whole(to, epoch, piece, place);
-        }
         piece.request = self.open_request(to, epoch);
         match piece.verb {
             Verb::Read | Verb::Write(Fua::No) | Verb::WriteZeroes(_, Fua::No) => self.dispatch(piece),
@@ -321,7 +338,7 @@ impl Shared {
         self.tasks.serve(piece, || Box::new(serve::slot(this)));
     }
 
-    #[inline]
+    #[inline(always)]
     pub(crate) fn fly(&self, flight: Flight) -> Token {
         let generation = self.generation.get();
         self.generation.set(generation.wrapping_add(1));
@@ -340,14 +357,26 @@ impl Shared {
     fn complete(&self, token: Token, outcome: Outcome) {
         let (key, generation) = ((token.0 & 0xffff_ffff) as usize, (token.0 >> 32) as u32);
         let mut flights = self.flights.borrow_mut();
-        let known = flights.get(key).is_some_and(|(current, _)| *current == generation);
-        assert!(known, "{token:?} is not in flight: an intent is answered exactly once");
-        let (_, flight) = flights.remove(key);
-        drop(flights);
-        match flight {
-            Flight::Whole(whole) => self.whole_done(token, whole, outcome),
-            Flight::Part(part) => self.part_done(token, part, outcome),
-            Flight::Task(key) => self.answers.fill(&self.tasks, key, AnswerValue::Outcome(outcome)),
+        let flight = match flights.get(key) {
+            Some((current, flight)) if *current == generation => flight,
+            _ => panic!("{token:?} is not in flight: an intent is answered exactly once"),
+        };
+        match *flight {
+            Flight::Whole(whole) => {
+                flights.remove(key);
+                drop(flights);
+                self.whole_done(token, whole, outcome);
+            }
+            Flight::Part(part) => {
+                flights.remove(key);
+                drop(flights);
+                self.part_done(token, part, outcome);
+            }
+            Flight::Task(task) => {
+                flights.remove(key);
+                drop(flights);
+                self.answers.fill(&self.tasks, task, AnswerValue::Outcome(outcome));
+            }
         }
     }
 

@@ -106,6 +106,7 @@ pub(crate) struct Slot {
 }
 
 /// An intent in flight that belongs to a part of a request.
+#[derive(Clone, Copy)]
 pub(crate) struct Part {
     pub(crate) request: u32,
     pub(crate) label: Label,

@@ -192,7 +192,7 @@ impl Graph {
     }
 
     /// Runs `f` with the nodes, for the data path, which clones none of them.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn with<T>(&self, f: impl FnOnce(&[Option<Rc<Node>>]) -> T) -> T {
         f(&self.nodes.borrow())
     }

@@ -37,7 +37,12 @@ impl Qcow2 {
             return Ok(Extent { len, mapping: Mapping::Miss(Missing::L2Slice.at(slice.0)) });
         };
         let entries = &l2.bytes(slot)[first..];
-        // Most requests lie within one cluster.
+        // Most requests lie within one cluster of data.
+        if geometry.l2_entry_len == 8
+            && let Some(offset) = geometry.data_at(be_u64(entries, 0), offset, len, access)
+        {
+            return Ok(Extent { len, mapping: Mapping::Data { child: geometry.data, offset } });
+        }
         match self.segment(entries, geometry.cluster_bits.offset_in(offset.0), access) {
             Ok((mapping, segment)) if segment >= len => Ok(Extent { len, mapping }),
             _ => self.walk(entries, slice, offset, len, access),
@@ -112,6 +117,16 @@ impl Qcow2 {
 }
 
 impl Geometry {
+    /// The place of a range that lies within one standard cluster of data: what [`segment`](Qcow2::segment) says too, by
+    /// way of values that stay in registers.
+    #[inline]
+    fn data_at(&self, raw: u64, offset: GuestOffset, len: u64, access: Access) -> Option<u64> {
+        let in_cluster = self.cluster_bits.offset_in(offset.0);
+        let Ok(L2Entry::Standard { host, copied }) = L2Entry::parse(raw, &self.rules) else { return None };
+        let whole = in_cluster + len <= self.cluster_size;
+        (whole && (copied || access == Access::Read)).then_some(host.0 + in_cluster)
+    }
+
     #[inline]
     fn mapping(&self, entry: &L2Entry, in_cluster: u64, access: Access) -> Mapping {
         match (entry, access) {
