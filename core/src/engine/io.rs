@@ -241,6 +241,11 @@ impl Io {
         self.shared.graph.node(node).title.clone()
     }
 
+    /// How a node was opened.
+    pub(crate) fn flags(&self, node: NodeId) -> NodeFlags {
+        self.shared.graph.node(node).flags
+    }
+
     /// The driver of a node, unless it is a leaf.
     pub fn driver(&self, node: NodeId) -> Option<Rc<dyn Driver>> {
         match &self.shared.graph.node(node).kind {

@@ -49,6 +49,10 @@ pub struct NodeFlags {
     pub no_flush: bool,
     /// Every write is durable when it completes (the cache modes `writethrough` and `directsync`).
     pub write_through: bool,
+    /// Whoever uses the node lets others write to it meanwhile (`force-share`).
+    pub force_share: bool,
+    /// A leaf whose image locks nobody takes (`locking=off`).
+    pub unlocked: bool,
 }
 
 /// A node of the graph.

@@ -40,9 +40,10 @@ pub struct OpenMode {
     pub discard: bool,
     /// `aio`.
     pub aio: Aio,
-    /// `force-share`: others may write to the image meanwhile.
+    /// `force-share`: others may write to the node meanwhile. Children have it from their parent unless they say
+    /// otherwise, and what counts for an image is the word of its file.
     pub force_share: bool,
-    /// `locking`: whether image locks are taken at all.
+    /// `locking`: whether image locks are taken at all. Only a leaf's own word counts.
     pub locking: bool,
     /// What names that images hold may open.
     pub names: ImageNames,
@@ -162,6 +163,8 @@ impl NodeSpec {
             discard: self.mode.discard,
             no_flush: self.mode.no_flush,
             write_through: self.mode.write_through,
+            force_share: self.mode.force_share,
+            unlocked: !self.mode.locking,
         }
     }
 }
@@ -178,6 +181,10 @@ pub fn open<'a>(io: &'a Io, spec: &'a NodeSpec) -> LocalFuture<'a, Result<NodeId
 fn open_at<'a>(io: &'a Io, spec: &'a NodeSpec, depth: usize) -> LocalFuture<'a, Result<NodeId>> {
     Box::pin(async move {
         let name = spec.node_name.as_deref();
+        if spec.mode.force_share && spec.mode.writable {
+            let text = "force-share=on can only be used with read-only images";
+            return Err(Box::new(Error::Options(text.into())));
+        }
         match &spec.driver {
             DriverSpec::Leaf(location) => {
                 let access =
@@ -420,23 +427,22 @@ pub(crate) enum Sharing {
 
 /// Takes the byte-range locks on the leaf that holds an image, as QEMU does, so that both keep out of each other's way.
 pub(crate) async fn lock_file(io: &Io, mode: OpenMode, file: NodeId, sharing: Sharing) -> Result<()> {
-    if !mode.locking {
-        return Ok(());
-    }
     let mut leaf = file;
+    let mut force_share = io.flags(file).force_share;
     while let Some(below) = io.edge(leaf, Role::File) {
         leaf = below;
+        force_share |= io.flags(leaf).force_share;
+    }
+    if io.flags(leaf).unlocked {
+        return Ok(());
     }
     let holds = match mode.writable {
         true => Permissions::CONSISTENT_READ.with(Permissions::WRITE).with(Permissions::RESIZE),
         false => Permissions::CONSISTENT_READ,
     };
-    if mode.force_share {
-        return io.lock(leaf, Permissions::NONE, Permissions::ALL).await;
-    }
     let shares = match sharing {
-        Sharing::Everything => Permissions::ALL,
-        Sharing::Reads => Permissions::WRITE.with(Permissions::RESIZE).complement(),
+        Sharing::Reads if !force_share => Permissions::WRITE.with(Permissions::RESIZE).complement(),
+        _ => Permissions::ALL,
     };
     io.lock(leaf, holds, shares).await
 }
