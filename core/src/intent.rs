@@ -325,6 +325,11 @@ impl Permissions {
         self.0 & other.0 == other.0
     }
 
+    /// The permissions of the set, one by one.
+    pub fn iter(self) -> impl Iterator<Item = Self> {
+        (0..4).map(|bit| Self(1 << bit)).filter(move |one| self.contains(*one))
+    }
+
     /// QEMU's word for a single permission, as its messages have it.
     pub const fn name(self) -> &'static str {
         match self.0 {
