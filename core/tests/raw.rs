@@ -154,6 +154,16 @@ fn zeros_wait_for_a_cycle_that_shares_a_block() {
 }
 
 #[test]
+fn the_last_block_of_a_write_leaves_the_length_alone() {
+    let mut disk = Disk::new(512, vec![1; 1000]);
+    let node = disk.open(0, None);
+    disk.run(node, Op::Write(Fua::No), 990, 0, Buf::from(vec![2; 10]).into()).result.expect("works");
+    assert_eq!(disk.log[2..], ["read 512+512", "write 512+512", "set_len 1000"]);
+    assert_eq!((disk.bytes.len(), disk.engine.len(node)), (1000, 1000));
+    assert_eq!((disk.bytes[989], disk.bytes[990], disk.bytes[999]), (1, 2, 2));
+}
+
+#[test]
 fn a_flush_beside_one_that_fails_fails_too() {
     let mut disk = Disk::new(1, vec![0; 100]);
     let node = disk.open(0, None);
@@ -257,6 +267,11 @@ impl Disk {
                 if failure.is_none() {
                     self.bytes[offset as usize..][..len as usize].fill(0);
                 }
+                Outcome::Done(failed(()))
+            }
+            Action::SetLen { len, .. } => {
+                self.log.push(format!("set_len {len}"));
+                self.bytes.resize(len as usize, 0);
                 Outcome::Done(failed(()))
             }
             Action::Flush { .. } => {

@@ -16,7 +16,7 @@ use crate::buf::{Buf, BufList};
 use crate::error::Result;
 use crate::graph::driver::{Access, Driver, Mapping, Ready, Reservation};
 use crate::graph::{Collision, Kind, Leaf, Node, NodeId, Owner};
-use crate::intent::{Action, Errno, Fua, ZeroFlags};
+use crate::intent::{Action, Errno, Fua, Preallocation, ZeroFlags};
 
 /// Bytes of zeros written at once where a leaf cannot zero a range.
 const ZERO_CHUNK: u64 = 256 * 1024;
@@ -441,6 +441,8 @@ async fn leaf_write(io: &Io, leaf: &Leaf, piece: &mut Piece) -> Result<()> {
     let cycle = Owner::Cycle(shared.cycles.replace(shared.cycles.get() + 1));
     leaf.settled
         .wait(&shared.tasks, || {
+            // What cuts the leaf back to its length afterwards must not cut off what others append meanwhile.
+            let last = if !aligned && last > leaf.len.get() { u64::MAX } else { last };
             (!leaf.collides(first, last, against)).then(|| leaf.enter(cycle, first, last))
         })
         .await;
@@ -452,7 +454,6 @@ async fn leaf_write(io: &Io, leaf: &Leaf, piece: &mut Piece) -> Result<()> {
 
 async fn rewrite_blocks(io: &Io, leaf: &Leaf, piece: &mut Piece, aligned: bool) -> Result<()> {
     let Verb::Write(fua) = piece.verb else { unreachable!("a write") };
-    let len_before = leaf.len.get();
     let (start, blocks) = if aligned {
         let align = (leaf.info.memory_align as usize).max(crate::buf::BUF_ALIGN);
         (piece.offset, Buf::zeroed_aligned(piece.len as usize, align))
@@ -463,9 +464,21 @@ async fn rewrite_blocks(io: &Io, leaf: &Leaf, piece: &mut Piece, aligned: bool) 
     let at = (piece.offset - start) as usize;
     let end = at + piece.len as usize;
     piece.data.copy_out(0, &mut blocks[at..end]);
-    write_whole(io, leaf, start, BufList::from(blocks), fua).await?;
-    let end = piece.offset + piece.len;
-    leaf.len.set(len_before.max(leaf.len.get()).max(end));
+    let wanted_len = leaf.len.get().max(piece.offset + piece.len);
+    let written = write_whole(io, leaf, start, BufList::from(blocks), fua).await;
+    if leaf.len.get() > wanted_len {
+        cut_back(io, leaf, wanted_len).await?;
+    }
+    written
+}
+
+/// Takes off a leaf what the last block of a write added beyond the bytes that were asked for.
+async fn cut_back(io: &Io, leaf: &Leaf, len: u64) -> Result<()> {
+    let preallocation = Preallocation::Off;
+    let cut = io.done("write/cut", Action::SetLen { leaf: leaf.info.leaf, len, preallocation }).await;
+    cut.map_err(|errno| leaf.error("write", len, 0, errno))?;
+    leaf.wrote(0);
+    leaf.len.set(len);
     Ok(())
 }
 
