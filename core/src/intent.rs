@@ -57,8 +57,9 @@ pub struct ZeroFlags {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Action {
-    /// Read bytes into `data`. Answered by [`Outcome::Moved`]; fewer bytes than asked is a short read, none is the
-    /// end of the leaf. Core asks again for the rest, and fills what lies beyond the end with zeros.
+    /// Read bytes into `data`. Answered by [`Outcome::Moved`]; fewer bytes than asked is a short read, none, or less
+    /// than one [`LeafInfo::request_align`], is the end of the leaf. Core asks again for the rest from the last whole
+    /// unit on, and fills what lies beyond the end with zeros.
     Read {
         /// Where from.
         leaf: LeafId,

@@ -65,6 +65,27 @@ fn short_transfers_go_on_and_errors_keep_the_buffer() {
 }
 
 #[test]
+fn a_short_read_in_mid_file_is_not_its_end() {
+    let mut disk = Disk::new(512, vec![7; 4000]);
+    let node = disk.open(0, None);
+    disk.transfer_max = 1300;
+    let aligned = Buf::zeroed_aligned(3584, 4096);
+    let reply = disk.run(node, Op::Read, 0, 0, aligned.into());
+    reply.result.expect("goes on from whole blocks");
+    assert!(reply.data.into_single().iter().all(|byte| *byte == 7));
+    assert_eq!(disk.log[2..], ["read 0+3584", "read 1024+2560", "read 2048+1536", "read 3072+512"]);
+    let reply = disk.run(node, Op::Read, 100, 0, Buf::from(vec![0; 3900]).into());
+    reply.result.expect("goes on from whole blocks");
+    assert!(reply.data.into_single().iter().all(|byte| *byte == 7));
+    // Less than a block is the end.
+    disk.bytes.truncate(1100);
+    let reply = disk.run(node, Op::Read, 512, 0, Buf::zeroed_aligned(3072, 4096).into());
+    reply.result.expect("what is gone reads as zeros");
+    let data = reply.data.into_single();
+    assert!(data[..588].iter().all(|byte| *byte == 7) && data[588..].iter().all(|byte| *byte == 0));
+}
+
+#[test]
 fn blocks_are_read_modified_and_written() {
     let mut disk = Disk::new(512, vec![1; 2048]);
     let node = disk.open(0, None);

@@ -104,8 +104,11 @@ impl Backend {
         let fd = |leaf: LeafId| self.host.leaf(leaf).and_then(|open| open.async_fd());
         // Reads and writes go by value from the engine into their slots.
         match action {
-            Action::Read { leaf, offset, data } if let Some(fd) = fd(leaf) => {
-                ring.read(fd, token, (leaf, offset), data)
+            Action::Read { leaf, offset, data }
+                if let Some(open) = self.host.leaf(leaf)
+                    && let Some(fd) = open.async_fd() =>
+            {
+                ring.read(fd, token, (leaf, offset, open.block()), data)
             }
             Action::Write { leaf, offset, data, fua } if let Some(fd) = fd(leaf) => {
                 ring.write(fd, token, (leaf, offset), data, fua)

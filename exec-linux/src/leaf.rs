@@ -27,6 +27,9 @@ pub(crate) const WINDOWS_MAX: usize = 1024;
 /// Bytes of zeros in one call when space is reserved by writing them.
 const ZERO_CHUNK: usize = 256 * 1024;
 
+/// Reads of less than a block in the middle of a file, one after the other, before it counts as broken.
+const READS_MAX: usize = 8;
+
 /// What a device answers to a control call that it does not know.
 const ENOTTY: Errno = Errno(25);
 
@@ -45,6 +48,8 @@ pub struct OpenLeaf {
     locks: Mutex<ImageLocks>,
     /// Only blocking calls are wanted.
     blocking: bool,
+    /// Offsets and lengths of transfers are multiples of this.
+    block: u32,
     /// A length in bytes that the file is known to have had; it may have grown since.
     len_seen: AtomicU64,
 }
@@ -62,15 +67,17 @@ impl OpenLeaf {
             Location::Path(path) => Self::open_path(path, access).map_err(errno),
             &Location::Null { len, read_zeroes } => {
                 let info = LeafInfo { len, discard_zeroes: true, ..info_of(LeafKind::Null) };
-                Ok((Self::new(Storage::Null { read_zeroes }, len, Aio::Auto), info))
+                let storage = Storage::Null { read_zeroes };
+                Ok((Self::new(storage, &info, Aio::Auto), info))
             }
             _ => Err(Errno::ENOTSUP),
         }
     }
 
-    fn new(storage: Storage, len: u64, aio: Aio) -> Self {
+    fn new(storage: Storage, info: &LeafInfo, aio: Aio) -> Self {
         let blocking = aio == Aio::Threads;
-        Self { storage, locks: Mutex::default(), blocking, len_seen: AtomicU64::new(len) }
+        let len_seen = AtomicU64::new(info.len);
+        Self { storage, locks: Mutex::default(), blocking, block: info.request_align, len_seen }
     }
 
     fn open_path(path: &str, access: LeafAccess) -> rustix::io::Result<(Self, LeafInfo)> {
@@ -91,7 +98,7 @@ impl OpenLeaf {
         if access.direct {
             (info.request_align, info.memory_align) = direct_alignment(&fd, &about);
         }
-        Ok((Self::new(Storage::File { fd, kind }, len, access.aio), info))
+        Ok((Self::new(Storage::File { fd, kind }, &info, access.aio), info))
     }
 
     /// The descriptor, where there is one.
@@ -130,9 +137,16 @@ impl OpenLeaf {
 
     pub(crate) fn read(&self, offset: u64, data: &mut BufList) -> Result<usize, Errno> {
         let Some(fd) = self.fd() else { return Ok(self.null_read(data)) };
-        let mut windows: SmallVec<[IoSliceMut<'_>; WINDOWS_INLINE]> =
-            data.windows_mut().iter_mut().take(WINDOWS_MAX).map(|window| IoSliceMut::new(window)).collect();
-        retry(|| rustix::io::preadv(fd, &mut windows, offset))
+        if self.block > 1 {
+            let wanted = data.len_bytes();
+            return whole_or_end(self.block, wanted, offset, || read_once(fd, offset, data), || leaf_len(fd));
+        }
+        read_once(fd, offset, data)
+    }
+
+    /// Offsets and lengths of transfers are multiples of this.
+    pub(crate) fn block(&self) -> u32 {
+        self.block
     }
 
     pub(crate) fn write(&self, offset: u64, data: &BufList, fua: Fua) -> Result<usize, Errno> {
@@ -237,7 +251,7 @@ fn create_unlocked(
     let fd = rustix::fs::open(path.as_str(), flags, Mode::from_raw_mode(0o644)).map_err(errno)?;
     let about = rustix::fs::fstat(&fd).map_err(errno)?;
     let kind = kind_of(&about).map_err(errno)?;
-    let leaf = OpenLeaf::new(Storage::File { fd, kind }, 0, Aio::Threads);
+    let leaf = OpenLeaf::new(Storage::File { fd, kind }, &info_of(kind), Aio::Threads);
     if !leaf.is_regular() {
         return leaf.set_len(len, Preallocation::Off).map(Ok).map_err(|_| Errno::ENOSPC);
     }
@@ -304,6 +318,40 @@ fn direct_alignment(fd: &OwnedFd, about: &Statx) -> (u32, u32) {
 /// Repeats a call that a signal interrupted.
 fn retry<T>(call: impl FnMut() -> rustix::io::Result<T>) -> Result<T, Errno> {
     rustix::io::retry_on_intr(call).map_err(errno)
+}
+
+fn read_once(fd: BorrowedFd<'_>, offset: u64, data: &mut BufList) -> Result<usize, Errno> {
+    let mut windows: SmallVec<[IoSliceMut<'_>; WINDOWS_INLINE]> =
+        data.windows_mut().iter_mut().take(WINDOWS_MAX).map(|window| IoSliceMut::new(window)).collect();
+    retry(|| rustix::io::preadv(fd, &mut windows, offset))
+}
+
+/// Reads until there is at least one whole block, or less than one because the file ends there. Anything less in the
+/// middle of a file is no answer: who asked would take it for the end.
+fn whole_or_end(
+    block: u32,
+    wanted: usize,
+    offset: u64,
+    mut read: impl FnMut() -> Result<usize, Errno>,
+    mut len: impl FnMut() -> Result<u64, Errno>,
+) -> Result<usize, Errno> {
+    for _ in 0..READS_MAX {
+        let moved = read()?;
+        let whole = moved >= wanted.min(block as usize);
+        if whole || len()? <= offset + moved as u64 {
+            return Ok(moved);
+        }
+    }
+    Err(Errno::EIO)
+}
+
+/// Bytes of a file, or of a device that has an end.
+fn leaf_len(fd: BorrowedFd<'_>) -> Result<u64, Errno> {
+    match seek(fd, SeekFrom::End(0)) {
+        Ok(len) => Ok(len),
+        Err(rustix::io::Errno::SPIPE | rustix::io::Errno::INVAL) => Ok(0),
+        Err(error) => Err(errno(error)),
+    }
 }
 
 fn file_len(fd: BorrowedFd<'_>) -> Result<u64, Errno> {
@@ -420,5 +468,39 @@ fn file_status(fd: BorrowedFd<'_>, offset: u64, len: u64) -> LeafStatus {
             _ => LeafStatus { len, hole: false },
         },
         Err(_) => LeafStatus { len, hole: false },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A read of 4096 bytes at 8192 in blocks of 512, with the answers that the kernel gives to each try.
+    fn read(answers: &[Result<usize, Errno>], len: u64) -> (Result<usize, Errno>, usize) {
+        let mut tries = 0;
+        let read = || {
+            tries += 1;
+            answers[tries - 1]
+        };
+        let result = whole_or_end(512, 4096, 8192, read, || Ok(len));
+        (result, tries)
+    }
+
+    #[test]
+    fn less_than_a_block_in_mid_file_is_read_again() {
+        assert_eq!(read(&[Ok(4096)], 1 << 20), (Ok(4096), 1));
+        // Whoever asked goes on from the last whole block.
+        assert_eq!(read(&[Ok(700)], 1 << 20), (Ok(700), 1));
+        assert_eq!(read(&[Ok(100), Ok(0), Ok(4096)], 1 << 20), (Ok(4096), 3));
+        assert_eq!(read(&[Ok(100), Err(Errno::EIO)], 1 << 20), (Err(Errno::EIO), 2));
+        assert_eq!(read(&[Ok(100); READS_MAX], 1 << 20), (Err(Errno::EIO), READS_MAX));
+    }
+
+    #[test]
+    fn less_than_a_block_at_the_end_is_the_end() {
+        assert_eq!(read(&[Ok(100)], 8292), (Ok(100), 1));
+        assert_eq!(read(&[Ok(0)], 8192), (Ok(0), 1));
+        // Cut short by somebody else meanwhile.
+        assert_eq!(read(&[Ok(0)], 0), (Ok(0), 1));
     }
 }

@@ -318,27 +318,28 @@ impl Shared {
                     Err(errno) => return self.settle(part.request, part.position, data, fail(errno)),
                 };
                 let reads = part.verb == Verb::Read;
-                let at_end = moved == 0 || !moved.is_multiple_of(leaf.info.request_align.max(1) as usize);
-                if at_end && reads {
+                let whole = leaf.whole_blocks(moved);
+                if whole == 0 && reads {
                     data.zero_from(moved);
                     return self.settle(part.request, part.position, data, Ok(()));
                 }
-                if at_end {
+                if whole == 0 || (whole < moved && !reads) {
                     return self.settle(part.request, part.position, data, fail(Errno::EIO));
                 }
-                let front = data.split_to(moved);
+                let front = data.split_to(whole);
                 self.owe(part.request);
                 self.settle(part.request, part.position, front, Ok(()));
-                self.emit(Piece {
+                let rest = Piece {
                     request: part.request,
                     label: part.label,
                     verb: part.verb,
                     node: part.leaf,
-                    offset: part.offset + moved as u64,
-                    len: part.len - moved as u64,
-                    position: part.position + moved as u64,
+                    offset: part.offset + whole as u64,
+                    len: part.len - whole as u64,
+                    position: part.position + whole as u64,
                     data,
-                });
+                };
+                if leaf.fits(rest.offset, &rest.data) { self.emit(rest) } else { self.serve(rest) }
             }
             Outcome::Done(result) => self.range_done(leaf, &part, result),
             other => panic!("an executor answered a {} with {other:?}", part.verb.name()),

@@ -405,13 +405,13 @@ async fn read_blocks(
         let (mut back, result) = io.moved(label, action).await;
         let wanted = back.len_bytes() as u64;
         let moved = result.map_err(|errno| leaf.error("read", at, wanted, errno))?;
-        let at_end = moved == 0 || !moved.is_multiple_of(block as usize);
-        if at_end {
+        let whole = leaf.whole_blocks(moved);
+        if whole == 0 {
             back.append(std::mem::take(&mut rest));
             back.zero_from(moved);
             done.append(back);
         } else {
-            done.append(back.split_to(moved));
+            done.append(back.split_to(whole));
             back.append(rest);
             rest = back;
         }

@@ -130,6 +130,11 @@ impl Leaf {
         }
     }
 
+    /// The part of a short transfer that ends with a whole block: where the next one can begin.
+    pub(crate) fn whole_blocks(&self, moved: usize) -> usize {
+        moved - moved % self.info.request_align.max(1) as usize
+    }
+
     /// Whether the leaf takes a request as it is.
     #[inline]
     pub(crate) fn fits(&self, offset: u64, data: &BufList) -> bool {
