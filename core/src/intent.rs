@@ -85,7 +85,8 @@ pub enum Action {
         leaf: LeafId,
     },
     /// Tell the leaf that the range is not needed. Its content is undefined afterwards, unless
-    /// [`LeafInfo::discard_zeroes`] says otherwise. [`Outcome::Done`]; `ENOTSUP` is an answer that core ignores.
+    /// [`LeafInfo::discard_zeroes`] says otherwise. [`Outcome::Done`]; `ENOTSUP` and `EINVAL` are answers that core
+    /// ignores.
     Discard {
         /// Which leaf.
         leaf: LeafId,
@@ -94,7 +95,8 @@ pub enum Action {
         /// Bytes.
         len: u64,
     },
-    /// Make the range read as zeros; beyond the end of a file this extends it. [`Outcome::Done`].
+    /// Make the range read as zeros; beyond the end of a file this extends it. [`Outcome::Done`]; `ENOTSUP` and
+    /// `EINVAL` make core look for another way.
     WriteZeroes {
         /// Which leaf.
         leaf: LeafId,
@@ -264,7 +266,7 @@ pub struct LeafInfo {
     pub kind: LeafKind,
     /// Whether space added by growing reads as zeros without being written.
     pub grows_as_zeroes: bool,
-    /// Whether a discarded range reads as zeros.
+    /// Whether a range reads as zeros once its discard has succeeded.
     pub discard_zeroes: bool,
     /// Whether `WriteZeroes` is cheaper than writing zeros.
     pub fast_zeroes: bool,

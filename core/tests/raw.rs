@@ -126,6 +126,45 @@ fn zeros_are_written_where_the_leaf_cannot_zero() {
 }
 
 #[test]
+fn a_discard_that_the_leaf_cannot_take_is_no_failure() {
+    let mut disk = Disk::new(1, vec![9; 100]);
+    let node = disk.open(0, None);
+    for errno in [Errno::ENOTSUP, Errno::EINVAL] {
+        disk.fail.insert(disk.log.len(), errno);
+        disk.run(node, Op::Discard, 10, 50, BufList::new()).result.expect("advice");
+    }
+    disk.fail.insert(disk.log.len(), Errno::EIO);
+    let reply = disk.run(node, Op::Discard, 10, 50, BufList::new());
+    assert_eq!(reply.result.unwrap_err().errno(), Errno::EIO);
+    // Zeros are no advice.
+    disk.fail.insert(disk.log.len(), Errno::EINVAL);
+    let zeroes = |no_fallback| Op::WriteZeroes(ZeroFlags { may_unmap: true, no_fallback }, Fua::No);
+    disk.run(node, zeroes(false), 10, 50, BufList::new()).result.expect("as data");
+    assert_eq!((disk.bytes[9], disk.bytes[10], disk.bytes[59], disk.bytes[60]), (9, 0, 0, 9));
+    disk.fail.insert(disk.log.len(), Errno::EINVAL);
+    let reply = disk.run(node, zeroes(true), 0, 5, BufList::new());
+    assert_eq!(reply.result.unwrap_err().errno(), Errno::ENOTSUP);
+    assert_eq!(disk.bytes[0], 9);
+}
+
+#[test]
+fn a_discard_that_zeroes_stands_in_for_zeros() {
+    let mut disk = Disk::new(1, vec![9; 100]);
+    disk.discard_zeroes = true;
+    let node = disk.open(0, None);
+    let zeroes = |may_unmap| Op::WriteZeroes(ZeroFlags { may_unmap, no_fallback: true }, Fua::No);
+    disk.fail.insert(2, Errno::ENOTSUP);
+    disk.run(node, zeroes(true), 10, 50, BufList::new()).result.expect("fast enough");
+    assert_eq!((disk.bytes[9], disk.bytes[10], disk.bytes[59], disk.bytes[60]), (9, 0, 0, 9));
+    disk.fail.extend([(4, Errno::ENOTSUP), (5, Errno::EINVAL)]);
+    disk.run(node, zeroes(true), 0, 5, BufList::new()).result.expect_err("neither works");
+    disk.fail.insert(6, Errno::ENOTSUP);
+    disk.run(node, zeroes(false), 0, 5, BufList::new()).result.expect_err("nothing may be unmapped");
+    let (zeroes, discard) = ("write_zeroes 0+5", "discard 0+5");
+    assert_eq!(disk.log[2..], ["write_zeroes 10+50", "discard 10+50", zeroes, discard, zeroes]);
+}
+
+#[test]
 fn flushes_go_out_only_where_something_was_written_and_stay_failed() {
     let mut disk = Disk::new(1, vec![0; 100]);
     let node = disk.open(0, None);
@@ -208,6 +247,7 @@ struct Disk {
     transfer_max: usize,
     /// Bytes in one transfer, as the leaf says when it is opened.
     leaf_transfer_max: u32,
+    discard_zeroes: bool,
     log: Vec<String>,
     /// Intents, by their place in the log, that fail.
     fail: BTreeMap<usize, Errno>,
@@ -222,6 +262,7 @@ impl Disk {
             block,
             transfer_max: usize::MAX,
             leaf_transfer_max: 0,
+            discard_zeroes: false,
             log: Vec::new(),
             fail: BTreeMap::new(),
         }
@@ -290,6 +331,13 @@ impl Disk {
                 }
                 Outcome::Done(failed(()))
             }
+            Action::Discard { offset, len, .. } => {
+                self.log.push(format!("discard {offset}+{len}"));
+                if failure.is_none() && self.discard_zeroes {
+                    self.bytes[offset as usize..][..len as usize].fill(0);
+                }
+                Outcome::Done(failed(()))
+            }
             Action::SetLen { len, .. } => {
                 self.log.push(format!("set_len {len}"));
                 self.bytes.resize(len as usize, 0);
@@ -314,7 +362,7 @@ impl Disk {
             transfer_max: self.leaf_transfer_max,
             kind: LeafKind::File,
             grows_as_zeroes: true,
-            discard_zeroes: false,
+            discard_zeroes: self.discard_zeroes,
             fast_zeroes: true,
         }
     }

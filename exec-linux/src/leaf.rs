@@ -284,8 +284,8 @@ fn info_of(kind: LeafKind) -> LeafInfo {
         transfer_max: 0,
         kind,
         grows_as_zeroes: kind == LeafKind::File,
-        // A hole punched reads as zeros, but a file system that punches none says so only when it is asked.
-        discard_zeroes: false,
+        // A hole reads as zeros; a file system that punches none refuses to.
+        discard_zeroes: kind == LeafKind::File,
         fast_zeroes: true,
     }
 }
@@ -367,7 +367,7 @@ fn punch(fd: BorrowedFd<'_>, offset: u64, len: u64) -> Result<(), Errno> {
 /// The ways in which kernels and file systems say that they lack an operation, as the one that core expects.
 fn unsupported(result: Result<(), Errno>) -> Result<(), Errno> {
     match result {
-        Err(Errno::ENOSYS | Errno::ENODEV | ENOTTY) => Err(Errno::ENOTSUP),
+        Err(Errno::EINVAL | Errno::ENOSYS | Errno::ENODEV | ENOTTY) => Err(Errno::ENOTSUP),
         other => other,
     }
 }

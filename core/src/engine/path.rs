@@ -30,7 +30,7 @@ pub(crate) enum Verb {
     WriteCompressed,
     WriteZeroes(ZeroFlags, Fua),
     /// Zeros for a leaf that refused to zero the range.
-    ZeroesAsData,
+    ZeroesOtherwise(ZeroFlags),
     Discard,
     Flush,
 }
@@ -41,7 +41,7 @@ impl Verb {
             Self::Read => "read",
             Self::Write(_) => "write",
             Self::WriteCompressed => "compressed write",
-            Self::WriteZeroes(..) | Self::ZeroesAsData => "write of zeros",
+            Self::WriteZeroes(..) | Self::ZeroesOtherwise(_) => "write of zeros",
             Self::Discard => "discard",
             Self::Flush => "flush",
         }
@@ -284,7 +284,7 @@ impl Shared {
                 Verb::Write(fua) => Action::Write { leaf: id, offset, data, fua },
                 Verb::WriteZeroes(flags, _) => Action::WriteZeroes { leaf: id, offset, len, flags },
                 Verb::Discard => Action::Discard { leaf: id, offset, len },
-                Verb::WriteCompressed | Verb::ZeroesAsData | Verb::Flush => {
+                Verb::WriteCompressed | Verb::ZeroesOtherwise(_) | Verb::Flush => {
                     unreachable!("served by coroutines")
                 }
             };
@@ -352,12 +352,13 @@ impl Shared {
             leaf.wrote(if zeroes { part.offset + part.len } else { 0 });
         }
         let result = match (part.verb, result) {
-            (_, Ok(())) | (Verb::Discard, Err(Errno::ENOTSUP)) => Ok(()),
-            (Verb::WriteZeroes(flags, _), Err(Errno::ENOTSUP | Errno::EINVAL)) if !flags.no_fallback => {
+            // Advice that the host cannot take is no failure.
+            (_, Ok(())) | (Verb::Discard, Err(Errno::ENOTSUP | Errno::EINVAL)) => Ok(()),
+            (Verb::WriteZeroes(flags, _), Err(Errno::ENOTSUP | Errno::EINVAL)) => {
                 return self.serve(Piece {
                     request: part.request,
                     label: part.label,
-                    verb: Verb::ZeroesAsData,
+                    verb: Verb::ZeroesOtherwise(flags),
                     node: part.leaf,
                     offset: part.offset,
                     len: part.len,

@@ -61,7 +61,10 @@ async fn serving(shared: Rc<Shared>, mut piece: Piece) {
             leaf_without_cycles(&io, leaf, &piece).await;
             return shared.dispatch(piece);
         }
-        (_, Verb::ZeroesAsData) => Box::pin(zeroes_as_data(&io, piece.node, piece.offset, piece.len)).await,
+        (Kind::Leaf(leaf), Verb::ZeroesOtherwise(flags)) => {
+            Box::pin(leaf_zeroes_otherwise(&io, leaf, &piece, flags)).await
+        }
+        (Kind::Driver(_), Verb::ZeroesOtherwise(_)) => unreachable!("a leaf refuses to zero"),
         (Kind::Driver(driver), Verb::Discard) => Box::pin(discard(&io, &node, driver.as_ref(), &piece)).await,
         (Kind::Leaf(_), Verb::Discard) => unreachable!("a leaf takes discards as they are"),
     };
@@ -427,6 +430,73 @@ async fn leaf_without_cycles(io: &Io, leaf: &Leaf, piece: &Piece) {
     leaf.settled.wait(&io.shared().tasks, free).await;
 }
 
+/// Zeros for a leaf that refused to zero the range: by a discard, where that makes zeros; else as data.
+async fn leaf_zeroes_otherwise(io: &Io, leaf: &Leaf, piece: &Piece, flags: ZeroFlags) -> Result<()> {
+    let Piece { node, offset, len, .. } = *piece;
+    // A discard makes no leaf longer.
+    if flags.may_unmap && leaf.info.discard_zeroes && offset + len <= leaf.len.get() {
+        let held = Held::take(io, leaf, offset, offset + len, Collision::WithCycles).await;
+        let discard = Action::Discard { leaf: leaf.info.leaf, offset, len };
+        let discarded = io.done("write_zeroes/discard", discard).await;
+        drop(held);
+        match discarded {
+            Ok(()) => {
+                leaf.wrote(0);
+                return Ok(());
+            }
+            Err(Errno::ENOTSUP | Errno::EINVAL) => {}
+            Err(errno) => return Err(leaf.error("write of zeros", offset, len, errno)),
+        }
+    }
+    match flags.no_fallback {
+        true => Err(leaf.error("write of zeros", offset, len, Errno::ENOTSUP)),
+        false => zeroes_as_data(io, node, offset, len).await,
+    }
+}
+
+/// Blocks of a leaf that are held against the cycles of others, until this is dropped.
+pub(crate) struct Held<'a> {
+    shared: &'a Shared,
+    leaf: &'a Leaf,
+    cycle: Owner,
+}
+
+impl<'a> Held<'a> {
+    /// Waits until nothing in flight `against` which this is held shares a byte of `[start, end)`.
+    pub(crate) async fn take(
+        io: &'a Io,
+        leaf: &'a Leaf,
+        start: u64,
+        end: u64,
+        against: Collision,
+    ) -> Held<'a> {
+        let shared = io.shared();
+        leaf.settled.wait(&shared.tasks, || Self::try_take(shared, leaf, start, end, against)).await
+    }
+
+    pub(crate) fn try_take(
+        shared: &'a Shared,
+        leaf: &'a Leaf,
+        start: u64,
+        end: u64,
+        against: Collision,
+    ) -> Option<Self> {
+        if leaf.collides(start, end, against) {
+            return None;
+        }
+        let cycle = Owner::Cycle(shared.cycles.replace(shared.cycles.get() + 1));
+        leaf.enter(cycle, start, end);
+        Some(Self { shared, leaf, cycle })
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.leaf.leave(self.cycle);
+        self.leaf.settled.notify(&self.shared.tasks);
+    }
+}
+
 /// Writes to a leaf with blocks what is not whole blocks in aligned memory, or what must wait for such a write.
 ///
 /// A cycle of read, modify and write holds its blocks against all other writes, of zeros too; a write of whole blocks
@@ -438,18 +508,15 @@ async fn leaf_write(io: &Io, leaf: &Leaf, piece: &mut Piece) -> Result<()> {
     let (first, last) = (start - start % block, end.next_multiple_of(block));
     let aligned = (first, last) == (start, end);
     let against = if aligned { Collision::WithCycles } else { Collision::WithAny };
-    let cycle = Owner::Cycle(shared.cycles.replace(shared.cycles.get() + 1));
-    leaf.settled
+    let _held = leaf
+        .settled
         .wait(&shared.tasks, || {
             // What cuts the leaf back to its length afterwards must not cut off what others append meanwhile.
             let last = if !aligned && last > leaf.len.get() { u64::MAX } else { last };
-            (!leaf.collides(first, last, against)).then(|| leaf.enter(cycle, first, last))
+            Held::try_take(shared, leaf, first, last, against)
         })
         .await;
-    let result = rewrite_blocks(io, leaf, piece, aligned).await;
-    leaf.leave(cycle);
-    leaf.settled.notify(&shared.tasks);
-    result
+    rewrite_blocks(io, leaf, piece, aligned).await
 }
 
 async fn rewrite_blocks(io: &Io, leaf: &Leaf, piece: &mut Piece, aligned: bool) -> Result<()> {
