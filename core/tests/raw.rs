@@ -224,6 +224,34 @@ fn the_last_block_of_a_write_leaves_the_length_alone() {
 }
 
 #[test]
+fn a_copy_waits_for_a_cycle_that_shares_a_block() {
+    let mut disk = Disk::new(512, vec![1; 4096]);
+    disk.bytes[2048..].fill(3);
+    let node = disk.open(0, None);
+    let leaf = disk.engine.graph()[0].id;
+    let data = Buf::from(vec![2; 24]).into();
+    disk.engine.submit(Request { node, op: Op::Write(Fua::No), offset: 500, len: 0, data, tag: 1 });
+    let copies = [(2048, 0, 512), (2560, 700, 100), (3072, 4000, 96)].map(|(from, to, len)| {
+        disk.engine
+            .run(2, move |io| async move { io.copy_range("copy", (leaf, from), (node, to), len).await })
+    });
+    let data = Buf::from(vec![4; 8]).into();
+    disk.engine.submit(Request { node, op: Op::Write(Fua::No), offset: 690, len: 0, data, tag: 3 });
+    disk.settle();
+    for (copy, len) in copies.iter().zip([512, 100, 96]) {
+        assert_eq!(copy.take().expect("ended").expect("works"), len);
+    }
+    // The third shares no block with anybody, and goes first; each other one begins when what it would meet has ended.
+    let place = |what: &str| disk.log.iter().position(|entry| entry == what).expect(what);
+    assert!(place("copy 3072 4000+96") < place("write 0+1024"));
+    assert!(place("write 0+1024") < place("copy 2048 0+512"));
+    assert!(place("write 0+1024") < place("copy 2560 700+100"));
+    assert_eq!((disk.bytes[0], disk.bytes[511], disk.bytes[512], disk.bytes[523]), (3, 3, 2, 2));
+    assert_eq!((disk.bytes[690], disk.bytes[697], disk.bytes[700], disk.bytes[799]), (4, 4, 3, 3));
+    assert_eq!((disk.bytes[524], disk.bytes[698], disk.bytes[800], disk.bytes[4000]), (1, 1, 1, 3));
+}
+
+#[test]
 fn a_flush_beside_one_that_fails_fails_too() {
     let mut disk = Disk::new(1, vec![0; 100]);
     let node = disk.open(0, None);
@@ -330,6 +358,12 @@ impl Disk {
                     self.bytes[offset as usize..][..len as usize].fill(0);
                 }
                 Outcome::Done(failed(()))
+            }
+            Action::CopyRange { from_offset, to_offset, len, .. } => {
+                self.log.push(format!("copy {from_offset} {to_offset}+{len}"));
+                let from = from_offset as usize..(from_offset + len) as usize;
+                self.bytes.copy_within(from, to_offset as usize);
+                Outcome::Moved { data: BufList::new(), result: failed(()).map(|()| len as usize) }
             }
             Action::Discard { offset, len, .. } => {
                 self.log.push(format!("discard {offset}+{len}"));

@@ -4,6 +4,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::path::{Piece, Place, Verb};
+use super::serve::Held;
 use super::task::{Answer, LocalFuture};
 use super::{AnswerValue, ReplyTo, Shared};
 use crate::buf::{Buf, BufList};
@@ -555,15 +556,36 @@ impl Io {
         len: u64,
     ) -> Result<u64> {
         let _counted = self.shared.epochs.count(&self.shared.tasks);
-        let target = self.shared.graph.with(|nodes| {
-            match super::path::resolve(nodes, to, to_offset, len, Access::Write) {
-                Ok((len, Place::Leaf { node, offset })) => Some((len, node, offset)),
-                _ => None,
-            }
-        });
-        let Some((len, to, to_offset)) = target else { return Ok(0) };
-        let (source, target) = (self.shared.graph.node(from), self.shared.graph.node(to));
-        let (Kind::Leaf(source), Kind::Leaf(target)) = (&source.kind, &target.kind) else { return Ok(0) };
+        let source = self.shared.graph.node(from);
+        let Kind::Leaf(source) = &source.kind else { return Ok(0) };
+        loop {
+            let target = self.shared.graph.with(|nodes| {
+                match super::path::resolve(nodes, to, to_offset, len, Access::Write) {
+                    Ok((len, Place::Leaf { node, offset })) => Some((len, node, offset)),
+                    _ => None,
+                }
+            });
+            let Some((len, node, offset)) = target else { return Ok(0) };
+            let target = self.shared.graph.node(node);
+            let Kind::Leaf(leaf) = &target.kind else { return Ok(0) };
+            let (first, last, against) = leaf.blocks_of_write(offset, offset + len);
+            let Some(_held) = Held::try_take(&self.shared, leaf, first, last, against) else {
+                // While this waits, the target may get its data elsewhere.
+                drop(Held::take(self, leaf, first, last, against).await);
+                continue;
+            };
+            return self.copy_to_leaf(label, (source, from_offset), (leaf, offset), len).await;
+        }
+    }
+
+    /// Copies to blocks that the caller holds.
+    async fn copy_to_leaf(
+        &self,
+        label: Label,
+        (source, from_offset): (&Leaf, u64),
+        (target, to_offset): (&Leaf, u64),
+        len: u64,
+    ) -> Result<u64> {
         let (from, to) = (source.info.leaf, target.info.leaf);
         let (_, result) =
             self.moved(label, Action::CopyRange { from, from_offset, to, to_offset, len }).await;

@@ -503,11 +503,8 @@ impl Drop for Held<'_> {
 /// goes beside its like and waits for cycles only.
 async fn leaf_write(io: &Io, leaf: &Leaf, piece: &mut Piece) -> Result<()> {
     let shared = io.shared();
-    let block = u64::from(leaf.info.request_align.max(1));
-    let (start, end) = (piece.offset, piece.offset + piece.len);
-    let (first, last) = (start - start % block, end.next_multiple_of(block));
-    let aligned = (first, last) == (start, end);
-    let against = if aligned { Collision::WithCycles } else { Collision::WithAny };
+    let (first, last, against) = leaf.blocks_of_write(piece.offset, piece.offset + piece.len);
+    let aligned = against == Collision::WithCycles;
     let _held = leaf
         .settled
         .wait(&shared.tasks, || {

@@ -148,6 +148,14 @@ impl Leaf {
             })
     }
 
+    /// The blocks that a write of a range touches, and what it must not meet there: whole blocks go beside their like.
+    pub(crate) fn blocks_of_write(&self, start: u64, end: u64) -> (u64, u64, Collision) {
+        let block = u64::from(self.info.request_align.max(1));
+        let (first, last) = (start - start % block, end.next_multiple_of(block));
+        let whole = (first, last) == (start, end);
+        (first, last, if whole { Collision::WithCycles } else { Collision::WithAny })
+    }
+
     /// Whether a write to the range must wait for another one that shares a block with it.
     pub(crate) fn collides(&self, start: u64, end: u64, with: Collision) -> bool {
         if !self.has_blocks() {
