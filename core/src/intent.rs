@@ -140,7 +140,7 @@ pub enum Action {
         /// Bytes.
         len: u64,
     },
-    /// Open a leaf. [`Outcome::Opened`].
+    /// Open a leaf. [`Outcome::Opened`], or [`Outcome::NoIoUring`] where [`Aio::IoUring`] is asked for in vain.
     Open {
         /// What to open.
         location: Location,
@@ -241,9 +241,9 @@ pub enum Aio {
     Auto,
     /// A pool of threads with blocking calls.
     Threads,
-    /// `io_uring`.
+    /// `io_uring`, and nothing else: opening fails without.
     IoUring,
-    /// Linux's older interface; executors take `io_uring` for it.
+    /// Linux's older interface, which needs [`LeafAccess::direct`]; executors take their own choice for it.
     Native,
 }
 
@@ -360,6 +360,8 @@ pub enum Outcome {
     Done(Result<(), Errno>),
     /// To `Open`.
     Opened(Result<LeafInfo, Errno>),
+    /// To `Open`: there is no `io_uring` to carry the leaf's requests, for this reason.
+    NoIoUring(Errno),
     /// To `BlockStatus`.
     Status(Result<LeafStatus, Errno>),
     /// To `Lock`, and to `Create` when somebody uses the file.

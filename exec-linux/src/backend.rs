@@ -5,7 +5,9 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
-use drystone_core::intent::{Action, Intent, LeafId, LeafInfo, Outcome, Token};
+use drystone_core::intent::{
+    Action, Aio, Errno, Intent, LeafAccess, LeafId, LeafInfo, Location, Outcome, Token,
+};
 use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::config::{BackendKind, Config};
@@ -26,6 +28,8 @@ const BLOCKING_THREADS_MAX: usize = 32;
 pub struct Backend {
     host: Host,
     ring: Option<Ring>,
+    /// Why there is no ring, where there is none.
+    no_ring: Errno,
     blocking: Pool,
     compute: Pool,
     timer: Timer,
@@ -52,14 +56,18 @@ impl Backend {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             workers => workers,
         };
-        let ring = match config.backend {
-            BackendKind::Threads => None,
-            BackendKind::IoUring => Some(Ring::new(config.ring_entries, &bell)?),
-            BackendKind::Auto => Ring::new(config.ring_entries, &bell).ok(),
+        let (ring, no_ring) = match config.backend {
+            BackendKind::Threads => (None, Errno::ENOTSUP),
+            BackendKind::IoUring => (Some(Ring::new(config.ring_entries, &bell)?), Errno::ENOTSUP),
+            BackendKind::Auto => match Ring::new(config.ring_entries, &bell) {
+                Ok(ring) => (Some(ring), Errno::ENOTSUP),
+                Err(error) => (None, error.raw_os_error().map_or(Errno::EIO, Errno)),
+            },
         };
         Ok(Self {
             host: Host::new(),
             ring,
+            no_ring,
             blocking: Pool::new(BLOCKING_THREADS_MAX, Arc::clone(&outbox)),
             compute: Pool::new(workers, Arc::clone(&outbox)),
             timer: Timer::new(Arc::clone(&outbox)),
@@ -150,6 +158,12 @@ impl Backend {
                 }
                 let outcome = Outcome::Done(self.host.close(leaf));
                 self.ready.push_back((token, outcome));
+                return Ok(());
+            }
+            Action::Open { location: Location::Path(_), access: LeafAccess { aio: Aio::IoUring, .. } }
+                if self.ring.is_none() =>
+            {
+                self.ready.push_back((token, Outcome::NoIoUring(self.no_ring)));
                 return Ok(());
             }
             // Nothing to wait for.

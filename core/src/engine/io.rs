@@ -282,6 +282,7 @@ impl Io {
             Outcome::Opened(result) => {
                 result.map_err(|errno| Box::new(Error::Open { location: title.clone(), errno }))?
             }
+            Outcome::NoIoUring(errno) => return Err(Box::new(Error::NoIoUring { location: title, errno })),
             other => panic!("an executor answered open with {other:?}"),
         };
         let leaf = info.leaf;

@@ -186,6 +186,11 @@ fn open_at<'a>(io: &'a Io, spec: &'a NodeSpec, depth: usize) -> LocalFuture<'a, 
             return Err(Box::new(Error::Options(text.into())));
         }
         match &spec.driver {
+            DriverSpec::Leaf(Location::Path(_)) if spec.mode.aio == Aio::Native && !spec.mode.direct => {
+                let text =
+                    "aio=native was specified, but it requires cache.direct=on, which was not specified.";
+                Err(Box::new(Error::Options(text.into())))
+            }
             DriverSpec::Leaf(location) => {
                 let access =
                     LeafAccess { writable: spec.mode.writable, direct: spec.mode.direct, aio: spec.mode.aio };
