@@ -19,6 +19,7 @@ use rustix::fs::{
 use rustix::io::ReadWriteFlags;
 use smallvec::SmallVec;
 
+use crate::limits::DeviceLimits;
 use crate::lock::{self, ImageLocks};
 
 /// Windows in one call at the most; the kernel's limit (`IOV_MAX`). More make a short transfer.
@@ -50,6 +51,8 @@ pub struct OpenLeaf {
     blocking: bool,
     /// Offsets and lengths of transfers are multiples of this.
     block: u32,
+    /// What a block device says of itself.
+    limits: Option<DeviceLimits>,
     /// A length in bytes that the file is known to have had; it may have grown since.
     len_seen: AtomicU64,
 }
@@ -64,7 +67,7 @@ impl OpenLeaf {
     /// Opens what `location` names. The number in the answer is for the caller to set.
     pub(crate) fn open(location: &Location, access: LeafAccess) -> Result<(Self, LeafInfo), Errno> {
         match location {
-            Location::Path(path) => Self::open_path(path, access).map_err(errno),
+            Location::Path(path) => Self::open_path(path, access),
             &Location::Null { len, read_zeroes } => {
                 let info = LeafInfo { len, discard_zeroes: true, ..info_of(LeafKind::Null) };
                 let storage = Storage::Null { read_zeroes };
@@ -77,18 +80,25 @@ impl OpenLeaf {
     fn new(storage: Storage, info: &LeafInfo, aio: Aio) -> Self {
         let blocking = aio == Aio::Threads;
         let len_seen = AtomicU64::new(info.len);
-        Self { storage, locks: Mutex::default(), blocking, block: info.request_align, len_seen }
+        let block = info.request_align;
+        Self { storage, locks: Mutex::default(), blocking, block, limits: None, len_seen }
     }
 
-    fn open_path(path: &str, access: LeafAccess) -> rustix::io::Result<(Self, LeafInfo)> {
-        let kind = kind_of(&rustix::fs::stat(path)?)?;
+    fn open_path(path: &str, access: LeafAccess) -> Result<(Self, LeafInfo), Errno> {
+        let named = rustix::fs::stat(path).map_err(errno)?;
+        let kind = kind_of(&named).map_err(errno)?;
+        let limits = match FileType::from_raw_mode(named.st_mode) {
+            FileType::BlockDevice => DeviceLimits::of(named.st_rdev)?,
+            _ => None,
+        };
         let mut flags = OFlags::CLOEXEC | OFlags::NOCTTY;
         flags |= if access.writable { OFlags::RDWR } else { OFlags::RDONLY };
         if access.direct {
             flags |= OFlags::DIRECT;
         }
-        let fd = rustix::fs::open(path, flags, Mode::empty())?;
-        let about = statx(&fd, c"", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS | StatxFlags::DIOALIGN)?;
+        let fd = rustix::fs::open(path, flags, Mode::empty()).map_err(errno)?;
+        let asked = StatxFlags::BASIC_STATS | StatxFlags::DIOALIGN;
+        let about = statx(&fd, c"", AtFlags::EMPTY_PATH, asked).map_err(errno)?;
         let len = match kind {
             LeafKind::File => about.stx_size,
             // A character device has no end to seek to.
@@ -98,7 +108,17 @@ impl OpenLeaf {
         if access.direct {
             (info.request_align, info.memory_align) = direct_alignment(&fd, &about);
         }
-        Ok((Self::new(Storage::File { fd, kind }, &info, access.aio), info))
+        if let Some(limits) = limits {
+            info.preferred_size = limits.preferred;
+            info.fast_zeroes = limits.zeroes;
+            if access.direct {
+                info.request_align = info.request_align.max(limits.logical_block);
+                // What is more than one command is better begun as several; the page cache cuts as it likes.
+                info.transfer_max = limits.transfer_max;
+            }
+        }
+        let leaf = Self::new(Storage::File { fd, kind }, &info, access.aio);
+        Ok((Self { limits, ..leaf }, info))
     }
 
     /// The descriptor, where there is one.
@@ -172,7 +192,7 @@ impl OpenLeaf {
         match &self.storage {
             Storage::Null { .. } => Ok(()),
             Storage::File { fd, kind: LeafKind::File } => punch(fd.as_fd(), offset, len),
-            Storage::File { fd, .. } => device_discard(fd.as_fd(), offset, len),
+            Storage::File { fd, .. } => device_discard(fd.as_fd(), self.limits, offset, len),
         }
     }
 
@@ -417,13 +437,28 @@ fn device_zeroes(fd: BorrowedFd<'_>, offset: u64, len: u64, flags: ZeroFlags) ->
 }
 
 #[allow(unsafe_code)]
-fn device_discard(fd: BorrowedFd<'_>, offset: u64, len: u64) -> Result<(), Errno> {
+fn device_discard(
+    fd: BorrowedFd<'_>,
+    limits: Option<DeviceLimits>,
+    offset: u64,
+    len: u64,
+) -> Result<(), Errno> {
     use rustix::ioctl::{Opcode, Setter, ioctl, opcode};
     /// `BLKDISCARD`, whose argument is a first byte and a length. Source: linux/fs.h.
     const BLKDISCARD: Opcode = opcode::none(0x12, 119);
-    let sector = u64::from(rustix::fs::ioctl_blksszget(fd).map_err(errno).map_err(|_| Errno::ENOTSUP)?);
-    let start = offset.next_multiple_of(sector);
-    let end = (offset + len) / sector * sector;
+    let unit = match limits {
+        // The kernel need not be asked.
+        Some(DeviceLimits { discard_granularity: None, .. }) => return Err(Errno::ENOTSUP),
+        Some(DeviceLimits { discard_granularity: Some(unit), .. }) => unit,
+        None => rustix::fs::ioctl_blksszget(fd).map_err(|_| Errno::ENOTSUP)?,
+    };
+    let unit = u64::from(unit);
+    let start = offset.next_multiple_of(unit);
+    // The end of the device may end a unit early.
+    let end = match leaf_len(fd)? {
+        len_bytes if offset + len >= len_bytes => len_bytes,
+        _ => (offset + len) / unit * unit,
+    };
     if start >= end {
         return Ok(());
     }
