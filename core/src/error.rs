@@ -28,6 +28,14 @@ pub enum Error {
         /// The host's answer.
         errno: Errno,
     },
+    /// `aio=io_uring` was asked for, and there is none.
+    #[error("Unable to use linux io_uring: failed to init linux io_uring ring: {errno}")]
+    NoIoUring {
+        /// Name of the file or device.
+        location: String,
+        /// The host's answer.
+        errno: Errno,
+    },
     /// A file could not be created.
     #[error("Could not create '{location}': {errno}")]
     Create {
@@ -153,9 +161,11 @@ impl Error {
     /// Which of the four kinds of failure this is.
     pub fn kind(&self) -> FaultKind {
         match self {
-            Self::Leaf { .. } | Self::Open { .. } | Self::Create { .. } | Self::Locked { .. } => {
-                FaultKind::Io
-            }
+            Self::Leaf { .. }
+            | Self::Open { .. }
+            | Self::NoIoUring { .. }
+            | Self::Create { .. }
+            | Self::Locked { .. } => FaultKind::Io,
             Self::Format { fault, .. } => fault.kind(),
             Self::Unsupported { .. } => FaultKind::Unsupported,
             Self::Child { source, .. } => source.kind(),
@@ -166,7 +176,10 @@ impl Error {
     /// The host's error number where there is one, else the one that a guest would see.
     pub fn errno(&self) -> Errno {
         match self {
-            Self::Leaf { errno, .. } | Self::Open { errno, .. } | Self::Create { errno, .. } => *errno,
+            Self::Leaf { errno, .. }
+            | Self::Open { errno, .. }
+            | Self::NoIoUring { errno, .. }
+            | Self::Create { errno, .. } => *errno,
             Self::Locked { .. } => Errno::EAGAIN,
             Self::Child { source, .. } => source.errno(),
             Self::Format { fault, .. } if fault.kind() == FaultKind::Corrupt => Errno::EIO,

@@ -58,8 +58,9 @@ pub struct ZeroFlags {
 #[non_exhaustive]
 #[repr(u64)]
 pub enum Action {
-    /// Read bytes into `data`. Answered by [`Outcome::Moved`]; fewer bytes than asked is a short read, none is the
-    /// end of the leaf. Core asks again for the rest, and fills what lies beyond the end with zeros.
+    /// Read bytes into `data`. Answered by [`Outcome::Moved`]; fewer bytes than asked is a short read, none, or less
+    /// than one [`LeafInfo::request_align`], is the end of the leaf. Core asks again for the rest from the last whole
+    /// unit on, and fills what lies beyond the end with zeros.
     Read {
         /// Where from.
         leaf: LeafId,
@@ -85,7 +86,8 @@ pub enum Action {
         leaf: LeafId,
     },
     /// Tell the leaf that the range is not needed. Its content is undefined afterwards, unless
-    /// [`LeafInfo::discard_zeroes`] says otherwise. [`Outcome::Done`]; `ENOTSUP` is an answer that core ignores.
+    /// [`LeafInfo::discard_zeroes`] says otherwise. [`Outcome::Done`]; `ENOTSUP` and `EINVAL` are answers that core
+    /// ignores.
     Discard {
         /// Which leaf.
         leaf: LeafId,
@@ -94,7 +96,8 @@ pub enum Action {
         /// Bytes.
         len: u64,
     },
-    /// Make the range read as zeros; beyond the end of a file this extends it. [`Outcome::Done`].
+    /// Make the range read as zeros; beyond the end of a file this extends it. [`Outcome::Done`]; `ENOTSUP` and
+    /// `EINVAL` make core look for another way.
     WriteZeroes {
         /// Which leaf.
         leaf: LeafId,
@@ -138,7 +141,7 @@ pub enum Action {
         /// Bytes.
         len: u64,
     },
-    /// Open a leaf. [`Outcome::Opened`].
+    /// Open a leaf. [`Outcome::Opened`], or [`Outcome::NoIoUring`] where [`Aio::IoUring`] is asked for in vain.
     Open {
         /// What to open.
         location: Location,
@@ -239,9 +242,9 @@ pub enum Aio {
     Auto,
     /// A pool of threads with blocking calls.
     Threads,
-    /// `io_uring`.
+    /// `io_uring`, and nothing else: opening fails without.
     IoUring,
-    /// Linux's older interface; executors take `io_uring` for it.
+    /// Linux's older interface, which needs [`LeafAccess::direct`]; executors take their own choice for it.
     Native,
 }
 
@@ -264,7 +267,7 @@ pub struct LeafInfo {
     pub kind: LeafKind,
     /// Whether space added by growing reads as zeros without being written.
     pub grows_as_zeroes: bool,
-    /// Whether a discarded range reads as zeros.
+    /// Whether a range reads as zeros once its discard has succeeded.
     pub discard_zeroes: bool,
     /// Whether `WriteZeroes` is cheaper than writing zeros.
     pub fast_zeroes: bool,
@@ -326,6 +329,11 @@ impl Permissions {
         self.0 & other.0 == other.0
     }
 
+    /// The permissions of the set, one by one.
+    pub fn iter(self) -> impl Iterator<Item = Self> {
+        (0..4).map(|bit| Self(1 << bit)).filter(move |one| self.contains(*one))
+    }
+
     /// QEMU's word for a single permission, as its messages have it.
     pub const fn name(self) -> &'static str {
         match self.0 {
@@ -354,6 +362,8 @@ pub enum Outcome {
     Done(Result<(), Errno>),
     /// To `Open`.
     Opened(Result<LeafInfo, Errno>),
+    /// To `Open`: there is no `io_uring` to carry the leaf's requests, for this reason.
+    NoIoUring(Errno),
     /// To `BlockStatus`.
     Status(Result<LeafStatus, Errno>),
     /// To `Lock`, and to `Create` when somebody uses the file.

@@ -65,6 +65,27 @@ fn short_transfers_go_on_and_errors_keep_the_buffer() {
 }
 
 #[test]
+fn a_short_read_in_mid_file_is_not_its_end() {
+    let mut disk = Disk::new(512, vec![7; 4000]);
+    let node = disk.open(0, None);
+    disk.transfer_max = 1300;
+    let aligned = Buf::zeroed_aligned(3584, 4096);
+    let reply = disk.run(node, Op::Read, 0, 0, aligned.into());
+    reply.result.expect("goes on from whole blocks");
+    assert!(reply.data.into_single().iter().all(|byte| *byte == 7));
+    assert_eq!(disk.log[2..], ["read 0+3584", "read 1024+2560", "read 2048+1536", "read 3072+512"]);
+    let reply = disk.run(node, Op::Read, 100, 0, Buf::from(vec![0; 3900]).into());
+    reply.result.expect("goes on from whole blocks");
+    assert!(reply.data.into_single().iter().all(|byte| *byte == 7));
+    // Less than a block is the end.
+    disk.bytes.truncate(1100);
+    let reply = disk.run(node, Op::Read, 512, 0, Buf::zeroed_aligned(3072, 4096).into());
+    reply.result.expect("what is gone reads as zeros");
+    let data = reply.data.into_single();
+    assert!(data[..588].iter().all(|byte| *byte == 7) && data[588..].iter().all(|byte| *byte == 0));
+}
+
+#[test]
 fn blocks_are_read_modified_and_written() {
     let mut disk = Disk::new(512, vec![1; 2048]);
     let node = disk.open(0, None);
@@ -102,6 +123,45 @@ fn zeros_are_written_where_the_leaf_cannot_zero() {
     disk.fail.insert(disk.log.len(), Errno::ENOTSUP);
     let op = Op::WriteZeroes(ZeroFlags { no_fallback: true, may_unmap: false }, Fua::No);
     assert_eq!(disk.run(node, op, 0, 5, BufList::new()).result.unwrap_err().errno(), Errno::ENOTSUP);
+}
+
+#[test]
+fn a_discard_that_the_leaf_cannot_take_is_no_failure() {
+    let mut disk = Disk::new(1, vec![9; 100]);
+    let node = disk.open(0, None);
+    for errno in [Errno::ENOTSUP, Errno::EINVAL] {
+        disk.fail.insert(disk.log.len(), errno);
+        disk.run(node, Op::Discard, 10, 50, BufList::new()).result.expect("advice");
+    }
+    disk.fail.insert(disk.log.len(), Errno::EIO);
+    let reply = disk.run(node, Op::Discard, 10, 50, BufList::new());
+    assert_eq!(reply.result.unwrap_err().errno(), Errno::EIO);
+    // Zeros are no advice.
+    disk.fail.insert(disk.log.len(), Errno::EINVAL);
+    let zeroes = |no_fallback| Op::WriteZeroes(ZeroFlags { may_unmap: true, no_fallback }, Fua::No);
+    disk.run(node, zeroes(false), 10, 50, BufList::new()).result.expect("as data");
+    assert_eq!((disk.bytes[9], disk.bytes[10], disk.bytes[59], disk.bytes[60]), (9, 0, 0, 9));
+    disk.fail.insert(disk.log.len(), Errno::EINVAL);
+    let reply = disk.run(node, zeroes(true), 0, 5, BufList::new());
+    assert_eq!(reply.result.unwrap_err().errno(), Errno::ENOTSUP);
+    assert_eq!(disk.bytes[0], 9);
+}
+
+#[test]
+fn a_discard_that_zeroes_stands_in_for_zeros() {
+    let mut disk = Disk::new(1, vec![9; 100]);
+    disk.discard_zeroes = true;
+    let node = disk.open(0, None);
+    let zeroes = |may_unmap| Op::WriteZeroes(ZeroFlags { may_unmap, no_fallback: true }, Fua::No);
+    disk.fail.insert(2, Errno::ENOTSUP);
+    disk.run(node, zeroes(true), 10, 50, BufList::new()).result.expect("fast enough");
+    assert_eq!((disk.bytes[9], disk.bytes[10], disk.bytes[59], disk.bytes[60]), (9, 0, 0, 9));
+    disk.fail.extend([(4, Errno::ENOTSUP), (5, Errno::EINVAL)]);
+    disk.run(node, zeroes(true), 0, 5, BufList::new()).result.expect_err("neither works");
+    disk.fail.insert(6, Errno::ENOTSUP);
+    disk.run(node, zeroes(false), 0, 5, BufList::new()).result.expect_err("nothing may be unmapped");
+    let (zeroes, discard) = ("write_zeroes 0+5", "discard 0+5");
+    assert_eq!(disk.log[2..], ["write_zeroes 10+50", "discard 10+50", zeroes, discard, zeroes]);
 }
 
 #[test]
@@ -154,6 +214,44 @@ fn zeros_wait_for_a_cycle_that_shares_a_block() {
 }
 
 #[test]
+fn the_last_block_of_a_write_leaves_the_length_alone() {
+    let mut disk = Disk::new(512, vec![1; 1000]);
+    let node = disk.open(0, None);
+    disk.run(node, Op::Write(Fua::No), 990, 0, Buf::from(vec![2; 10]).into()).result.expect("works");
+    assert_eq!(disk.log[2..], ["read 512+512", "write 512+512", "set_len 1000"]);
+    assert_eq!((disk.bytes.len(), disk.engine.len(node)), (1000, 1000));
+    assert_eq!((disk.bytes[989], disk.bytes[990], disk.bytes[999]), (1, 2, 2));
+}
+
+#[test]
+fn a_copy_waits_for_a_cycle_that_shares_a_block() {
+    let mut disk = Disk::new(512, vec![1; 4096]);
+    disk.bytes[2048..].fill(3);
+    let node = disk.open(0, None);
+    let leaf = disk.engine.graph()[0].id;
+    let data = Buf::from(vec![2; 24]).into();
+    disk.engine.submit(Request { node, op: Op::Write(Fua::No), offset: 500, len: 0, data, tag: 1 });
+    let copies = [(2048, 0, 512), (2560, 700, 100), (3072, 4000, 96)].map(|(from, to, len)| {
+        disk.engine
+            .run(2, move |io| async move { io.copy_range("copy", (leaf, from), (node, to), len).await })
+    });
+    let data = Buf::from(vec![4; 8]).into();
+    disk.engine.submit(Request { node, op: Op::Write(Fua::No), offset: 690, len: 0, data, tag: 3 });
+    disk.settle();
+    for (copy, len) in copies.iter().zip([512, 100, 96]) {
+        assert_eq!(copy.take().expect("ended").expect("works"), len);
+    }
+    // The third shares no block with anybody, and goes first; each other one begins when what it would meet has ended.
+    let place = |what: &str| disk.log.iter().position(|entry| entry == what).expect(what);
+    assert!(place("copy 3072 4000+96") < place("write 0+1024"));
+    assert!(place("write 0+1024") < place("copy 2048 0+512"));
+    assert!(place("write 0+1024") < place("copy 2560 700+100"));
+    assert_eq!((disk.bytes[0], disk.bytes[511], disk.bytes[512], disk.bytes[523]), (3, 3, 2, 2));
+    assert_eq!((disk.bytes[690], disk.bytes[697], disk.bytes[700], disk.bytes[799]), (4, 4, 3, 3));
+    assert_eq!((disk.bytes[524], disk.bytes[698], disk.bytes[800], disk.bytes[4000]), (1, 1, 1, 3));
+}
+
+#[test]
 fn a_flush_beside_one_that_fails_fails_too() {
     let mut disk = Disk::new(1, vec![0; 100]);
     let node = disk.open(0, None);
@@ -177,6 +275,7 @@ struct Disk {
     transfer_max: usize,
     /// Bytes in one transfer, as the leaf says when it is opened.
     leaf_transfer_max: u32,
+    discard_zeroes: bool,
     log: Vec<String>,
     /// Intents, by their place in the log, that fail.
     fail: BTreeMap<usize, Errno>,
@@ -191,6 +290,7 @@ impl Disk {
             block,
             transfer_max: usize::MAX,
             leaf_transfer_max: 0,
+            discard_zeroes: false,
             log: Vec::new(),
             fail: BTreeMap::new(),
         }
@@ -259,6 +359,24 @@ impl Disk {
                 }
                 Outcome::Done(failed(()))
             }
+            Action::CopyRange { from_offset, to_offset, len, .. } => {
+                self.log.push(format!("copy {from_offset} {to_offset}+{len}"));
+                let from = from_offset as usize..(from_offset + len) as usize;
+                self.bytes.copy_within(from, to_offset as usize);
+                Outcome::Moved { data: BufList::new(), result: failed(()).map(|()| len as usize) }
+            }
+            Action::Discard { offset, len, .. } => {
+                self.log.push(format!("discard {offset}+{len}"));
+                if failure.is_none() && self.discard_zeroes {
+                    self.bytes[offset as usize..][..len as usize].fill(0);
+                }
+                Outcome::Done(failed(()))
+            }
+            Action::SetLen { len, .. } => {
+                self.log.push(format!("set_len {len}"));
+                self.bytes.resize(len as usize, 0);
+                Outcome::Done(failed(()))
+            }
             Action::Flush { .. } => {
                 self.log.push("flush".into());
                 Outcome::Done(failed(()))
@@ -278,7 +396,7 @@ impl Disk {
             transfer_max: self.leaf_transfer_max,
             kind: LeafKind::File,
             grows_as_zeroes: true,
-            discard_zeroes: false,
+            discard_zeroes: self.discard_zeroes,
             fast_zeroes: true,
         }
     }

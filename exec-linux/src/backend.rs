@@ -5,7 +5,9 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
-use drystone_core::intent::{Action, Fua, Intent, LeafId, LeafInfo, Outcome, Token};
+use drystone_core::intent::{
+    Action, Aio, Errno, Fua, Intent, LeafAccess, LeafId, LeafInfo, Location, Outcome, Token,
+};
 use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::config::{BackendKind, Config};
@@ -27,6 +29,8 @@ const BLOCKING_THREADS_MAX: usize = 32;
 pub struct Backend {
     host: Host,
     ring: Option<Ring>,
+    /// Why there is no ring, where there is none.
+    no_ring: Errno,
     blocking: Pool,
     compute: Pool,
     timer: Timer,
@@ -55,14 +59,18 @@ impl Backend {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             workers => workers,
         };
-        let ring = match config.backend {
-            BackendKind::Threads => None,
-            BackendKind::IoUring => Some(Ring::new(config.ring_entries, &bell)?),
-            BackendKind::Auto => Ring::new(config.ring_entries, &bell).ok(),
+        let (ring, no_ring) = match config.backend {
+            BackendKind::Threads => (None, Errno::ENOTSUP),
+            BackendKind::IoUring => (Some(Ring::new(config.ring_entries, &bell)?), Errno::ENOTSUP),
+            BackendKind::Auto => match Ring::new(config.ring_entries, &bell) {
+                Ok(ring) => (Some(ring), Errno::ENOTSUP),
+                Err(error) => (None, error.raw_os_error().map_or(Errno::EIO, Errno)),
+            },
         };
         Ok(Self {
             host: Host::new(),
             ring,
+            no_ring,
             blocking: Pool::new(BLOCKING_THREADS_MAX, Arc::clone(&outbox)),
             compute: Pool::new(workers, Arc::clone(&outbox)),
             timer: Timer::new(Arc::clone(&outbox)),
@@ -104,27 +112,21 @@ impl Backend {
     #[inline]
     pub fn push(&mut self, intent: Intent) -> io::Result<()> {
         let Intent { token, action, .. } = intent;
-        let action = match action {
-            Action::Write { leaf, offset, data, fua: Fua::No }
-                if let Some(open) = self.host.leaf(leaf)
-                    && let Some(gather) = open.gather() =>
-            {
-                if gather.push(token, offset, data) {
-                    self.gathering.push(Arc::clone(open));
-                }
-                self.jobs += 1;
-                return Ok(());
-            }
-            action => action,
-        };
         let Some(ring) = &mut self.ring else { return self.push_to_threads(token, action) };
         let fd = |leaf: LeafId| self.host.leaf(leaf).and_then(|open| open.async_fd());
         // Reads and writes go by value from the engine into their slots.
         match action {
-            Action::Read { leaf, offset, data } if let Some(fd) = fd(leaf) => {
-                ring.read(fd, token, (leaf, offset), data)
+            Action::Read { leaf, offset, data }
+                if let Some(open) = self.host.leaf(leaf)
+                    && let Some(fd) = open.async_fd() =>
+            {
+                ring.read(fd, token, (leaf, offset, open.block()), data)
             }
-            Action::Write { leaf, offset, data, fua } if let Some(fd) = fd(leaf) => {
+            Action::Write { leaf, offset, data, fua }
+                if let Some(open) = self.host.leaf(leaf)
+                    && let Some(fd) = open.async_fd()
+                    && (fua == Fua::Yes || open.gather().is_none()) =>
+            {
                 ring.write(fd, token, (leaf, offset), data, fua)
             }
             Action::Flush { leaf } if let Some(fd) = fd(leaf) => ring.flush(fd, token, leaf),
@@ -166,11 +168,25 @@ impl Backend {
                 self.ready.push_back((token, outcome));
                 return Ok(());
             }
+            Action::Open { location: Location::Path(_), access: LeafAccess { aio: Aio::IoUring, .. } }
+                if self.ring.is_none() =>
+            {
+                self.ready.push_back((token, Outcome::NoIoUring(self.no_ring)));
+                return Ok(());
+            }
             // Nothing to wait for.
             action if leaves.leaf.as_ref().is_some_and(|leaf| leaf.is_null()) => {
                 let outcome = self.host.carry_out(action);
                 self.ready.push_back((token, outcome));
                 return Ok(());
+            }
+            Action::Write { offset, data, fua: Fua::No, .. }
+                if let Some(leaf) = &leaves.leaf
+                    && let Some(gather) = leaf.gather() =>
+            {
+                if gather.push(token, offset, data) {
+                    self.gathering.push(Arc::clone(leaf));
+                }
             }
             Action::Sleep { duration } => self.timer.push(token, duration),
             Action::Compute(_) => self.compute.push(Job::Action(token, action, leaves)),

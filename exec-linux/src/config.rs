@@ -26,7 +26,7 @@ impl Default for Config {
 /// The interfaces that carry reads and writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum BackendKind {
-    /// `io_uring`, or threads where the kernel refuses it.
+    /// `io_uring`, or threads where the kernel refuses it. Images that ask for `aio=io_uring` do not open then.
     #[default]
     Auto,
     /// `io_uring`; starting fails where the kernel refuses it.

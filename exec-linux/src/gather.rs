@@ -39,6 +39,8 @@ pub(crate) struct Gather(Mutex<Waiting>);
 #[derive(Debug, Default)]
 struct Waiting {
     writes: Vec<Gathered>,
+    /// The memory of earlier batches, while no thread is at it.
+    spare: Vec<Gathered>,
     /// A thread is at it, or a job for one is queued.
     busy: bool,
 }
@@ -62,15 +64,24 @@ impl Gather {
         !waiting.writes.is_empty() && !std::mem::replace(&mut waiting.busy, true)
     }
 
-    /// Moves what waits into `batch`, which is empty, in the order of the file; both keep their memory. Tells whether
-    /// there was anything; if not, the thread is released.
+    /// Room for a batch, with the memory of an earlier one.
+    pub(crate) fn batch(&self) -> Vec<Gathered> {
+        std::mem::take(&mut self.lock().spare)
+    }
+
+    /// Moves what waits into `batch`, which is empty, in the order of the file. Tells whether there was anything; if not,
+    /// the thread is released.
     pub(crate) fn take(&self, batch: &mut Vec<Gathered>) -> bool {
         let mut waiting = self.lock();
+        if waiting.writes.is_empty() {
+            waiting.busy = false;
+            waiting.spare = std::mem::take(batch);
+            return false;
+        }
         std::mem::swap(&mut waiting.writes, batch);
-        waiting.busy = !batch.is_empty();
         drop(waiting);
         batch.sort_by_key(|write| write.offset);
-        !batch.is_empty()
+        true
     }
 }
 
@@ -120,7 +131,7 @@ mod tests {
         assert!(gather.push(Token(1), 8, Buf::zeroed(4).into()));
         assert!(!gather.push(Token(2), 4, Buf::zeroed(4).into()));
         assert!(gather.summon());
-        let mut batch = Vec::new();
+        let mut batch = gather.batch();
         assert!(gather.take(&mut batch));
         assert_eq!(batch.iter().map(|write| write.token.0).collect::<Vec<_>>(), [2, 1]);
         gather.push(Token(3), 0, Buf::zeroed(4).into());

@@ -20,6 +20,7 @@ use rustix::io::ReadWriteFlags;
 use smallvec::SmallVec;
 
 use crate::gather::{Gather, Gathered, RESERVE_FROM, run_len};
+use crate::limits::DeviceLimits;
 use crate::lock::{self, ImageLocks};
 
 /// Windows in one call at the most; the kernel's limit (`IOV_MAX`). More make a short transfer.
@@ -30,6 +31,9 @@ const ZERO_CHUNK: usize = 256 * 1024;
 
 /// What names ext2, ext3 and ext4. Source: linux/magic.h, `EXT4_SUPER_MAGIC`.
 const EXT4: i64 = 0xef53;
+
+/// Reads of less than a block in the middle of a file, one after the other, before it counts as broken.
+const READS_MAX: usize = 8;
 
 /// What a device answers to a control call that it does not know.
 const ENOTTY: Errno = Errno(25);
@@ -49,6 +53,10 @@ pub struct OpenLeaf {
     locks: Mutex<ImageLocks>,
     /// Only blocking calls are wanted.
     blocking: bool,
+    /// Offsets and lengths of transfers are multiples of this.
+    block: u32,
+    /// What a block device says of itself.
+    limits: Option<DeviceLimits>,
     /// A length in bytes that the file is known to have had; it may have grown since.
     len_seen: AtomicU64,
     /// Where writes meet, if the kernel does not take them one by one without waiting.
@@ -67,30 +75,44 @@ impl OpenLeaf {
     /// Opens what `location` names. The number in the answer is for the caller to set.
     pub(crate) fn open(location: &Location, access: LeafAccess) -> Result<(Self, LeafInfo), Errno> {
         match location {
-            Location::Path(path) => Self::open_path(path, access).map_err(errno),
+            Location::Path(path) => Self::open_path(path, access),
             &Location::Null { len, read_zeroes } => {
                 let info = LeafInfo { len, discard_zeroes: true, ..info_of(LeafKind::Null) };
-                Ok((Self::new(Storage::Null { read_zeroes }, len, Aio::Auto), info))
+                let storage = Storage::Null { read_zeroes };
+                Ok((Self::new(storage, &info, Aio::Auto), info))
             }
             _ => Err(Errno::ENOTSUP),
         }
     }
 
-    fn new(storage: Storage, len: u64, aio: Aio) -> Self {
-        let blocking = aio == Aio::Threads;
-        let len_seen = AtomicU64::new(len);
-        Self { storage, locks: Mutex::default(), blocking, len_seen, gather: None, reserves: false }
+    fn new(storage: Storage, info: &LeafInfo, aio: Aio) -> Self {
+        Self {
+            storage,
+            locks: Mutex::default(),
+            blocking: aio == Aio::Threads,
+            block: info.request_align,
+            limits: None,
+            len_seen: AtomicU64::new(info.len),
+            gather: None,
+            reserves: false,
+        }
     }
 
-    fn open_path(path: &str, access: LeafAccess) -> rustix::io::Result<(Self, LeafInfo)> {
-        let kind = kind_of(&rustix::fs::stat(path)?)?;
+    fn open_path(path: &str, access: LeafAccess) -> Result<(Self, LeafInfo), Errno> {
+        let named = rustix::fs::stat(path).map_err(errno)?;
+        let kind = kind_of(&named).map_err(errno)?;
+        let limits = match FileType::from_raw_mode(named.st_mode) {
+            FileType::BlockDevice => DeviceLimits::of(named.st_rdev)?,
+            _ => None,
+        };
         let mut flags = OFlags::CLOEXEC | OFlags::NOCTTY;
         flags |= if access.writable { OFlags::RDWR } else { OFlags::RDONLY };
         if access.direct {
             flags |= OFlags::DIRECT;
         }
-        let fd = rustix::fs::open(path, flags, Mode::empty())?;
-        let about = statx(&fd, c"", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS | StatxFlags::DIOALIGN)?;
+        let fd = rustix::fs::open(path, flags, Mode::empty()).map_err(errno)?;
+        let asked = StatxFlags::BASIC_STATS | StatxFlags::DIOALIGN;
+        let about = statx(&fd, c"", AtFlags::EMPTY_PATH, asked).map_err(errno)?;
         let len = match kind {
             LeafKind::File => about.stx_size,
             // A character device has no end to seek to.
@@ -100,10 +122,19 @@ impl OpenLeaf {
         if access.direct {
             (info.request_align, info.memory_align) = direct_alignment(&fd, &about);
         }
+        if let Some(limits) = limits {
+            info.preferred_size = limits.preferred;
+            info.fast_zeroes = limits.zeroes;
+            if access.direct {
+                info.request_align = info.request_align.max(limits.logical_block);
+                // What is more than one command is better begun as several; the page cache cuts as it likes.
+                info.transfer_max = limits.transfer_max;
+            }
+        }
         let buffered = kind == LeafKind::File && !access.direct && access.writable;
-        let reserves = buffered && rustix::fs::fstatfs(&fd)?.f_type == EXT4;
-        let leaf = Self::new(Storage::File { fd, kind }, len, access.aio);
-        Ok((Self { gather: buffered.then(Gather::default), reserves, ..leaf }, info))
+        let reserves = buffered && rustix::fs::fstatfs(&fd).map_err(errno)?.f_type == EXT4;
+        let leaf = Self::new(Storage::File { fd, kind }, &info, access.aio);
+        Ok((Self { limits, gather: buffered.then(Gather::default), reserves, ..leaf }, info))
     }
 
     /// The descriptor, where there is one.
@@ -140,7 +171,7 @@ impl OpenLeaf {
     /// Writes what [waits](Gather::push), call by call, until nothing does; hands each call's writes to `done`.
     pub(crate) fn write_gathered(&self, mut done: impl FnMut(std::vec::Drain<'_, Gathered>)) {
         let Some(gather) = &self.gather else { return };
-        let mut batch = Vec::new();
+        let mut batch = gather.batch();
         while gather.take(&mut batch) {
             while !batch.is_empty() {
                 let run = run_len(&batch, WINDOWS_MAX).max(1);
@@ -186,9 +217,16 @@ impl OpenLeaf {
 
     pub(crate) fn read(&self, offset: u64, data: &mut BufList) -> Result<usize, Errno> {
         let Some(fd) = self.fd() else { return Ok(self.null_read(data)) };
-        let mut windows: SmallVec<[IoSliceMut<'_>; WINDOWS_INLINE]> =
-            data.windows_mut().iter_mut().take(WINDOWS_MAX).map(|window| IoSliceMut::new(window)).collect();
-        retry(|| rustix::io::preadv(fd, &mut windows, offset))
+        if self.block > 1 {
+            let wanted = data.len_bytes();
+            return whole_or_end(self.block, wanted, offset, || read_once(fd, offset, data), || leaf_len(fd));
+        }
+        read_once(fd, offset, data)
+    }
+
+    /// Offsets and lengths of transfers are multiples of this.
+    pub(crate) fn block(&self) -> u32 {
+        self.block
     }
 
     pub(crate) fn write(&self, offset: u64, data: &BufList, fua: Fua) -> Result<usize, Errno> {
@@ -214,7 +252,7 @@ impl OpenLeaf {
         match &self.storage {
             Storage::Null { .. } => Ok(()),
             Storage::File { fd, kind: LeafKind::File } => punch(fd.as_fd(), offset, len),
-            Storage::File { fd, .. } => device_discard(fd.as_fd(), offset, len),
+            Storage::File { fd, .. } => device_discard(fd.as_fd(), self.limits, offset, len),
         }
     }
 
@@ -293,7 +331,7 @@ fn create_unlocked(
     let fd = rustix::fs::open(path.as_str(), flags, Mode::from_raw_mode(0o644)).map_err(errno)?;
     let about = rustix::fs::fstat(&fd).map_err(errno)?;
     let kind = kind_of(&about).map_err(errno)?;
-    let leaf = OpenLeaf::new(Storage::File { fd, kind }, 0, Aio::Threads);
+    let leaf = OpenLeaf::new(Storage::File { fd, kind }, &info_of(kind), Aio::Threads);
     if !leaf.is_regular() {
         return leaf.set_len(len, Preallocation::Off).map(Ok).map_err(|_| Errno::ENOSPC);
     }
@@ -326,8 +364,8 @@ fn info_of(kind: LeafKind) -> LeafInfo {
         transfer_max: 0,
         kind,
         grows_as_zeroes: kind == LeafKind::File,
-        // A hole punched reads as zeros, but a file system that punches none says so only when it is asked.
-        discard_zeroes: false,
+        // A hole reads as zeros; a file system that punches none refuses to.
+        discard_zeroes: kind == LeafKind::File,
         fast_zeroes: true,
     }
 }
@@ -362,6 +400,40 @@ fn retry<T>(call: impl FnMut() -> rustix::io::Result<T>) -> Result<T, Errno> {
     rustix::io::retry_on_intr(call).map_err(errno)
 }
 
+fn read_once(fd: BorrowedFd<'_>, offset: u64, data: &mut BufList) -> Result<usize, Errno> {
+    let mut windows: SmallVec<[IoSliceMut<'_>; WINDOWS_INLINE]> =
+        data.windows_mut().iter_mut().take(WINDOWS_MAX).map(|window| IoSliceMut::new(window)).collect();
+    retry(|| rustix::io::preadv(fd, &mut windows, offset))
+}
+
+/// Reads until there is at least one whole block, or less than one because the file ends there. Anything less in the
+/// middle of a file is no answer: who asked would take it for the end.
+fn whole_or_end(
+    block: u32,
+    wanted: usize,
+    offset: u64,
+    mut read: impl FnMut() -> Result<usize, Errno>,
+    mut len: impl FnMut() -> Result<u64, Errno>,
+) -> Result<usize, Errno> {
+    for _ in 0..READS_MAX {
+        let moved = read()?;
+        let whole = moved >= wanted.min(block as usize);
+        if whole || len()? <= offset + moved as u64 {
+            return Ok(moved);
+        }
+    }
+    Err(Errno::EIO)
+}
+
+/// Bytes of a file, or of a device that has an end.
+fn leaf_len(fd: BorrowedFd<'_>) -> Result<u64, Errno> {
+    match seek(fd, SeekFrom::End(0)) {
+        Ok(len) => Ok(len),
+        Err(rustix::io::Errno::SPIPE | rustix::io::Errno::INVAL) => Ok(0),
+        Err(error) => Err(errno(error)),
+    }
+}
+
 fn file_len(fd: BorrowedFd<'_>) -> Result<u64, Errno> {
     let about = rustix::fs::fstat(fd).map_err(errno)?;
     Ok(u64::try_from(about.st_size).unwrap_or(0))
@@ -375,7 +447,7 @@ fn punch(fd: BorrowedFd<'_>, offset: u64, len: u64) -> Result<(), Errno> {
 /// The ways in which kernels and file systems say that they lack an operation, as the one that core expects.
 fn unsupported(result: Result<(), Errno>) -> Result<(), Errno> {
     match result {
-        Err(Errno::ENOSYS | Errno::ENODEV | ENOTTY) => Err(Errno::ENOTSUP),
+        Err(Errno::EINVAL | Errno::ENOSYS | Errno::ENODEV | ENOTTY) => Err(Errno::ENOTSUP),
         other => other,
     }
 }
@@ -425,13 +497,28 @@ fn device_zeroes(fd: BorrowedFd<'_>, offset: u64, len: u64, flags: ZeroFlags) ->
 }
 
 #[allow(unsafe_code)]
-fn device_discard(fd: BorrowedFd<'_>, offset: u64, len: u64) -> Result<(), Errno> {
+fn device_discard(
+    fd: BorrowedFd<'_>,
+    limits: Option<DeviceLimits>,
+    offset: u64,
+    len: u64,
+) -> Result<(), Errno> {
     use rustix::ioctl::{Opcode, Setter, ioctl, opcode};
     /// `BLKDISCARD`, whose argument is a first byte and a length. Source: linux/fs.h.
     const BLKDISCARD: Opcode = opcode::none(0x12, 119);
-    let sector = u64::from(rustix::fs::ioctl_blksszget(fd).map_err(errno).map_err(|_| Errno::ENOTSUP)?);
-    let start = offset.next_multiple_of(sector);
-    let end = (offset + len) / sector * sector;
+    let unit = match limits {
+        // The kernel need not be asked.
+        Some(DeviceLimits { discard_granularity: None, .. }) => return Err(Errno::ENOTSUP),
+        Some(DeviceLimits { discard_granularity: Some(unit), .. }) => unit,
+        None => rustix::fs::ioctl_blksszget(fd).map_err(|_| Errno::ENOTSUP)?,
+    };
+    let unit = u64::from(unit);
+    let start = offset.next_multiple_of(unit);
+    // The end of the device may end a unit early.
+    let end = match leaf_len(fd)? {
+        len_bytes if offset + len >= len_bytes => len_bytes,
+        _ => (offset + len) / unit * unit,
+    };
     if start >= end {
         return Ok(());
     }
@@ -476,5 +563,39 @@ fn file_status(fd: BorrowedFd<'_>, offset: u64, len: u64) -> LeafStatus {
             _ => LeafStatus { len, hole: false },
         },
         Err(_) => LeafStatus { len, hole: false },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A read of 4096 bytes at 8192 in blocks of 512, with the answers that the kernel gives to each try.
+    fn read(answers: &[Result<usize, Errno>], len: u64) -> (Result<usize, Errno>, usize) {
+        let mut tries = 0;
+        let read = || {
+            tries += 1;
+            answers[tries - 1]
+        };
+        let result = whole_or_end(512, 4096, 8192, read, || Ok(len));
+        (result, tries)
+    }
+
+    #[test]
+    fn less_than_a_block_in_mid_file_is_read_again() {
+        assert_eq!(read(&[Ok(4096)], 1 << 20), (Ok(4096), 1));
+        // Whoever asked goes on from the last whole block.
+        assert_eq!(read(&[Ok(700)], 1 << 20), (Ok(700), 1));
+        assert_eq!(read(&[Ok(100), Ok(0), Ok(4096)], 1 << 20), (Ok(4096), 3));
+        assert_eq!(read(&[Ok(100), Err(Errno::EIO)], 1 << 20), (Err(Errno::EIO), 2));
+        assert_eq!(read(&[Ok(100); READS_MAX], 1 << 20), (Err(Errno::EIO), READS_MAX));
+    }
+
+    #[test]
+    fn less_than_a_block_at_the_end_is_the_end() {
+        assert_eq!(read(&[Ok(100)], 8292), (Ok(100), 1));
+        assert_eq!(read(&[Ok(0)], 8192), (Ok(0), 1));
+        // Cut short by somebody else meanwhile.
+        assert_eq!(read(&[Ok(0)], 0), (Ok(0), 1));
     }
 }

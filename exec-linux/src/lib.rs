@@ -23,6 +23,7 @@ mod handle;
 mod host;
 mod image;
 mod leaf;
+mod limits;
 mod lock;
 mod opened;
 mod pool;

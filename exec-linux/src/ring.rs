@@ -57,12 +57,34 @@ struct Slot {
 /// What a ring can do.
 #[derive(Clone, Copy, Debug)]
 enum RingOp {
-    Read { leaf: LeafId, offset: u64 },
-    Write { leaf: LeafId, offset: u64, fua: Fua },
-    Flush { leaf: LeafId },
-    Discard { leaf: LeafId, offset: u64, len: u64 },
-    WriteZeroes { leaf: LeafId, offset: u64, len: u64, flags: ZeroFlags },
-    Sleep { duration: Duration },
+    /// Less than a `block` may be the end of the leaf, or not.
+    Read {
+        leaf: LeafId,
+        offset: u64,
+        block: u32,
+    },
+    Write {
+        leaf: LeafId,
+        offset: u64,
+        fua: Fua,
+    },
+    Flush {
+        leaf: LeafId,
+    },
+    Discard {
+        leaf: LeafId,
+        offset: u64,
+        len: u64,
+    },
+    WriteZeroes {
+        leaf: LeafId,
+        offset: u64,
+        len: u64,
+        flags: ZeroFlags,
+    },
+    Sleep {
+        duration: Duration,
+    },
 }
 
 /// What came of a request.
@@ -142,11 +164,11 @@ impl Ring {
         &mut self,
         fd: BorrowedFd<'_>,
         token: Token,
-        (leaf, offset): (LeafId, u64),
+        (leaf, offset, block): (LeafId, u64, u32),
         data: BufList,
     ) -> io::Result<()> {
         let (fd, flags) = self.file(leaf, fd);
-        let (key, slot) = self.take_slot(token, RingOp::Read { leaf, offset }, data);
+        let (key, slot) = self.take_slot(token, RingOp::Read { leaf, offset, block }, data);
         let entry = match slot.data.windows_mut() {
             [window] => opcode::Read::new(fd, window.as_mut_ptr(), len_u32(window)).offset(offset).build(),
             _ => {
@@ -329,6 +351,10 @@ impl Ring {
         let result = usize::try_from(result).map_err(|_| Errno(result.wrapping_neg()));
         let outcome = match (op, result) {
             (RingOp::Sleep { .. }, _) => Outcome::Done(Ok(())),
+            // Blocking calls look whether this is the end of the leaf.
+            (RingOp::Read { block, .. }, Ok(moved)) if moved < block as usize && block > 1 => {
+                return Completion::Again(token, op.action(data));
+            }
             (op, Err(errno)) if op.has_other_ways(errno) => return Completion::Again(token, op.action(data)),
             (RingOp::Read { .. } | RingOp::Write { .. }, result) => Outcome::Moved { data, result },
             (_, result) => Outcome::Done(result.map(drop)),
@@ -443,7 +469,7 @@ impl RingOp {
     /// The action that this was.
     fn action(self, data: BufList) -> Action {
         match self {
-            Self::Read { leaf, offset } => Action::Read { leaf, offset, data },
+            Self::Read { leaf, offset, .. } => Action::Read { leaf, offset, data },
             Self::Write { leaf, offset, fua } => Action::Write { leaf, offset, data, fua },
             Self::Flush { leaf } => Action::Flush { leaf },
             Self::Discard { leaf, offset, len } => Action::Discard { leaf, offset, len },

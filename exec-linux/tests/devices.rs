@@ -11,7 +11,7 @@ use drystone_core::intent::{
 };
 use drystone_exec_linux::{BackendKind, Config, Host, run};
 
-const LEN: u64 = 1 << 20;
+const LEN: u64 = 4 << 20;
 
 #[test]
 fn a_device_is_what_the_kernel_says() {
@@ -36,6 +36,57 @@ fn a_device_is_what_the_kernel_says() {
     assert_eq!(create(&mut host, LEN), Ok(()));
     assert_eq!(create(&mut host, LEN + 512), Err(Errno::ENOSPC));
     assert_eq!(done(&mut host, Action::Remove { location: location.clone() }), Err(Errno::ENOTSUP));
+}
+
+#[test]
+fn limits_are_those_of_the_kernel() {
+    for sector in [512, 4096] {
+        let Some(device) = LoopDevice::with_sectors(sector) else { return };
+        let blockdev = |question: &str| {
+            let output =
+                Command::new("blockdev").args([question, &device.path]).output().expect("blockdev runs");
+            String::from_utf8(output.stdout).expect("UTF-8").trim().parse::<u32>().expect("a number")
+        };
+        let mut host = Host::new();
+        let location = Location::Path(device.path.clone());
+        let info = host.open(&location, LeafAccess::default()).expect("opens");
+        assert_eq!((info.request_align, info.transfer_max), (1, 0), "the page cache takes everything");
+        let preferred = match blockdev("--getioopt") {
+            0 => blockdev("--getpbsz"),
+            optimal => optimal,
+        };
+        assert_eq!(info.preferred_size, preferred);
+        let direct = LeafAccess { writable: true, direct: true, ..LeafAccess::default() };
+        let info = host.open(&location, direct).expect("opens");
+        assert_eq!(info.request_align, sector);
+        assert_eq!(info.request_align, blockdev("--getss"));
+        assert_eq!(info.transfer_max, blockdev("--getmaxsect") * 512);
+    }
+}
+
+#[test]
+fn requests_are_cut_to_the_commands_of_the_device() {
+    let Some(device) = LoopDevice::with_sectors(4096) else { return };
+    // A command of a loop device has 1280 KiB at the most, where the kernel was looked at.
+    let bytes: Vec<u8> = (0..LEN).map(|at| (at / 1000) as u8).collect();
+    for backend in [BackendKind::IoUring, BackendKind::Threads] {
+        run(Config { backend, ..Config::default() }, async |client| {
+            let mode = OpenMode { writable: true, direct: true, ..OpenMode::default() };
+            let disk =
+                client.open(&NodeSpec::raw(NodeSpec::file(device.path.clone(), mode))).await.expect("opens");
+            disk.write(0, Buf::from(&bytes[..])).await.1.expect("writes");
+            disk.write(5000, Buf::from(&b"a word"[..])).await.1.expect("within a sector");
+            let (data, result) = disk.read(100, Buf::zeroed(LEN as usize - 100)).await;
+            result.expect("reads");
+            let data = data.into_single();
+            assert!(data[..4900] == bytes[100..5000] && data[4906..] == bytes[5006..]);
+            // Less than a unit is not given up.
+            disk.discard(8192, 100).await.expect("advice");
+            assert_eq!(device.bytes()[8192], bytes[8192]);
+            disk.close().await.expect("closes");
+        })
+        .expect("the kernel has it all");
+    }
 }
 
 #[test]
@@ -100,13 +151,20 @@ struct LoopDevice {
 
 impl LoopDevice {
     fn new() -> Option<Self> {
+        Self::with_sectors(512)
+    }
+
+    /// A device with sectors of that many bytes.
+    fn with_sectors(sector: u32) -> Option<Self> {
         use std::sync::atomic::{AtomicU64, Ordering};
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let file = std::env::temp_dir().join(format!("drystone-loop-{}-{number}", std::process::id()));
         File::create(&file).and_then(|file| file.set_len(LEN)).expect("a temporary file");
         let file = file.to_str().expect("UTF-8").to_owned();
-        let made = Command::new("losetup").args(["--find", "--show", &file]).output();
+        let made = Command::new("losetup")
+            .args(["--find", "--show", "--sector-size", &sector.to_string(), &file])
+            .output();
         let path = match made {
             Ok(output) if output.status.success() => String::from_utf8(output.stdout).expect("UTF-8"),
             other => {

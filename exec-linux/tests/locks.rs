@@ -5,6 +5,7 @@ use std::process::{Child, Command, Stdio};
 
 use drystone_core::error::Error;
 use drystone_core::graph::open::{NodeSpec, OpenMode};
+use drystone_core::graph::options::from_filename;
 use drystone_core::intent::{Errno, LockRefused, Permissions};
 use drystone_exec_linux::{Config, Host, run};
 
@@ -93,11 +94,80 @@ fn opening_an_image_takes_the_locks() {
         let error = open(writable).await.map(drop).expect_err("a reader shares no writing");
         assert!(matches!(*error, Error::Locked { .. }));
         assert_eq!(error.errno(), Errno::EAGAIN);
-        for mode in [OpenMode { locking: false, ..writable }, OpenMode { force_share: true, ..writable }] {
-            open(mode).await.expect("opens").close().await.expect("closes");
-        }
+        open(OpenMode { locking: false, ..writable }).await.expect("opens").close().await.expect("closes");
+        // The words are those of qemu-io 10.0.
+        let error =
+            open(OpenMode { force_share: true, ..writable }).await.map(drop).expect_err("no such use");
+        assert_eq!(error.to_string(), "force-share=on can only be used with read-only images");
     })
     .expect("starts");
+}
+
+#[test]
+fn options_of_the_file_count_as_in_qemu() {
+    let image = Image::new("qcow2");
+    let qemu = QemuIo::open(&image, &[]);
+    let file = |option: &str| {
+        let path = &image.0;
+        let file = format!(r#""file": {{"driver": "file", "filename": "{path}"{option}}}"#);
+        format!(r#"json:{{"driver": "qcow2", {file}}}"#)
+    };
+    let format =
+        |option: &str| format!(r#"json:{{"driver": "qcow2"{option}, "file.filename": "{}"}}"#, image.0);
+    let on_the_format = r#", "force-share": true"#;
+    for (name, opens) in [
+        (file(""), false),
+        (file(r#", "locking": "on""#), false),
+        (file(r#", "locking": "auto""#), false),
+        (file(r#", "locking": "off""#), true),
+        (file(r#", "force-share": true"#), true),
+        (format(""), false),
+        (format(on_the_format), true),
+        (format(&format!(r#"{on_the_format}, "file.force-share": false"#)), false),
+    ] {
+        let theirs = Command::new("qemu-io").args(["-r", "-c", "length", &name]).output().expect("runs");
+        assert_eq!(theirs.status.success(), opens, "qemu-io, {name}");
+        let spec = from_filename(&name, None, OpenMode::default()).expect(&name);
+        run(Config::default(), async |client| match client.open(&spec).await {
+            Ok(disk) => {
+                assert!(opens, "{name} opens");
+                disk.close().await.expect("closes");
+            }
+            Err(error) => assert!(!opens && matches!(*error, Error::Locked { .. }), "{name}: {error}"),
+        })
+        .expect("starts");
+    }
+    qemu.quit();
+}
+
+#[test]
+fn a_reader_that_shares_all_is_seen_by_others() {
+    let image = Image::new("raw");
+    let mode = OpenMode { force_share: true, ..OpenMode::default() };
+    run(Config::default(), async |client| {
+        let disk = client.open(&NodeSpec::raw(NodeSpec::file(image.0.as_str(), mode))).await.expect("opens");
+        // One byte is locked: that of the consistent read, as by `qemu-io -U -r`.
+        let ours = locked_bytes(&image);
+        disk.close().await.expect("closes");
+        let qemu = QemuIo::open_as(&image, "raw", &["-U", "-r"]);
+        assert_eq!(ours, locked_bytes(&image));
+        assert_eq!(ours, [(100, 100)]);
+        qemu.quit();
+    })
+    .expect("starts");
+}
+
+/// The ranges of the image that anybody has locked, as the kernel lists them.
+fn locked_bytes(image: &Image) -> Vec<(u64, u64)> {
+    use std::os::unix::fs::MetadataExt;
+    let inode = std::fs::metadata(&image.0).expect("it is there").ino().to_string();
+    let locks = std::fs::read_to_string("/proc/locks").expect("the kernel lists them");
+    let of_image = locks.lines().filter_map(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let [.., file, first, last] = fields[..] else { return None };
+        (file.rsplit(':').next() == Some(&inode)).then(|| (first.parse(), last.parse()))
+    });
+    of_image.map(|(first, last)| (first.expect("a number"), last.expect("a number"))).collect()
 }
 
 fn lock(host: &mut Host, leaf: LeafId, holds: Permissions, shares: Permissions) -> Result<(), LockRefused> {
@@ -145,8 +215,12 @@ struct QemuIo(Child);
 
 impl QemuIo {
     fn open(image: &Image, options: &[&str]) -> Self {
+        Self::open_as(image, "qcow2", options)
+    }
+
+    fn open_as(image: &Image, format: &str, options: &[&str]) -> Self {
         let mut command = Command::new("qemu-io");
-        command.args(options).args(["-f", "qcow2", &image.0]);
+        command.args(options).args(["-f", format, &image.0]);
         let mut child =
             command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("qemu-io is installed");
         let mut commands = child.stdin.as_ref().expect("a pipe");

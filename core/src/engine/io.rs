@@ -4,13 +4,14 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::path::{Piece, Place, Verb};
+use super::serve::Held;
 use super::task::{Answer, LocalFuture};
 use super::{AnswerValue, ReplyTo, Shared};
 use crate::buf::{Buf, BufList};
 use crate::compute::{Compute, Computed};
 use crate::error::{Error, Result};
 use crate::graph::driver::{Access, Driver, Mapping, Role};
-use crate::graph::{self, Edges, Kind, Leaf, NodeFlags, NodeId, NodeInfo};
+use crate::graph::{self, Edges, Kind, Leaf, NodeFlags, NodeId, NodeInfo, Use, UseId};
 use crate::intent::{
     Action, Errno, Fua, Label, LeafAccess, LeafInfo, LeafStatus, Location, Outcome, Permissions,
     Preallocation, ZeroFlags,
@@ -241,6 +242,11 @@ impl Io {
         self.shared.graph.node(node).title.clone()
     }
 
+    /// How a node was opened.
+    pub(crate) fn flags(&self, node: NodeId) -> NodeFlags {
+        self.shared.graph.node(node).flags
+    }
+
     /// The driver of a node, unless it is a leaf.
     pub fn driver(&self, node: NodeId) -> Option<Rc<dyn Driver>> {
         match &self.shared.graph.node(node).kind {
@@ -276,17 +282,53 @@ impl Io {
             Outcome::Opened(result) => {
                 result.map_err(|errno| Box::new(Error::Open { location: title.clone(), errno }))?
             }
+            Outcome::NoIoUring(errno) => return Err(Box::new(Error::NoIoUring { location: title, errno })),
             other => panic!("an executor answered open with {other:?}"),
         };
         let leaf = info.leaf;
         let kind = Kind::Leaf(Box::new(Leaf::new(info, location)));
-        match self.shared.graph.add(name, &title, flags, kind, Edges::default()) {
+        match self.shared.graph.add(name, &title, flags, kind, Rc::default()) {
             Ok(node) => Ok(node.id),
             Err(error) => {
                 let _ = self.done("open/undo", Action::Close { leaf }).await;
                 Err(error)
             }
         }
+    }
+
+    /// Declares what a node above does with a leaf, to the other nodes and, by image locks, to other processes.
+    ///
+    /// # Errors
+    /// When the one or the other does not go with it.
+    pub(crate) async fn use_leaf(&self, node: NodeId, new: Use) -> Result<Option<UseId>> {
+        let here = self.shared.graph.node(node);
+        let Kind::Leaf(leaf) = &here.kind else { return Ok(None) };
+        let id = leaf.add_use(&here.name, new)?;
+        let locked = self.lock_as_used(node, &here, leaf).await;
+        if locked.is_err() {
+            leaf.remove_use(id);
+        }
+        locked.map(|()| Some(id))
+    }
+
+    /// Takes back what [`use_leaf`](Self::use_leaf) declared.
+    async fn end_use(&self, node: NodeId, id: UseId, leaf_goes_too: bool) {
+        let here = self.shared.graph.node(node);
+        let Kind::Leaf(leaf) = &here.kind else { return };
+        leaf.remove_use(id);
+        // Locks go with the file. Where they stay behind, others are kept out for longer than needed, no more.
+        if !leaf_goes_too {
+            let _ = self.lock_as_used(node, &here, leaf).await;
+        }
+    }
+
+    async fn lock_as_used(&self, node: NodeId, here: &graph::Node, leaf: &Leaf) -> Result<()> {
+        if here.flags.unlocked {
+            return Ok(());
+        }
+        let _one_at_a_time = leaf.locks.enter(&self.shared.tasks).await;
+        let (holds, shares) = leaf.used_as();
+        self.lock(node, holds, shares).await
     }
 
     /// Takes the image locks of a leaf.
@@ -328,18 +370,22 @@ impl Io {
         title: &str,
         flags: NodeFlags,
         driver: Rc<dyn Driver>,
-        edges: Edges,
+        edges: Rc<Edges>,
     ) -> Result<NodeId> {
         Ok(self.shared.graph.add(name, title, flags, Kind::Driver(driver), edges)?.id)
     }
 
-    /// Closes a node and everything below it, drivers first. What a driver holds back is written out.
+    /// Closes a node and everything below it, drivers first. What a driver holds back is written out. A node that
+    /// somebody else has open too stays.
     ///
     /// # Errors
     /// The first failure; all nodes are gone all the same.
     pub fn close(&self, node: NodeId) -> LocalFuture<'_, Result<()>> {
         Box::pin(async move {
             let here = self.shared.graph.node(node);
+            if !here.leave() {
+                return Ok(());
+            }
             let mut result = match &here.kind {
                 Kind::Driver(driver) => driver.close(&self.for_node(node)).await,
                 Kind::Leaf(leaf) => {
@@ -348,11 +394,30 @@ impl Io {
                 }
             };
             self.shared.graph.remove(node);
-            for (_, child) in here.edges.iter() {
-                result = result.and(self.close(child).await);
-            }
+            result = result.and(self.close_children(&here.edges).await);
             result
         })
+    }
+
+    /// Closes what a node had open below it.
+    pub(crate) async fn close_children(&self, edges: &Edges) -> Result<()> {
+        for (leaf, id) in edges.take_uses() {
+            let goes =
+                edges.iter().any(|(_, child)| child == leaf) && !self.shared.graph.node(leaf).is_shared();
+            self.end_use(leaf, id, goes).await;
+        }
+        let mut result = Ok(());
+        for (_, child) in edges.iter() {
+            result = result.and(self.close(child).await);
+        }
+        result
+    }
+
+    /// Opens a node that is open already: closing it is owed once more.
+    pub(crate) fn enter_node(&self, name: &str) -> Option<NodeId> {
+        let node = self.shared.graph.find(name)?;
+        self.shared.graph.node(node).enter();
+        Some(node)
     }
 
     /// Changes the length of a leaf, or of the leaf below filters that pass it on.
@@ -492,15 +557,36 @@ impl Io {
         len: u64,
     ) -> Result<u64> {
         let _counted = self.shared.epochs.count(&self.shared.tasks);
-        let target = self.shared.graph.with(|nodes| {
-            match super::path::resolve(nodes, to, to_offset, len, Access::Write) {
-                Ok((len, Place::Leaf { node, offset })) => Some((len, node, offset)),
-                _ => None,
-            }
-        });
-        let Some((len, to, to_offset)) = target else { return Ok(0) };
-        let (source, target) = (self.shared.graph.node(from), self.shared.graph.node(to));
-        let (Kind::Leaf(source), Kind::Leaf(target)) = (&source.kind, &target.kind) else { return Ok(0) };
+        let source = self.shared.graph.node(from);
+        let Kind::Leaf(source) = &source.kind else { return Ok(0) };
+        loop {
+            let target = self.shared.graph.with(|nodes| {
+                match super::path::resolve(nodes, to, to_offset, len, Access::Write) {
+                    Ok((len, Place::Leaf { node, offset })) => Some((len, node, offset)),
+                    _ => None,
+                }
+            });
+            let Some((len, node, offset)) = target else { return Ok(0) };
+            let target = self.shared.graph.node(node);
+            let Kind::Leaf(leaf) = &target.kind else { return Ok(0) };
+            let (first, last, against) = leaf.blocks_of_write(offset, offset + len);
+            let Some(_held) = Held::try_take(&self.shared, leaf, first, last, against) else {
+                // While this waits, the target may get its data elsewhere.
+                drop(Held::take(self, leaf, first, last, against).await);
+                continue;
+            };
+            return self.copy_to_leaf(label, (source, from_offset), (leaf, offset), len).await;
+        }
+    }
+
+    /// Copies to blocks that the caller holds.
+    async fn copy_to_leaf(
+        &self,
+        label: Label,
+        (source, from_offset): (&Leaf, u64),
+        (target, to_offset): (&Leaf, u64),
+        len: u64,
+    ) -> Result<u64> {
         let (from, to) = (source.info.leaf, target.info.leaf);
         let (_, result) =
             self.moved(label, Action::CopyRange { from, from_offset, to, to_offset, len }).await;

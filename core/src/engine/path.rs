@@ -30,7 +30,7 @@ pub(crate) enum Verb {
     WriteCompressed,
     WriteZeroes(ZeroFlags, Fua),
     /// Zeros for a leaf that refused to zero the range.
-    ZeroesAsData,
+    ZeroesOtherwise(ZeroFlags),
     Discard,
     Flush,
 }
@@ -41,7 +41,7 @@ impl Verb {
             Self::Read => "read",
             Self::Write(_) => "write",
             Self::WriteCompressed => "compressed write",
-            Self::WriteZeroes(..) | Self::ZeroesAsData => "write of zeros",
+            Self::WriteZeroes(..) | Self::ZeroesOtherwise(_) => "write of zeros",
             Self::Discard => "discard",
             Self::Flush => "flush",
         }
@@ -285,7 +285,7 @@ impl Shared {
                 Verb::Write(fua) => Action::Write { leaf: id, offset, data, fua },
                 Verb::WriteZeroes(flags, _) => Action::WriteZeroes { leaf: id, offset, len, flags },
                 Verb::Discard => Action::Discard { leaf: id, offset, len },
-                Verb::WriteCompressed | Verb::ZeroesAsData | Verb::Flush => {
+                Verb::WriteCompressed | Verb::ZeroesOtherwise(_) | Verb::Flush => {
                     unreachable!("served by coroutines")
                 }
             };
@@ -319,27 +319,28 @@ impl Shared {
                     Err(errno) => return self.settle(part.request, part.position, data, fail(errno)),
                 };
                 let reads = part.verb == Verb::Read;
-                let at_end = moved == 0 || !moved.is_multiple_of(leaf.info.request_align.max(1) as usize);
-                if at_end && reads {
+                let whole = leaf.whole_blocks(moved);
+                if whole == 0 && reads {
                     data.zero_from(moved);
                     return self.settle(part.request, part.position, data, Ok(()));
                 }
-                if at_end {
+                if whole == 0 || (whole < moved && !reads) {
                     return self.settle(part.request, part.position, data, fail(Errno::EIO));
                 }
-                let front = data.split_to(moved);
+                let front = data.split_to(whole);
                 self.owe(part.request);
                 self.settle(part.request, part.position, front, Ok(()));
-                self.emit(Piece {
+                let rest = Piece {
                     request: part.request,
                     label: part.label,
                     verb: part.verb,
                     node: part.leaf,
-                    offset: part.offset + moved as u64,
-                    len: part.len - moved as u64,
-                    position: part.position + moved as u64,
+                    offset: part.offset + whole as u64,
+                    len: part.len - whole as u64,
+                    position: part.position + whole as u64,
                     data,
-                });
+                };
+                if leaf.fits(rest.offset, &rest.data) { self.emit(rest) } else { self.serve(rest) }
             }
             Outcome::Done(result) => self.range_done(leaf, &part, result),
             other => panic!("an executor answered a {} with {other:?}", part.verb.name()),
@@ -352,12 +353,13 @@ impl Shared {
             leaf.wrote(if zeroes { part.offset + part.len } else { 0 });
         }
         let result = match (part.verb, result) {
-            (_, Ok(())) | (Verb::Discard, Err(Errno::ENOTSUP)) => Ok(()),
-            (Verb::WriteZeroes(flags, _), Err(Errno::ENOTSUP | Errno::EINVAL)) if !flags.no_fallback => {
+            // Advice that the host cannot take is no failure.
+            (_, Ok(())) | (Verb::Discard, Err(Errno::ENOTSUP | Errno::EINVAL)) => Ok(()),
+            (Verb::WriteZeroes(flags, _), Err(Errno::ENOTSUP | Errno::EINVAL)) => {
                 return self.serve(Piece {
                     request: part.request,
                     label: part.label,
-                    verb: Verb::ZeroesAsData,
+                    verb: Verb::ZeroesOtherwise(flags),
                     node: part.leaf,
                     offset: part.offset,
                     len: part.len,

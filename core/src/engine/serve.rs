@@ -16,7 +16,7 @@ use crate::buf::{Buf, BufList};
 use crate::error::Result;
 use crate::graph::driver::{Access, Driver, Mapping, Ready, Reservation};
 use crate::graph::{Collision, Kind, Leaf, Node, NodeId, Owner};
-use crate::intent::{Action, Errno, Fua, ZeroFlags};
+use crate::intent::{Action, Errno, Fua, Preallocation, ZeroFlags};
 
 /// Bytes of zeros written at once where a leaf cannot zero a range.
 const ZERO_CHUNK: u64 = 256 * 1024;
@@ -61,7 +61,10 @@ async fn serving(shared: Rc<Shared>, mut piece: Piece) {
             leaf_without_cycles(&io, leaf, &piece).await;
             return shared.dispatch(piece);
         }
-        (_, Verb::ZeroesAsData) => Box::pin(zeroes_as_data(&io, piece.node, piece.offset, piece.len)).await,
+        (Kind::Leaf(leaf), Verb::ZeroesOtherwise(flags)) => {
+            Box::pin(leaf_zeroes_otherwise(&io, leaf, &piece, flags)).await
+        }
+        (Kind::Driver(_), Verb::ZeroesOtherwise(_)) => unreachable!("a leaf refuses to zero"),
         (Kind::Driver(driver), Verb::Discard) => Box::pin(discard(&io, &node, driver.as_ref(), &piece)).await,
         (Kind::Leaf(_), Verb::Discard) => unreachable!("a leaf takes discards as they are"),
     };
@@ -405,13 +408,13 @@ async fn read_blocks(
         let (mut back, result) = io.moved(label, action).await;
         let wanted = back.len_bytes() as u64;
         let moved = result.map_err(|errno| leaf.error("read", at, wanted, errno))?;
-        let at_end = moved == 0 || !moved.is_multiple_of(block as usize);
-        if at_end {
+        let whole = leaf.whole_blocks(moved);
+        if whole == 0 {
             back.append(std::mem::take(&mut rest));
             back.zero_from(moved);
             done.append(back);
         } else {
-            done.append(back.split_to(moved));
+            done.append(back.split_to(whole));
             back.append(rest);
             rest = back;
         }
@@ -427,32 +430,94 @@ async fn leaf_without_cycles(io: &Io, leaf: &Leaf, piece: &Piece) {
     leaf.settled.wait(&io.shared().tasks, free).await;
 }
 
+/// Zeros for a leaf that refused to zero the range: by a discard, where that makes zeros; else as data.
+async fn leaf_zeroes_otherwise(io: &Io, leaf: &Leaf, piece: &Piece, flags: ZeroFlags) -> Result<()> {
+    let Piece { node, offset, len, .. } = *piece;
+    // A discard makes no leaf longer.
+    if flags.may_unmap && leaf.info.discard_zeroes && offset + len <= leaf.len.get() {
+        let held = Held::take(io, leaf, offset, offset + len, Collision::WithCycles).await;
+        let discard = Action::Discard { leaf: leaf.info.leaf, offset, len };
+        let discarded = io.done("write_zeroes/discard", discard).await;
+        drop(held);
+        match discarded {
+            Ok(()) => {
+                leaf.wrote(0);
+                return Ok(());
+            }
+            Err(Errno::ENOTSUP | Errno::EINVAL) => {}
+            Err(errno) => return Err(leaf.error("write of zeros", offset, len, errno)),
+        }
+    }
+    match flags.no_fallback {
+        true => Err(leaf.error("write of zeros", offset, len, Errno::ENOTSUP)),
+        false => zeroes_as_data(io, node, offset, len).await,
+    }
+}
+
+/// Blocks of a leaf that are held against the cycles of others, until this is dropped.
+pub(crate) struct Held<'a> {
+    shared: &'a Shared,
+    leaf: &'a Leaf,
+    cycle: Owner,
+}
+
+impl<'a> Held<'a> {
+    /// Waits until nothing in flight `against` which this is held shares a byte of `[start, end)`.
+    pub(crate) async fn take(
+        io: &'a Io,
+        leaf: &'a Leaf,
+        start: u64,
+        end: u64,
+        against: Collision,
+    ) -> Held<'a> {
+        let shared = io.shared();
+        leaf.settled.wait(&shared.tasks, || Self::try_take(shared, leaf, start, end, against)).await
+    }
+
+    pub(crate) fn try_take(
+        shared: &'a Shared,
+        leaf: &'a Leaf,
+        start: u64,
+        end: u64,
+        against: Collision,
+    ) -> Option<Self> {
+        if leaf.collides(start, end, against) {
+            return None;
+        }
+        let cycle = Owner::Cycle(shared.cycles.replace(shared.cycles.get() + 1));
+        leaf.enter(cycle, start, end);
+        Some(Self { shared, leaf, cycle })
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.leaf.leave(self.cycle);
+        self.leaf.settled.notify(&self.shared.tasks);
+    }
+}
+
 /// Writes to a leaf with blocks what is not whole blocks in aligned memory, or what must wait for such a write.
 ///
 /// A cycle of read, modify and write holds its blocks against all other writes, of zeros too; a write of whole blocks
 /// goes beside its like and waits for cycles only.
 async fn leaf_write(io: &Io, leaf: &Leaf, piece: &mut Piece) -> Result<()> {
     let shared = io.shared();
-    let block = u64::from(leaf.info.request_align.max(1));
-    let (start, end) = (piece.offset, piece.offset + piece.len);
-    let (first, last) = (start - start % block, end.next_multiple_of(block));
-    let aligned = (first, last) == (start, end);
-    let against = if aligned { Collision::WithCycles } else { Collision::WithAny };
-    let cycle = Owner::Cycle(shared.cycles.replace(shared.cycles.get() + 1));
-    leaf.settled
+    let (first, last, against) = leaf.blocks_of_write(piece.offset, piece.offset + piece.len);
+    let aligned = against == Collision::WithCycles;
+    let _held = leaf
+        .settled
         .wait(&shared.tasks, || {
-            (!leaf.collides(first, last, against)).then(|| leaf.enter(cycle, first, last))
+            // What cuts the leaf back to its length afterwards must not cut off what others append meanwhile.
+            let last = if !aligned && last > leaf.len.get() { u64::MAX } else { last };
+            Held::try_take(shared, leaf, first, last, against)
         })
         .await;
-    let result = rewrite_blocks(io, leaf, piece, aligned).await;
-    leaf.leave(cycle);
-    leaf.settled.notify(&shared.tasks);
-    result
+    rewrite_blocks(io, leaf, piece, aligned).await
 }
 
 async fn rewrite_blocks(io: &Io, leaf: &Leaf, piece: &mut Piece, aligned: bool) -> Result<()> {
     let Verb::Write(fua) = piece.verb else { unreachable!("a write") };
-    let len_before = leaf.len.get();
     let (start, blocks) = if aligned {
         let align = (leaf.info.memory_align as usize).max(crate::buf::BUF_ALIGN);
         (piece.offset, Buf::zeroed_aligned(piece.len as usize, align))
@@ -463,9 +528,21 @@ async fn rewrite_blocks(io: &Io, leaf: &Leaf, piece: &mut Piece, aligned: bool) 
     let at = (piece.offset - start) as usize;
     let end = at + piece.len as usize;
     piece.data.copy_out(0, &mut blocks[at..end]);
-    write_whole(io, leaf, start, BufList::from(blocks), fua).await?;
-    let end = piece.offset + piece.len;
-    leaf.len.set(len_before.max(leaf.len.get()).max(end));
+    let wanted_len = leaf.len.get().max(piece.offset + piece.len);
+    let written = write_whole(io, leaf, start, BufList::from(blocks), fua).await;
+    if leaf.len.get() > wanted_len {
+        cut_back(io, leaf, wanted_len).await?;
+    }
+    written
+}
+
+/// Takes off a leaf what the last block of a write added beyond the bytes that were asked for.
+async fn cut_back(io: &Io, leaf: &Leaf, len: u64) -> Result<()> {
+    let preallocation = Preallocation::Off;
+    let cut = io.done("write/cut", Action::SetLen { leaf: leaf.info.leaf, len, preallocation }).await;
+    cut.map_err(|errno| leaf.error("write", len, 0, errno))?;
+    leaf.wrote(0);
+    leaf.len.set(len);
     Ok(())
 }
 

@@ -21,6 +21,17 @@ pub enum Role {
     DataFile,
 }
 
+impl Role {
+    /// QEMU's word for the edge.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::File => "file",
+            Self::Backing => "backing",
+            Self::DataFile => "data-file",
+        }
+    }
+}
+
 /// What a lookup is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {

@@ -4,10 +4,11 @@ use std::cell::{Cell, RefCell};
 
 use smallvec::SmallVec;
 
+use super::driver::Role;
 use crate::buf::BufList;
-use crate::engine::task::WaitList;
-use crate::error::Error;
-use crate::intent::{Errno, LeafInfo, LeafKind, Location, Token};
+use crate::engine::task::{Gate, WaitList};
+use crate::error::{Error, Result};
+use crate::intent::{Errno, LeafInfo, LeafKind, Location, Permissions, Token};
 
 pub(crate) struct Leaf {
     pub(crate) info: LeafInfo,
@@ -23,7 +24,26 @@ pub(crate) struct Leaf {
     /// Writes in flight, kept only where unaligned writes must read, modify and write whole blocks.
     pub(crate) in_flight: RefCell<SmallVec<[InFlight; 8]>>,
     pub(crate) settled: WaitList,
+    /// What the nodes above do with the leaf, and tolerate that others do.
+    uses: RefCell<SmallVec<[(UseId, Use); 1]>>,
+    next_use: Cell<u32>,
+    /// One change of the image locks at a time.
+    pub(crate) locks: Gate,
 }
+
+/// What a node above does with a leaf.
+#[derive(Clone)]
+pub(crate) struct Use {
+    /// The node's name, and its edge.
+    pub(crate) user: String,
+    pub(crate) role: Role,
+    pub(crate) holds: Permissions,
+    pub(crate) shares: Permissions,
+}
+
+/// Names one use of one leaf.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct UseId(u32);
 
 /// A range of the leaf that is being written.
 #[derive(Clone, Copy)]
@@ -53,7 +73,38 @@ impl Leaf {
             flush_failed: Cell::new(None),
             in_flight: RefCell::default(),
             settled: WaitList::default(),
+            uses: RefCell::default(),
+            next_use: Cell::new(0),
+            locks: Gate::default(),
         }
+    }
+
+    /// Takes note of a use, unless it does not go with one that there is; `leaf` is the leaf's name.
+    pub(crate) fn add_use(&self, leaf: &str, new: Use) -> Result<UseId> {
+        for (_, old) in self.uses.borrow().iter() {
+            for (needs, denies) in [(old, &new), (&new, old)] {
+                let both = Permissions(needs.holds.0 & denies.shares.complement().0);
+                if both != Permissions::NONE {
+                    return Err(conflict(leaf, both, needs, denies));
+                }
+            }
+        }
+        let id = UseId(self.next_use.get());
+        self.next_use.set(id.0 + 1);
+        self.uses.borrow_mut().push((id, new));
+        Ok(id)
+    }
+
+    pub(crate) fn remove_use(&self, id: UseId) {
+        self.uses.borrow_mut().retain(|(other, _)| *other != id);
+    }
+
+    /// What all uses together do, and tolerate.
+    pub(crate) fn used_as(&self) -> (Permissions, Permissions) {
+        let start = (Permissions::NONE, Permissions::ALL);
+        self.uses.borrow().iter().fold(start, |(holds, shares), (_, one)| {
+            (holds.with(one.holds), Permissions(shares.0 & one.shares.0))
+        })
     }
 
     pub(crate) fn driver_name(&self) -> &'static str {
@@ -79,6 +130,11 @@ impl Leaf {
         }
     }
 
+    /// The part of a short transfer that ends with a whole block: where the next one can begin.
+    pub(crate) fn whole_blocks(&self, moved: usize) -> usize {
+        moved - moved % self.info.request_align.max(1) as usize
+    }
+
     /// Whether the leaf takes a request as it is.
     #[inline]
     pub(crate) fn fits(&self, offset: u64, data: &BufList) -> bool {
@@ -90,6 +146,14 @@ impl Leaf {
             && data.windows().iter().all(|window| {
                 window.len().is_multiple_of(block) && (window.as_ptr() as usize).is_multiple_of(memory)
             })
+    }
+
+    /// The blocks that a write of a range touches, and what it must not meet there: whole blocks go beside their like.
+    pub(crate) fn blocks_of_write(&self, start: u64, end: u64) -> (u64, u64, Collision) {
+        let block = u64::from(self.info.request_align.max(1));
+        let (first, last) = (start - start % block, end.next_multiple_of(block));
+        let whole = (first, last) == (start, end);
+        (first, last, if whole { Collision::WithCycles } else { Collision::WithAny })
     }
 
     /// Whether a write to the range must wait for another one that shares a block with it.
@@ -127,6 +191,19 @@ impl Leaf {
     pub(crate) fn error(&self, operation: &'static str, offset: u64, len: u64, errno: Errno) -> Box<Error> {
         Box::new(Error::Leaf { location: self.location.to_string(), operation, offset, len, errno })
     }
+}
+
+/// The reference's words for two nodes that cannot share a third.
+fn conflict(leaf: &str, both: Permissions, needs: &Use, denies: &Use) -> Box<Error> {
+    let names: Vec<_> = both.iter().map(Permissions::name).collect();
+    let who = |one: &Use| format!("node '{}' (uses node '{leaf}' as '{}' child)", one.user, one.role.name());
+    let text = format!(
+        "Permission conflict on node '{leaf}': permissions '{}' are both required by {} and unshared by {}.",
+        names.join(", "),
+        who(needs),
+        who(denies)
+    );
+    Box::new(Error::Options(text))
 }
 
 /// Which writes in flight a new one must not share a block with.

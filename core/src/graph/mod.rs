@@ -16,8 +16,10 @@ pub mod options;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
+use smallvec::SmallVec;
+
 pub use driver::{Access, Driver, Extent, Length, Mapping, Miss, Ready, Reservation, Role};
-pub(crate) use leaf::{Collision, Leaf, Owner};
+pub(crate) use leaf::{Collision, Leaf, Owner, Use, UseId};
 
 use crate::engine::claims::Claims;
 use crate::error::{Error, Result};
@@ -49,6 +51,10 @@ pub struct NodeFlags {
     pub no_flush: bool,
     /// Every write is durable when it completes (the cache modes `writethrough` and `directsync`).
     pub write_through: bool,
+    /// Whoever uses the node lets others write to it meanwhile (`force-share`).
+    pub force_share: bool,
+    /// A leaf whose image locks nobody takes (`locking=off`).
+    pub unlocked: bool,
 }
 
 /// A node of the graph.
@@ -59,9 +65,11 @@ pub(crate) struct Node {
     pub(crate) title: String,
     pub(crate) kind: Kind,
     pub(crate) flags: NodeFlags,
-    pub(crate) edges: Edges,
+    pub(crate) edges: Rc<Edges>,
     /// Guest ranges whose mapping is being changed.
     pub(crate) claims: Claims,
+    /// Parents and callers that have the node open; the last to close it closes it. With none left it is closing.
+    users: Cell<u32>,
 }
 
 /// The children of a node.
@@ -70,6 +78,8 @@ pub(crate) struct Edges {
     file: Cell<Option<NodeId>>,
     backing: Cell<Option<NodeId>>,
     data_file: Cell<Option<NodeId>>,
+    /// What the node declared to do with leaves.
+    uses: RefCell<SmallVec<[(NodeId, UseId); 1]>>,
 }
 
 impl Edges {
@@ -88,6 +98,14 @@ impl Edges {
 
     pub(crate) fn set(&self, role: Role, child: Option<NodeId>) {
         self.slot(role).set(child);
+    }
+
+    pub(crate) fn add_use(&self, of: NodeId, id: UseId) {
+        self.uses.borrow_mut().push((of, id));
+    }
+
+    pub(crate) fn take_uses(&self) -> SmallVec<[(NodeId, UseId); 1]> {
+        self.uses.take()
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (Role, NodeId)> + '_ {
@@ -115,6 +133,23 @@ impl Node {
         Box::new(Error::OutOfRange { node: self.name.clone(), operation, offset, len, size })
     }
 
+    /// Counts one more that has the node open.
+    pub(crate) fn enter(&self) {
+        self.users.set(self.users.get() + 1);
+    }
+
+    /// Counts one less, and tells whether that was the last.
+    pub(crate) fn leave(&self) -> bool {
+        let left = self.users.get().checked_sub(1).expect("who closes a node has it open");
+        self.users.set(left);
+        left == 0
+    }
+
+    /// Whether anybody but the one who asks has the node open.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.users.get() > 1
+    }
+
     pub(crate) fn child(&self, role: Role) -> NodeId {
         self.edges.at(role).expect("a driver names only edges that it opened")
     }
@@ -135,7 +170,7 @@ impl Graph {
         title: &str,
         flags: NodeFlags,
         kind: Kind,
-        edges: Edges,
+        edges: Rc<Edges>,
     ) -> Result<Rc<Node>> {
         let name = match name {
             Some(name) => self.checked_name(name)?,
@@ -147,8 +182,16 @@ impl Graph {
             nodes.len() - 1
         });
         let id = NodeId(u32::try_from(index).expect("fewer than 2^32 nodes"));
-        let node =
-            Rc::new(Node { id, name, title: title.into(), kind, flags, edges, claims: Claims::default() });
+        let node = Rc::new(Node {
+            id,
+            name,
+            title: title.into(),
+            kind,
+            flags,
+            edges,
+            claims: Claims::default(),
+            users: Cell::new(1),
+        });
         nodes[index] = Some(Rc::clone(&node));
         Ok(node)
     }
@@ -162,21 +205,28 @@ impl Graph {
         if name.len() > NODE_NAME_MAX {
             return Err(Box::new(Error::NodeName("Node name too long".into())));
         }
-        if self.find(name).is_some() {
+        if self.nodes.borrow().iter().flatten().any(|node| node.name == name) {
             return Err(Box::new(Error::NodeName(format!("Duplicate nodes with node-name='{name}'"))));
         }
         Ok(name.into())
     }
 
     fn made_up_name(&self) -> String {
-        let number = self.next_name.get();
-        self.next_name.set(number + 1);
-        format!("#block{number:03}")
+        let name = self.next_name();
+        self.next_name.set(self.next_name.get() + 1);
+        name
     }
 
-    /// The node of that name.
+    /// The name that the next node without one will have.
+    pub(crate) fn next_name(&self) -> String {
+        format!("#block{:03}", self.next_name.get())
+    }
+
+    /// The node of that name, unless it is closing.
     pub(crate) fn find(&self, name: &str) -> Option<NodeId> {
-        self.nodes.borrow().iter().flatten().find(|node| node.name == name).map(|node| node.id)
+        let nodes = self.nodes.borrow();
+        let found = nodes.iter().flatten().find(|node| node.name == name && node.users.get() > 0);
+        found.map(|node| node.id)
     }
 
     pub(crate) fn remove(&self, id: NodeId) {

@@ -6,7 +6,7 @@
 use std::rc::Rc;
 
 use super::driver::{Driver, Role};
-use super::{CHAIN_MAX, Edges, NodeFlags, NodeId, options};
+use super::{CHAIN_MAX, Edges, NodeFlags, NodeId, Use, options};
 use crate::engine::{Io, LocalFuture};
 use crate::error::{Error, Result};
 use crate::format::qcow2::layout::{Header, Incompatible};
@@ -40,9 +40,10 @@ pub struct OpenMode {
     pub discard: bool,
     /// `aio`.
     pub aio: Aio,
-    /// `force-share`: others may write to the image meanwhile.
+    /// `force-share`: others may write to the node meanwhile. Children have it from their parent unless they say
+    /// otherwise, and what counts for an image is the word of its file.
     pub force_share: bool,
-    /// `locking`: whether image locks are taken at all.
+    /// `locking`: whether image locks are taken at all. Only a leaf's own word counts.
     pub locking: bool,
     /// What names that images hold may open.
     pub names: ImageNames,
@@ -162,6 +163,8 @@ impl NodeSpec {
             discard: self.mode.discard,
             no_flush: self.mode.no_flush,
             write_through: self.mode.write_through,
+            force_share: self.mode.force_share,
+            unlocked: !self.mode.locking,
         }
     }
 }
@@ -178,7 +181,16 @@ pub fn open<'a>(io: &'a Io, spec: &'a NodeSpec) -> LocalFuture<'a, Result<NodeId
 fn open_at<'a>(io: &'a Io, spec: &'a NodeSpec, depth: usize) -> LocalFuture<'a, Result<NodeId>> {
     Box::pin(async move {
         let name = spec.node_name.as_deref();
+        if spec.mode.force_share && spec.mode.writable {
+            let text = "force-share=on can only be used with read-only images";
+            return Err(Box::new(Error::Options(text.into())));
+        }
         match &spec.driver {
+            DriverSpec::Leaf(Location::Path(_)) if spec.mode.aio == Aio::Native && !spec.mode.direct => {
+                let text =
+                    "aio=native was specified, but it requires cache.direct=on, which was not specified.";
+                Err(Box::new(Error::Options(text.into())))
+            }
             DriverSpec::Leaf(location) => {
                 let access =
                     LeafAccess { writable: spec.mode.writable, direct: spec.mode.direct, aio: spec.mode.aio };
@@ -203,7 +215,7 @@ fn open_at<'a>(io: &'a Io, spec: &'a NodeSpec, depth: usize) -> LocalFuture<'a, 
                 }
             }
             DriverSpec::Node(name) => {
-                io.find_node(name).ok_or_else(|| Box::new(Error::NoSuchNode(name.clone())))
+                io.enter_node(name).ok_or_else(|| Box::new(Error::NoSuchNode(name.clone())))
             }
         }
     })
@@ -257,23 +269,37 @@ async fn probe(io: &Io, file: NodeId) -> Result<Format> {
 }
 
 async fn open_raw(io: &Io, spec: &NodeSpec, file: NodeId, offset: u64, size: Option<u64>) -> Result<NodeId> {
+    let edges = Edges::default();
+    edges.set(Role::File, Some(file));
     let made = match raw_window(io, file, offset, size) {
         Ok(driver) => {
             // As the reference: who reads raw bytes does not have them change underneath; who writes them lets others.
             let sharing = if spec.mode.writable { Sharing::Everything } else { Sharing::Reads };
-            lock_file(io, spec.mode, file, sharing).await.map(|()| driver)
+            lock_child(io, spec, &edges, Role::File, sharing).await.map(|()| driver)
         }
         Err(error) => Err(error),
     };
-    let edges = Edges::default();
-    edges.set(Role::File, Some(file));
+    add_or_undo(io, spec, file, edges, made).await
+}
+
+/// Makes a driver a node above `edges`, or closes what they lead to. The first error is the one that the caller needs
+/// to know.
+async fn add_or_undo(
+    io: &Io,
+    spec: &NodeSpec,
+    file: NodeId,
+    edges: Edges,
+    made: Result<Rc<dyn Driver>>,
+) -> Result<NodeId> {
     let title = io.title(file);
-    match made
-        .and_then(|driver| io.add_driver(spec.node_name.as_deref(), &title, spec.flags(), driver, edges))
-    {
-        Ok(node) => Ok(node),
-        Err(error) => Err(undo(io, file, error).await),
+    let edges = Rc::new(edges);
+    let added = made.and_then(|driver| {
+        io.add_driver(spec.node_name.as_deref(), &title, spec.flags(), driver, Rc::clone(&edges))
+    });
+    if added.is_err() {
+        let _ = io.close_children(&edges).await;
     }
+    added
 }
 
 async fn open_qcow2(
@@ -286,14 +312,14 @@ async fn open_qcow2(
     let edges = Edges::default();
     edges.set(Role::File, Some(file));
     let opened = async {
-        lock_file(io, spec.mode, file, Sharing::Reads).await?;
+        lock_child(io, spec, &edges, Role::File, Sharing::Reads).await?;
         let header = qcow2::read_header(io, file).await?;
         if !options.metadata_only
             && let Some(child) = data_file_spec(io, spec, file, &header, data_file)?
         {
             let child = open_at(io, &child, depth).await.map_err(|error| Error::child("data file", error))?;
             edges.set(Role::DataFile, Some(child));
-            lock_file(io, spec.mode, child, Sharing::Reads).await?;
+            lock_child(io, spec, &edges, Role::DataFile, Sharing::Reads).await?;
         }
         if let Some(child) = backing_spec(io, spec, file, &header, backing)? {
             if depth + 1 >= CHAIN_MAX {
@@ -307,17 +333,7 @@ async fn open_qcow2(
         Ok(Rc::new(image) as Rc<dyn Driver>)
     };
     let opened = opened.await;
-    let children: Vec<_> = edges.iter().map(|(_, child)| child).collect();
-    let title = io.title(file);
-    let added = opened
-        .and_then(|driver| io.add_driver(spec.node_name.as_deref(), &title, spec.flags(), driver, edges));
-    if added.is_err() {
-        for child in children {
-            // The first error is the one that the caller needs to know.
-            let _ = io.close(child).await;
-        }
-    }
-    added
+    add_or_undo(io, spec, file, edges, opened).await
 }
 
 /// What the image's data file is: a path, and never more than that, when the image names it.
@@ -411,7 +427,7 @@ fn raw_window(io: &Io, file: NodeId, offset: u64, size: Option<u64>) -> Result<R
 
 /// What a node tolerates that other processes do with its file.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Sharing {
+enum Sharing {
     /// All: there is no metadata that could go stale.
     Everything,
     /// Reading.
@@ -419,24 +435,27 @@ pub(crate) enum Sharing {
 }
 
 /// Takes the byte-range locks on the leaf that holds an image, as QEMU does, so that both keep out of each other's way.
-pub(crate) async fn lock_file(io: &Io, mode: OpenMode, file: NodeId, sharing: Sharing) -> Result<()> {
-    if !mode.locking {
-        return Ok(());
-    }
-    let mut leaf = file;
+/// What the nodes above a shared leaf do is added up.
+async fn lock_child(io: &Io, spec: &NodeSpec, edges: &Edges, role: Role, sharing: Sharing) -> Result<()> {
+    let Some(child) = edges.at(role) else { return Ok(()) };
+    let mut leaf = child;
+    let mut force_share = io.flags(child).force_share;
     while let Some(below) = io.edge(leaf, Role::File) {
         leaf = below;
+        force_share |= io.flags(leaf).force_share;
     }
-    let holds = match mode.writable {
+    let holds = match spec.mode.writable {
         true => Permissions::CONSISTENT_READ.with(Permissions::WRITE).with(Permissions::RESIZE),
         false => Permissions::CONSISTENT_READ,
     };
-    if mode.force_share {
-        return io.lock(leaf, Permissions::NONE, Permissions::ALL).await;
-    }
     let shares = match sharing {
-        Sharing::Everything => Permissions::ALL,
-        Sharing::Reads => Permissions::WRITE.with(Permissions::RESIZE).complement(),
+        Sharing::Reads if !force_share => Permissions::WRITE.with(Permissions::RESIZE).complement(),
+        _ => Permissions::ALL,
     };
-    io.lock(leaf, holds, shares).await
+    let user = spec.node_name.clone().unwrap_or_else(|| io.shared().graph.next_name());
+    let used = io.use_leaf(leaf, Use { user, role, holds, shares }).await?;
+    if let Some(id) = used {
+        edges.add_use(leaf, id);
+    }
+    Ok(())
 }

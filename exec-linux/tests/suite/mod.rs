@@ -29,7 +29,7 @@ macro_rules! suite {
             crate::cases::suite!(@cases $run, $kind,
                 bytes_are_those_of_a_vector, bytes_are_those_of_a_vector_past_the_page_cache,
                 blocking_calls_on_request, many_windows_are_one_request, sixty_four_at_once,
-                short_files_read_as_zeros_beyond_their_end, holes_and_zeros_are_what_the_kernel_says,
+                short_files_read_as_zeros_beyond_their_end, files_keep_their_length_past_the_page_cache, holes_and_zeros_are_what_the_kernel_says,
                 lengths_change, files_are_created_emptied_and_removed, what_cannot_open_says_why,
                 null_leaves_store_nothing, dropped_requests_finish_on_their_own,
                 images_close_when_they_are_dropped, timers_ring_in_their_order, work_runs_on_threads,
@@ -163,6 +163,23 @@ pub async fn short_files_read_as_zeros_beyond_their_end(client: &Client) {
         assert!(data[..600].iter().all(|byte| *byte == 7) && data[600..].iter().all(|byte| *byte == 0));
         disk.close().await.expect("closes");
     }
+}
+
+pub async fn files_keep_their_length_past_the_page_cache(client: &Client) {
+    let file = TempFile::with(&[7; 5000]);
+    let disk = client.open(&file.raw(OpenMode { direct: true, ..writable() })).await.expect("opens");
+    let writes = [(4608, 392), (4999, 1), (4900, 100), (600, 4400)].map(|(at, len)| {
+        let (disk, data) = (&disk, Buf::from(vec![at as u8; len]));
+        async move { disk.write(at, data).await.1 }
+    });
+    for result in join_all(writes).await {
+        result.expect("writes");
+    }
+    assert_eq!((disk.len(), file.bytes().len()), (5000, 5000));
+    disk.write(4999, Buf::from(&b"!"[..])).await.1.expect("writes");
+    disk.close().await.expect("closes");
+    let bytes = file.bytes();
+    assert_eq!((bytes.len(), bytes[4999], bytes[599]), (5000, b'!', 7));
 }
 
 pub async fn holes_and_zeros_are_what_the_kernel_says(client: &Client) {

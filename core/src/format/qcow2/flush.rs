@@ -14,18 +14,18 @@
 //! The changes of one commit are copied at one instant, so that an L2 entry never leaves before the refcount that it
 //! needs; what changes meanwhile waits for the next commit. Level 4 goes on beside later requests (`reclaim`).
 
+use super::Qcow2;
 use super::layout::{Header, HostOffset};
-use super::refcount::{Freed, FreedRun, Refcounts};
-use super::{Discards, Qcow2};
+use super::refcount::{Freed, FreedRun};
 use crate::buf::Buf;
 use crate::engine::Io;
 use crate::engine::task::join_all;
 use crate::error::Result;
-use crate::graph::driver::{Ready, Role};
+use crate::graph::driver::Role;
 use crate::intent::{Fua, Label};
 
 /// Writes of one level in flight at once.
-const WRITES_MAX: usize = 64;
+pub(super) const WRITES_MAX: usize = 64;
 
 /// Copies of all changed metadata, by level.
 struct Batch {
@@ -160,84 +160,6 @@ impl Qcow2 {
         io.write("qcow2.write_header", io.child(Role::File), 0, Buf::from(bytes), Fua::No).await.1
     }
 
-    /// Gives back clusters that nothing on disk points to, beside the requests that come meanwhile.
-    fn start_reclaim(&self, io: &Io, freed: Vec<FreedRun>) {
-        let Some(driver) = io.driver(io.node()) else { unreachable!("a format is a driver") };
-        let io = io.clone();
-        self.reclaiming.set(self.reclaiming.get() + 1);
-        io.clone().spawn(Box::pin(async move {
-            let qcow2 = driver.as_any().downcast_ref::<Self>().expect("the driver of this node");
-            // A request that looked a cluster up before it was freed may still read or write it.
-            io.quiesce().await;
-            qcow2.reclaim(&io, &freed).await;
-            qcow2.reclaiming.set(qcow2.reclaiming.get() - 1);
-            qcow2.reclaimed.notify(&io.shared().tasks);
-        }));
-    }
-
-    /// Drops references, each on its own: a cluster whose refcount cannot be lowered stays counted, which leaks it
-    /// until `check` finds it, and loses nothing. Closing the image says so.
-    async fn reclaim(&self, io: &Io, freed: &[FreedRun]) {
-        for run in freed {
-            for cluster in run.first..run.first + run.count {
-                if let Err(error) = self.drop_reference(io, cluster, run.why).await {
-                    self.reclaim_error.borrow_mut().get_or_insert(error);
-                }
-            }
-        }
-    }
-
-    /// Lowers a refcount by one. A cluster that becomes free is punched out of the file first: while its refcount
-    /// still says that it is in use, nobody can be given it.
-    async fn drop_reference(&self, io: &Io, cluster: u64, why: Freed) -> Result<()> {
-        let mut punched = false;
-        loop {
-            let step = {
-                let mut refcounts = self.refcounts.borrow_mut();
-                match refcounts.count(cluster).map_err(|fault| self.fail(fault))? {
-                    Ready::Yes(0) => {
-                        let at = HostOffset(cluster << self.geometry.cluster_bits.bits());
-                        return Err(self.fail(super::Qcow2Error::RefcountUnderflow { at }));
-                    }
-                    Ready::Yes(1) if self.discards.covers(why) && !punched => {
-                        // Nothing is packed into the cluster from here on, or the hole would swallow it.
-                        self.forget_cluster(&mut refcounts, cluster);
-                        None
-                    }
-                    Ready::Yes(count) => {
-                        if count == 1 {
-                            self.forget_cluster(&mut refcounts, cluster);
-                        }
-                        Some(refcounts.set(cluster, count - 1).map_err(|fault| self.fail(fault))?)
-                    }
-                    Ready::Miss(miss) => Some(Ready::Miss(miss)),
-                }
-            };
-            match step {
-                Some(Ready::Yes(())) => return Ok(()),
-                Some(Ready::Miss(miss)) => self.load_missing(io, miss).await?,
-                None => {
-                    let at = cluster << self.geometry.cluster_bits.bits();
-                    let file = io.child(Role::File);
-                    // A host that keeps the bytes does no harm.
-                    let _ = io.discard("qcow2.reclaim/discard", file, at, self.geometry.cluster_size).await;
-                    punched = true;
-                }
-            }
-        }
-    }
-
-    /// Drops what memory knows of a cluster that is about to become free.
-    fn forget_cluster(&self, refcounts: &mut Refcounts, cluster: u64) {
-        let bits = self.geometry.cluster_bits;
-        if refcounts.next_packed >> bits.bits() == cluster {
-            refcounts.next_packed = 0;
-        }
-        if refcounts.metadata.remove(&cluster) {
-            self.l2.borrow_mut().forget(HostOffset(cluster << bits.bits()), bits.size());
-        }
-    }
-
     /// Writes everything out, gives back what is freed, and leaves a clean image.
     pub(super) async fn close_image(&self, io: &Io) -> Result<()> {
         loop {
@@ -255,15 +177,6 @@ impl Qcow2 {
                 self.barrier(io).await?;
                 return self.reclaim_error.take().map_or(Ok(()), Err);
             }
-        }
-    }
-}
-
-impl Discards {
-    fn covers(self, why: Freed) -> bool {
-        match why {
-            Freed::Request => self.request,
-            Freed::Other => self.other,
         }
     }
 }

@@ -132,7 +132,8 @@ impl Refcounts {
         (HostOffset(block.0 + slice * self.cache.slice_len() as u64), in_block % per_slice)
     }
 
-    fn per_slice(&self) -> u64 {
+    /// Clusters that one slice counts.
+    pub(super) fn per_slice(&self) -> u64 {
         (8 * self.cache.slice_len() as u64) >> self.width.order()
     }
 

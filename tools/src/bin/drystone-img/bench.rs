@@ -14,6 +14,7 @@ use crate::image;
 
 pub async fn run(client: &Client, args: &BenchArgs) -> Result<u8, Failure> {
     let aio = match args.aio {
+        None if args.native => intent::Aio::Native,
         None => intent::Aio::Auto,
         Some(Aio::Threads) => intent::Aio::Threads,
         Some(Aio::Native) => intent::Aio::Native,
