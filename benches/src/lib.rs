@@ -8,6 +8,7 @@
 pub mod null;
 
 pub mod bare;
+pub mod codec;
 pub mod executor;
 pub mod measure;
 #[cfg(feature = "peers")]

@@ -12,7 +12,7 @@ use crate::measure::{Subject, in_turns, print_processes};
 const PLAIN_LEN: u64 = 1 << 30;
 
 /// Bytes of the disk that is compressed.
-const PACKED_LEN: u64 = 128 << 20;
+pub const PACKED_LEN: u64 = 128 << 20;
 
 /// Clusters of the image that is checked.
 const FRAGMENTS: u64 = 262_144;
@@ -64,7 +64,6 @@ pub fn compare(drystone_img: &Path, qemu_img: &Path, dir: &Path, rounds: usize) 
             Ok(usages) => print_processes(title, &usages),
             Err(error) => println!("| {title} | {error} | | | | |"),
         }
-        print_size(title, &out);
     }
     for file in [&raw, &text, &qcow2, &zlib, &zstd, &fragments, &out] {
         let _ = std::fs::remove_file(file);
@@ -72,17 +71,11 @@ pub fn compare(drystone_img: &Path, qemu_img: &Path, dir: &Path, rounds: usize) 
     Ok(())
 }
 
-/// Says how large a compressed image came out, for the last tool of the pair.
-fn print_size(title: &str, out: &str) {
-    if title.contains("-c ")
-        && let Ok(file) = std::fs::metadata(out)
-    {
-        eprintln!("{title}: {} bytes by the second tool", file.len());
-    }
-}
-
 /// Fills a file with lines of words: compressible about as far as text is.
-fn words(path: &str, len: u64) -> io::Result<()> {
+///
+/// # Errors
+/// The kernel's.
+pub fn words(path: &str, len: u64) -> io::Result<()> {
     let mut file = io::BufWriter::with_capacity(1 << 20, std::fs::File::create(path)?);
     let mut random = Random::new(7);
     let vocabulary: Vec<String> = (0..4096)

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 
 use drystone_core::buf::BufList;
+use drystone_core::compute::Workspace;
 use drystone_core::intent::{
     Action, Errno, Fua, LeafAccess, LeafId, LeafInfo, LeafKind, LeafStatus, Location, LockRefused, Outcome,
     Permissions, Preallocation,
@@ -194,7 +195,9 @@ impl World {
                 let locked = failed.and_then(|()| self.lock(leaf, holds, shares));
                 (Outcome::Locked(locked), Consequence::Nothing)
             }
-            Action::Compute(work) => (Outcome::Computed(work.run()), Consequence::Nothing),
+            Action::Compute(work) => {
+                (Outcome::Computed(work.run(&mut Workspace::default())), Consequence::Nothing)
+            }
             Action::Sleep { .. } => done(Ok(())),
             other => panic!("the simulator does not know {other:?}"),
         }

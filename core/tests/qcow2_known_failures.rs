@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use drystone_core::buf::{Buf, BufList};
+use drystone_core::compute::Workspace;
 use drystone_core::engine::{Engine, Op, Reply, Request};
 use drystone_core::format::qcow2::CreateOptions;
 use drystone_core::graph::NodeId;
@@ -104,7 +105,7 @@ impl World {
             }
             Action::BlockStatus { len, .. } => Outcome::Status(Ok(LeafStatus { len, hole: false })),
             Action::Lock { .. } => Outcome::Locked(Ok(())),
-            Action::Compute(work) => Outcome::Computed(work.run()),
+            Action::Compute(work) => Outcome::Computed(work.run(&mut Workspace::default())),
             _ => Outcome::Done(Ok(())),
         };
         self.engine.complete(intent.token, outcome);

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use drystone_core::buf::BufList;
+use drystone_core::compute::Workspace;
 use drystone_core::intent::{
     Action, Errno, LeafAccess, LeafId, LeafInfo, Location, LockRefused, Outcome, Permissions,
 };
@@ -146,7 +147,7 @@ fn elsewhere(action: Action) -> Outcome {
     match action {
         Action::Create { location, len, preallocation } => leaf::create(&location, len, preallocation),
         Action::Remove { location } => Outcome::Done(leaf::remove(&location)),
-        Action::Compute(work) => Outcome::Computed(work.run()),
+        Action::Compute(work) => Outcome::Computed(work.run(&mut Workspace::default())),
         Action::Sleep { duration } => {
             std::thread::sleep(duration);
             Outcome::Done(Ok(()))

@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 
+use drystone_core::compute::Workspace;
 use drystone_core::intent::{Action, Outcome, Token};
 
 use crate::doorbell::Doorbell;
@@ -125,8 +126,13 @@ impl Shared {
     }
 
     fn work(&self) {
+        let mut workspace = Workspace::default();
         while let Some(job) = self.next() {
             match job {
+                Job::Action(token, Action::Compute(work), _) => {
+                    let computed = Outcome::Computed(work.run(&mut workspace));
+                    self.outbox.put([Finished { token, carried: Carried::Outcome(computed) }]);
+                }
                 Job::Action(token, action, leaves) => {
                     self.outbox.put([Finished { token, carried: carry_out(leaves, action) }]);
                 }

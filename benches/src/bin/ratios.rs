@@ -1,6 +1,6 @@
 //! Measures Drystone beside its peers and prints tables of ratios.
 //!
-//! `cargo run --release -p drystone-benches --features peers -- [reads] [writes] [tools] [--rounds N] [--dir DIR]
+//! `cargo run --release -p drystone-benches --features peers -- [reads] [writes] [tools] [codecs] [--rounds N] [--dir DIR]
 //! [--qemu-img PATH] [--drystone-img PATH]`
 //!
 //! Each subject is this program again (`subject NAME FILE COUNT`), or somebody else's tool. What is not there is left
@@ -11,7 +11,7 @@ use std::process::{Command, ExitCode};
 
 use drystone_benches::executor::{Executor, Load};
 use drystone_benches::measure::{Subject, in_turns, once, print_requests};
-use drystone_benches::{BLOCK, CLUSTER, DEPTH, bare, executor, tools};
+use drystone_benches::{BLOCK, CLUSTER, DEPTH, bare, codec, executor, tools};
 use lexopt::prelude::*;
 
 type Outcome<T = ()> = Result<T, Box<dyn std::error::Error>>;
@@ -80,6 +80,10 @@ fn subject(name: &str, file: &str, count: u64) -> Outcome {
     match name.split_once('/') {
         Some(("reads", "bare")) => bare::read(file, count)?,
         Some(("writes", "bare")) => bare::write(file, count)?,
+        Some(("pack", codec)) => codec::pack(codec == "zstd", file, &format!("{file}.{codec}"))?,
+        Some(("unpack", codec)) => {
+            codec::unpack(codec == "zstd", &format!("{file}.{codec}"), &format!("{file}.out"))?
+        }
         #[cfg(feature = "peers")]
         Some((load, name @ ("imago" | "qcow2-rs"))) => peer(load, name, file, count)?,
         Some(("reads", name)) => executor::run(executor(name), Load::Reads(count), file)?,
@@ -116,7 +120,11 @@ fn compare(arguments: &Arguments) -> Outcome {
         Some(drystone_img) if arguments.wants("tools") && qemu_img => {
             tools::compare(drystone_img, &arguments.qemu_img, &arguments.dir, arguments.rounds)?;
         }
-        _ if arguments.wants("tools") => {
+        _ => {}
+    }
+    match &arguments.drystone_img {
+        Some(drystone_img) if arguments.wants("codecs") && qemu_img => codecs(arguments, drystone_img)?,
+        _ if arguments.wants("tools") || arguments.wants("codecs") => {
             eprintln!("ratios: tools need --drystone-img and qemu-img: left out")
         }
         _ => {}
@@ -194,5 +202,60 @@ fn writes(arguments: &Arguments, qemu_img: bool) -> Outcome {
     let usages = in_turns(&mut subjects, arguments.rounds)?;
     print_requests("64 KiB allocating sequential writes, 64 in flight", &subjects, &usages, CLUSTERS);
     std::fs::remove_file(image)?;
+    Ok(())
+}
+
+/// Compressed images beside the codec alone, which runs on one processor and writes no image.
+fn codecs(arguments: &Arguments, drystone_img: &Path) -> Outcome {
+    let at = |name: &str| arguments.dir.join(name).to_string_lossy().into_owned();
+    let (text, out) = (at("text.raw"), at("out.img"));
+    tools::words(&text, tools::PACKED_LEN)?;
+    let clusters = tools::PACKED_LEN / CLUSTER as u64;
+    for codec in ["zlib", "zstd"] {
+        let (ours, theirs) = (at("ours.qcow2"), at("theirs.qcow2"));
+        let option = format!("compression_type={codec}");
+        let packs = |tool: &Path, image: &str| {
+            let mut command = Command::new(tool);
+            command.args(["convert", "-c", "-O", "qcow2", "-o", &option, &text, image]);
+            command
+        };
+        let mut subjects = [
+            Subject::new("the codec", myself(&format!("pack/{codec}"), text.as_ref(), 0)?),
+            Subject::new("drystone-img convert -c", packs(drystone_img, &ours)),
+            Subject::new("qemu-img convert -c", packs(&arguments.qemu_img, &theirs)),
+        ];
+        let usages = in_turns(&mut subjects, arguments.rounds)?;
+        print_requests(
+            &format!("{codec}: writing compressed clusters of 64 KiB"),
+            &subjects,
+            &usages,
+            clusters,
+        );
+        let len = |file: &str| std::fs::metadata(file).map(|about| about.len());
+        println!("\nBytes: {} ours, {} theirs", len(&ours)?, len(&theirs)?);
+        let unpacks = |tool: &Path| {
+            let mut command = Command::new(tool);
+            command.args(["convert", "-O", "raw", &theirs, &out]);
+            command
+        };
+        let mut subjects = [
+            Subject::new("the codec", myself(&format!("unpack/{codec}"), text.as_ref(), 0)?),
+            Subject::new("drystone-img convert", unpacks(drystone_img)),
+            Subject::new("qemu-img convert", unpacks(&arguments.qemu_img)),
+        ];
+        let usages = in_turns(&mut subjects, arguments.rounds)?;
+        print_requests(&format!("{codec}: reading them"), &subjects, &usages, clusters);
+    }
+    for name in [
+        "text.raw",
+        "text.raw.zlib",
+        "text.raw.zstd",
+        "text.raw.out",
+        "out.img",
+        "ours.qcow2",
+        "theirs.qcow2",
+    ] {
+        let _ = std::fs::remove_file(at(name));
+    }
     Ok(())
 }
