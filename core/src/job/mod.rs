@@ -7,13 +7,15 @@ mod bench;
 mod compare;
 mod convert;
 mod create;
+mod status;
 
 use std::rc::Rc;
 
 pub use bench::{Bench, bench};
-pub use compare::{Comparison, compare};
+pub use compare::{Compare, Comparison, compare};
 pub use convert::{Convert, convert};
 pub use create::{ImageSpec, create};
+pub use status::Statuses;
 
 /// Is told how much of how much is done, in bytes or whatever the job counts.
 pub type Progress = Rc<dyn Fn(u64, u64)>;

@@ -19,12 +19,13 @@ pub enum Progress {
 }
 
 impl Progress {
-    /// `wanted` is `-p` without `-q`; `terminal` tells whether the standard output is one.
+    /// `wanted` is `-p` without `-q`; `terminal` tells whether the standard output is one. Text is written again only
+    /// after more than `step` percent.
     #[must_use]
-    pub fn new(wanted: bool, terminal: bool) -> Self {
+    pub fn new(wanted: bool, terminal: bool, step: f32) -> Self {
         match (wanted, terminal) {
             (false, _) => Self::Hidden,
-            (true, false) => Self::Text(TextProgress::default()),
+            (true, false) => Self::Text(TextProgress { step, written: 0.0 }),
             (true, true) => Self::Bar(bar()),
         }
     }
@@ -55,17 +56,20 @@ impl Progress {
     }
 }
 
-/// The reference's display: it is written again only after more than one percent, and at both ends.
-#[derive(Debug, Default)]
+/// The reference's display: it is written again only after more than a step, and at both ends.
+#[derive(Debug)]
 pub struct TextProgress {
+    step: f32,
     written: f32,
 }
 
 impl TextProgress {
     fn update(&mut self, percent: f32) -> String {
         let current = percent.min(100.0);
-        let due =
-            current > self.written + 1.0 || current < self.written || current == 100.0 || current == 0.0;
+        let due = current > self.written + self.step
+            || current < self.written
+            || current == 100.0
+            || current == 0.0;
         if !due {
             return String::new();
         }
@@ -92,7 +96,7 @@ mod tests {
 
     #[test]
     fn text_comes_in_steps_of_more_than_one_percent() {
-        let mut progress = Progress::new(true, false);
+        let mut progress = Progress::new(true, false, 1.0);
         let steps = [0, 0, 5, 10, 11, 500, 400, 999, 1000, 1000];
         let text: String = steps.iter().map(|done| progress.update(*done, 1000)).collect();
         let shown = ["0.00", "0.00", "1.10", "50.00", "40.00", "99.90", "100.00", "100.00"];
@@ -102,12 +106,12 @@ mod tests {
 
     #[test]
     fn nothing_is_shown_unless_asked_for() {
-        let mut progress = Progress::new(false, false);
+        let mut progress = Progress::new(false, false, 1.0);
         assert_eq!((progress.update(1, 1), progress.finish()), (String::new(), ""));
     }
 
     #[test]
     fn nothing_to_do_is_done() {
-        assert_eq!(Progress::new(true, false).update(0, 0), "    (100.00/100%)\r");
+        assert_eq!(Progress::new(true, false, 1.0).update(0, 0), "    (100.00/100%)\r");
     }
 }

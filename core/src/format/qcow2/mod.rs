@@ -21,6 +21,7 @@ pub mod layout;
 mod load;
 mod lookup;
 mod open;
+mod preallocated;
 mod refcount;
 mod write;
 mod zero;

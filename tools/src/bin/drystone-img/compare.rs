@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use drystone_core::job::{Comparison as Found, compare};
+use drystone_core::job::{Compare, Comparison as Found, Statuses, compare};
 use drystone_exec_linux::Client;
 use drystone_tools::img::args::CompareArgs;
 use drystone_tools::img::compare::{CompareError, Comparison, SIZE_WARNING};
@@ -18,7 +18,8 @@ pub async fn run(client: &Client, args: &CompareArgs) -> Result<u8, Failure> {
     let mode = image::reading(&args.common, args.cache, args.force_share);
     let first = image::open(client, &args.first, mode).await.map_err(trouble)?;
     let second = image::open(client, &args.second, mode).await.map_err(trouble)?;
-    let progress = Rc::new(RefCell::new(Progress::new(args.progress && !args.quiet, crate::on_terminal())));
+    let progress =
+        Rc::new(RefCell::new(Progress::new(args.progress && !args.quiet, crate::on_terminal(), 2.0)));
     let result = if args.strict && first.len() != second.len() {
         Ok(Comparison::SizesDiffer)
     } else {
@@ -32,7 +33,8 @@ pub async fn run(client: &Client, args: &CompareArgs) -> Result<u8, Failure> {
                 }
             };
             let tell = Rc::new(move |done, of| drop(crate::print(&shown.borrow_mut().update(done, of))));
-            compare(&io, nodes, strict, &longer, tell).await
+            let statuses = Statuses::new(image::bytes_on_host);
+            compare(&io, &Compare { nodes, strict, statuses: &statuses, longer: &longer }, tell).await
         });
         let found = found.await.map_err(|error| read_error(&error, args));
         found.map(|found| match found {

@@ -142,7 +142,8 @@ async fn copy(
         salvage: args.salvage,
         rate: args.rate_limit,
     };
-    let progress = Rc::new(RefCell::new(Progress::new(args.progress && !args.quiet, crate::on_terminal())));
+    let progress =
+        Rc::new(RefCell::new(Progress::new(args.progress && !args.quiet, crate::on_terminal(), 1.0)));
     let shown = Rc::clone(&progress);
     let copied = client.run(move |io| async move {
         let tell = Rc::new(move |done, of| drop(crate::print(&shown.borrow_mut().update(done, of))));

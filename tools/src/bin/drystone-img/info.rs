@@ -1,7 +1,5 @@
 //! `info`.
 
-use std::os::unix::fs::MetadataExt;
-
 use drystone_core::engine::Io;
 use drystone_core::error::Result as CoreResult;
 use drystone_core::format::qcow2::Qcow2;
@@ -83,7 +81,7 @@ async fn describe(io: &Io, node: NodeId) -> CoreResult<ImageInfo> {
         None => Vec::new(),
     };
     let filename = io.title(node);
-    let actual_size = std::fs::metadata(&filename).ok().map(|about| about.blocks() * 512);
+    let actual_size = image::bytes_on_host(io, node);
     let mut info = ImageInfo {
         format: driver_name(io, node),
         // The reference counts whole sectors.

@@ -1,7 +1,10 @@
 //! `map`.
 
+use std::rc::Rc;
+
 use drystone_core::engine::{Io, Status};
 use drystone_core::error::Result as CoreResult;
+use drystone_core::job::Statuses;
 use drystone_exec_linux::Client;
 use drystone_tools::img::args::{CacheMode, MapArgs};
 use drystone_tools::img::map::{MapEntry, MapPrinter};
@@ -17,10 +20,12 @@ pub async fn run(client: &Client, args: &MapArgs) -> Result<u8, Failure> {
     let start = args.start_offset;
     let end = args.max_length.map_or(disk.len(), |len| start.saturating_add(len).min(disk.len()));
     let node = disk.node();
+    let statuses = Rc::new(Statuses::new(image::bytes_on_host));
     let mut at = start;
     while at < end {
         // A batch at a time: the output goes out as it comes, and memory stays small.
-        let batch = client.run(move |io| async move { walk(&io, node, at, end).await }).await;
+        let guessing = Rc::clone(&statuses);
+        let batch = client.run(move |io| async move { walk(&io, &guessing, node, at, end).await }).await;
         let batch = batch.map_err(|error| Failure::new(format!("Failed to read image metadata: {error}")))?;
         for entry in batch {
             at = entry.start + entry.length;
@@ -34,6 +39,7 @@ pub async fn run(client: &Client, args: &MapArgs) -> Result<u8, Failure> {
 
 async fn walk(
     io: &Io,
+    statuses: &Statuses,
     node: drystone_core::graph::NodeId,
     start: u64,
     end: u64,
@@ -43,7 +49,7 @@ async fn walk(
     let mut entries = Vec::new();
     let mut at = start;
     while at < end && entries.len() < BATCH {
-        let status = io.status(node, at, end - at, None).await?;
+        let status = statuses.status(io, node, at, end - at, None).await?;
         let length = status.len;
         entries.push(entry(io, at, status));
         at += length;
