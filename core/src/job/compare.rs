@@ -56,7 +56,7 @@ pub async fn compare(io: &Io, work: &Compare<'_>, progress: Progress) -> Result<
     let (common, all) = (a_len.min(b_len), a_len.max(b_len));
     let (mut a_buf, mut b_buf) = (Buf::zeroed(CHUNK as usize), Buf::zeroed(CHUNK as usize));
     let mut at = 0;
-    progress(0, all);
+    progress(0, all.max(1));
     while at < common {
         let (a_status, b_status) = join(
             work.statuses.status(io, a, at, common - at, None),

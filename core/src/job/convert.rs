@@ -48,7 +48,22 @@ pub struct Convert {
     pub salvage: bool,
     /// Bytes a second at the most; 0 for no limit.
     pub rate: u64,
+    /// What the progress counts.
+    pub count: Count,
 }
+
+/// What the progress of a conversion counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Count {
+    /// Bytes of the disk that are dealt with.
+    Disk,
+    /// Bytes of data that workers have taken on, in pieces of 2 MiB or a compressed cluster. This is what the reference
+    /// counts; it costs one more walk through the metadata.
+    Data,
+}
+
+/// Bytes of a piece for [`Count::Data`].
+const PIECE: u64 = 2 << 20;
 
 /// What is to be done with a range of the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,6 +77,8 @@ enum Kind {
 /// A range of the disk that is alike all over.
 struct Run {
     range: Range<u64>,
+    /// Where it began, before chunks were taken from it.
+    begun: u64,
     kind: Kind,
     /// Where the host holds its first byte as it is.
     place: Option<(NodeId, u64)>,
@@ -82,6 +99,8 @@ struct State<'a> {
     turn: Cell<u64>,
     turned: WaitList,
     done: Cell<u64>,
+    /// Bytes that the progress counts in all.
+    countable: Cell<u64>,
     /// A worker failed: the others stop.
     failed: Cell<bool>,
     progress: Progress,
@@ -102,18 +121,24 @@ pub async fn convert(io: &Io, plan: &Convert, progress: Progress) -> Result<()> 
         plan,
         chunk: if plan.compress { unit.max(1) } else { CHUNK.next_multiple_of(unit.max(1)) },
         starts,
-        run: RefCell::new(Run { range: 0..0, kind: Kind::Zero, place: None }),
+        run: RefCell::new(Run { range: 0..0, begun: 0, kind: Kind::Zero, place: None }),
         walking: Gate::default(),
         pacing: Gate::default(),
         turn: Cell::new(0),
         turned: WaitList::default(),
         done: Cell::new(0),
+        countable: Cell::new(0),
         failed: Cell::new(false),
         progress,
     };
-    (state.progress)(0, state.total());
+    state.countable.set(match plan.count {
+        Count::Disk => state.total(),
+        Count::Data => state.data_len().await?,
+    });
+    (state.progress)(0, state.countable.get().max(1));
     let results = join_all((0..plan.workers.max(1)).map(|_| state.work())).await;
     results.into_iter().collect::<Result<()>>()?;
+    (state.progress)(1, 1);
     io.flush("convert/flush", plan.target).await
 }
 
@@ -136,8 +161,9 @@ impl State<'_> {
                 self.turned.notify(&self.io.shared().tasks);
                 return Err(error);
             }
-            self.done.set(self.done.get() + (end - start));
-            (self.progress)(self.done.get(), self.total());
+            if self.plan.count == Count::Disk {
+                self.did(end - start);
+            }
             if self.plan.rate > 0 && kind == Kind::Data {
                 let _all_together = self.pacing.enter(&self.io.shared().tasks).await;
                 let nanoseconds = (end - start) as u128 * 1_000_000_000 / u128::from(self.plan.rate);
@@ -162,6 +188,7 @@ impl State<'_> {
             *self.run.borrow_mut() = run;
         }
         let mut run = self.run.borrow_mut();
+        let run_end = run.range.end;
         let end = match run.kind {
             Kind::Data => run.range.end.min((at / self.chunk + 1) * self.chunk),
             Kind::Zero | Kind::Backing => run.range.end,
@@ -172,7 +199,39 @@ impl State<'_> {
         }
         let place = run.place;
         run.place = place.map(|(leaf, offset)| (leaf, offset + (end - at)));
-        Ok(Some(Run { range: at..end, kind: run.kind, place }))
+        if self.plan.count == Count::Data && self.counts(run.kind) {
+            let piece = if self.plan.compress { self.chunk } else { PIECE };
+            // The first piece that begins here: one that began before is counted already.
+            let mut next = run.begun + (at - run.begun).next_multiple_of(piece);
+            while next < end {
+                self.did(piece.min(run_end - next));
+                next += piece;
+            }
+        }
+        Ok(Some(Run { range: at..end, begun: at, kind: run.kind, place }))
+    }
+
+    fn did(&self, len: u64) {
+        self.done.set(self.done.get() + len);
+        (self.progress)(self.done.get(), self.countable.get());
+    }
+
+    /// Whether a run is data for who counts data.
+    fn counts(&self, kind: Kind) -> bool {
+        kind == Kind::Data || (kind == Kind::Zero && self.plan.sparse == 0)
+    }
+
+    /// Bytes of data on the disk.
+    async fn data_len(&self) -> Result<u64> {
+        let (mut at, mut len) = (0, 0);
+        while at < self.total() {
+            let Run { range, kind, .. } = self.status(at).await?;
+            if self.counts(kind) {
+                len += range.end - at;
+            }
+            at = range.end;
+        }
+        Ok(len)
     }
 
     /// Source that holds a byte of the disk, and the byte's place in it.
@@ -191,7 +250,7 @@ impl State<'_> {
             Ok(status) => status,
             Err(_) if self.plan.salvage => {
                 let end = at + len.min(self.chunk);
-                return Ok(Run { range: at..end, kind: Kind::Data, place: None });
+                return Ok(Run { range: at..end, begun: at, kind: Kind::Data, place: None });
             }
             Err(error) => return Err(error),
         };
@@ -211,11 +270,11 @@ impl State<'_> {
             let whole = end - end % self.chunk;
             if whole <= at {
                 let end = ((at / self.chunk + 1) * self.chunk).min(self.total());
-                return Ok(Run { range: at..end, kind: Kind::Data, place: None });
+                return Ok(Run { range: at..end, begun: at, kind: Kind::Data, place: None });
             }
             end = whole;
         }
-        Ok(Run { range: at..end, kind, place: status.place })
+        Ok(Run { range: at..end, begun: at, kind, place: status.place })
     }
 
     /// Tells holes of the host's file from data, for a format that does not ask the host itself.

@@ -13,7 +13,7 @@ use std::rc::Rc;
 
 pub use bench::{Bench, bench};
 pub use compare::{Compare, Comparison, compare};
-pub use convert::{Convert, convert};
+pub use convert::{Convert, Count, convert};
 pub use create::{ImageSpec, create};
 pub use status::Statuses;
 

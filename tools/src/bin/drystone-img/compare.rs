@@ -15,11 +15,11 @@ use crate::image;
 pub async fn run(client: &Client, args: &CompareArgs) -> Result<u8, Failure> {
     // What cannot be opened is worse than a difference, which ends with 1.
     let trouble = |failure: Failure| failure.with_code(2);
+    let progress =
+        Rc::new(RefCell::new(Progress::new(args.progress && !args.quiet, crate::on_terminal(), 2.0)));
     let mode = image::reading(&args.common, args.cache, args.force_share);
     let first = image::open(client, &args.first, mode).await.map_err(trouble)?;
     let second = image::open(client, &args.second, mode).await.map_err(trouble)?;
-    let progress =
-        Rc::new(RefCell::new(Progress::new(args.progress && !args.quiet, crate::on_terminal(), 2.0)));
     let result = if args.strict && first.len() != second.len() {
         Ok(Comparison::SizesDiffer)
     } else {
@@ -32,7 +32,7 @@ pub async fn run(client: &Client, args: &CompareArgs) -> Result<u8, Failure> {
                     let _ = crate::print(SIZE_WARNING);
                 }
             };
-            let tell = Rc::new(move |done, of| drop(crate::print(&shown.borrow_mut().update(done, of))));
+            let tell = Rc::new(move |done, of| crate::tell(&mut shown.borrow_mut(), done, of));
             let statuses = Statuses::new(image::bytes_on_host);
             compare(&io, &Compare { nodes, strict, statuses: &statuses, longer: &longer }, tell).await
         });

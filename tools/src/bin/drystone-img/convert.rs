@@ -7,7 +7,7 @@ use drystone_core::format::qcow2::SnapshotChoice;
 use drystone_core::graph::Role;
 use drystone_core::graph::open::{DriverSpec, NodeSpec, OpenMode};
 use drystone_core::graph::options::{from_filename, from_options};
-use drystone_core::job::{Convert, convert};
+use drystone_core::job::{Convert, Count, convert};
 use drystone_exec_linux::{Client, Image};
 use drystone_tools::img::args::{ConvertArgs, ConvertTarget, SnapshotName, Source};
 use drystone_tools::img::convert::{
@@ -39,6 +39,7 @@ pub async fn run(client: &Client, args: &ConvertArgs, _tool: &str) -> Result<u8,
         return Err(Failure::new("copying bitmaps (--bitmaps) is not supported yet"));
     }
     check_snapshot(args)?;
+    let progress = Progress::new(args.progress && !args.quiet, crate::on_terminal(), 1.0);
     let mut sources = Vec::new();
     for source in &args.sources {
         sources.push(open_source(client, args, source).await?);
@@ -53,7 +54,7 @@ pub async fn run(client: &Client, args: &ConvertArgs, _tool: &str) -> Result<u8,
     if target.len() < bytes {
         return Err(Failure::new("output file is smaller than input file"));
     }
-    let copied = copy(client, args, &plan, &sources, &target).await;
+    let copied = copy(client, args, &plan, (&sources, &target), progress).await;
     let closed = image::close(target).await;
     for source in sources {
         image::close(source).await?;
@@ -119,8 +120,8 @@ async fn copy(
     client: &Client,
     args: &ConvertArgs,
     plan: &TargetPlan,
-    sources: &[Image],
-    target: &Image,
+    (sources, target): (&[Image], &Image),
+    progress: Progress,
 ) -> Result<(), Failure> {
     let node = target.node();
     let about = client.run(move |io| async move {
@@ -141,12 +142,12 @@ async fn copy(
         copy_range: args.copy_range,
         salvage: args.salvage,
         rate: args.rate_limit,
+        count: if progress.is_text() { Count::Data } else { Count::Disk },
     };
-    let progress =
-        Rc::new(RefCell::new(Progress::new(args.progress && !args.quiet, crate::on_terminal(), 1.0)));
+    let progress = Rc::new(RefCell::new(progress));
     let shown = Rc::clone(&progress);
     let copied = client.run(move |io| async move {
-        let tell = Rc::new(move |done, of| drop(crate::print(&shown.borrow_mut().update(done, of))));
+        let tell = Rc::new(move |done, of| crate::tell(&mut shown.borrow_mut(), done, of));
         convert(&io, &work, tell).await
     });
     let copied = copied.await;
