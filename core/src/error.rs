@@ -169,7 +169,9 @@ impl Error {
             Self::Leaf { errno, .. } | Self::Open { errno, .. } | Self::Create { errno, .. } => *errno,
             Self::Locked { .. } => Errno::EAGAIN,
             Self::Child { source, .. } => source.errno(),
-            Self::Format { fault, .. } if fault.kind() == FaultKind::Corrupt => Errno::EIO,
+            Self::Format { fault, .. } if matches!(fault.kind(), FaultKind::Corrupt | FaultKind::Io) => {
+                Errno::EIO
+            }
             Self::Unsupported { .. } => Errno::ENOTSUP,
             Self::ReadOnly { .. } => Errno::EPERM,
             Self::Cancelled => Errno::ECANCELED,

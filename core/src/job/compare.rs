@@ -1,6 +1,6 @@
 //! Compare: where two nodes first show different bytes.
 
-use super::{Progress, Statuses};
+use super::{Doing, Progress, Statuses, Stopped};
 use crate::buf::{Buf, BufList, is_zero};
 use crate::engine::task::join;
 use crate::engine::{Io, Status};
@@ -50,7 +50,7 @@ pub struct Compare<'a> {
 ///
 /// # Errors
 /// When one of them cannot be read.
-pub async fn compare(io: &Io, work: &Compare<'_>, progress: Progress) -> Result<Comparison> {
+pub async fn compare(io: &Io, work: &Compare<'_>, progress: Progress) -> Result<Comparison, Stopped> {
     let (a, b) = work.nodes;
     let (a_len, b_len) = (io.len(a), io.len(b));
     let (common, all) = (a_len.min(b_len), a_len.max(b_len));
@@ -63,7 +63,8 @@ pub async fn compare(io: &Io, work: &Compare<'_>, progress: Progress) -> Result<
             work.statuses.status(io, b, at, common - at, None),
         )
         .await;
-        let (a_status, b_status) = (a_status?, b_status?);
+        let a_status = a_status.map_err(Doing::Status.failed(0, at))?;
+        let b_status = b_status.map_err(Doing::Status.failed(1, at))?;
         if work.strict && likeness(io, a, &a_status, at) != likeness(io, b, &b_status, at) {
             return Ok(Comparison::StatusDiffers(at));
         }
@@ -75,8 +76,8 @@ pub async fn compare(io: &Io, work: &Compare<'_>, progress: Progress) -> Result<
                 content(io, b, &b_status, at, len, &mut b_buf),
             )
             .await;
-            a_read?;
-            b_read?;
+            a_read.map_err(Doing::Read.failed(0, at))?;
+            b_read.map_err(Doing::Read.failed(1, at))?;
             let (a_bytes, b_bytes) = (&a_buf[..len as usize], &b_buf[..len as usize]);
             if a_bytes != b_bytes {
                 let same = a_bytes.iter().zip(b_bytes).take_while(|(x, y)| x == y).count() as u64;
@@ -90,12 +91,14 @@ pub async fn compare(io: &Io, work: &Compare<'_>, progress: Progress) -> Result<
         return Ok(Comparison::Identical);
     }
     (work.longer)();
-    let node = if a_len > b_len { a } else { b };
+    let (node, index) = if a_len > b_len { (a, 0) } else { (b, 1) };
     while at < all {
-        let status = work.statuses.status(io, node, at, all - at, None).await?;
+        let status = work.statuses.status(io, node, at, all - at, None).await;
+        let status = status.map_err(Doing::Status.failed(index, at))?;
         let len = if status.zero { status.len } else { status.len.min(CHUNK) };
         if !status.zero {
-            content(io, node, &status, at, len, &mut a_buf).await?;
+            let read = content(io, node, &status, at, len, &mut a_buf).await;
+            read.map_err(Doing::Read.failed(index, at))?;
             let bytes = &a_buf[..len as usize];
             if !is_zero(bytes) {
                 let zeros = bytes.iter().take_while(|byte| **byte == 0).count() as u64;

@@ -6,7 +6,7 @@
 use std::cell::{Cell, RefCell};
 use std::ops::Range;
 
-use super::Progress;
+use super::{Doing, Progress, Stopped};
 use crate::buf::{Buf, BufList, is_zero};
 use crate::engine::task::{Gate, WaitList, join, join_all};
 use crate::engine::{Io, Status};
@@ -110,7 +110,7 @@ struct State<'a> {
 ///
 /// # Errors
 /// The first failure; what is in flight then is waited for.
-pub async fn convert(io: &Io, plan: &Convert, progress: Progress) -> Result<()> {
+pub async fn convert(io: &Io, plan: &Convert, progress: Progress) -> Result<(), Stopped> {
     let mut starts = vec![0];
     for source in &plan.sources {
         starts.push(starts.last().expect("one at least") + io.len(*source));
@@ -137,9 +137,9 @@ pub async fn convert(io: &Io, plan: &Convert, progress: Progress) -> Result<()> 
     });
     (state.progress)(0, state.countable.get().max(1));
     let results = join_all((0..plan.workers.max(1)).map(|_| state.work())).await;
-    results.into_iter().collect::<Result<()>>()?;
+    results.into_iter().collect::<Result<(), Stopped>>()?;
     (state.progress)(1, 1);
-    io.flush("convert/flush", plan.target).await
+    io.flush("convert/flush", plan.target).await.map_err(Doing::Flush.failed(0, state.total()))
 }
 
 impl State<'_> {
@@ -147,7 +147,7 @@ impl State<'_> {
         *self.starts.last().expect("one at least")
     }
 
-    async fn work(&self) -> Result<()> {
+    async fn work(&self) -> Result<(), Stopped> {
         let mut buf = Buf::zeroed(self.chunk as usize);
         while !self.failed.get() {
             let Some(run) = self.next_chunk().await? else { return Ok(()) };
@@ -174,7 +174,7 @@ impl State<'_> {
     }
 
     /// The next chunk of data, or the next whole range of anything else.
-    async fn next_chunk(&self) -> Result<Option<Run>> {
+    async fn next_chunk(&self) -> Result<Option<Run>, Stopped> {
         let _one_at_a_time = self.walking.enter(&self.io.shared().tasks).await;
         let (at, left) = {
             let run = self.run.borrow();
@@ -222,7 +222,7 @@ impl State<'_> {
     }
 
     /// Bytes of data on the disk.
-    async fn data_len(&self) -> Result<u64> {
+    async fn data_len(&self) -> Result<u64, Stopped> {
         let (mut at, mut len) = (0, 0);
         while at < self.total() {
             let Run { range, kind, .. } = self.status(at).await?;
@@ -240,7 +240,7 @@ impl State<'_> {
         (self.plan.sources[index], at - self.starts[index])
     }
 
-    async fn status(&self, at: u64) -> Result<Run> {
+    async fn status(&self, at: u64) -> Result<Run, Stopped> {
         let (source, offset) = self.source_at(at);
         let len = self.io.len(source) - offset;
         let only_top = self.plan.target_has_backing;
@@ -252,7 +252,7 @@ impl State<'_> {
                 let end = at + len.min(self.chunk);
                 return Ok(Run { range: at..end, begun: at, kind: Kind::Data, place: None });
             }
-            Err(error) => return Err(error),
+            Err(error) => return Err(Doing::Status.failed(0, at)(error)),
         };
         let status = self.without_holes(source, status).await;
         let backed = only_top && at < self.plan.backing_len;
@@ -291,7 +291,9 @@ impl State<'_> {
         }
     }
 
-    async fn copy(&self, buf: &mut Buf, run: Run) -> Result<()> {
+    async fn copy(&self, buf: &mut Buf, run: Run) -> Result<(), Stopped> {
+        let (reading, writing) =
+            (Doing::Read.failed(0, run.range.start), Doing::Write.failed(0, run.range.start));
         match run.kind {
             Kind::Backing => {
                 self.wait_turn(run.range.start).await;
@@ -299,19 +301,22 @@ impl State<'_> {
             }
             Kind::Zero => {
                 self.wait_turn(run.range.start).await;
-                self.write_zeroes(run.range).await
+                self.write_zeroes(run.range).await.map_err(writing)
             }
             Kind::Data => {
                 let mut run = run;
-                if self.plan.copy_range && self.copied(&mut run).await? {
+                if self.plan.copy_range && self.copied(&mut run).await.map_err(&writing)? {
                     return Ok(());
                 }
                 let mut data = std::mem::take(buf);
                 let spare = data.split_off((run.range.end - run.range.start) as usize);
                 let (data, result) = self.read(data, run.range.start).await;
                 let (mut data, result) = match result {
-                    Ok(()) => self.write(data, run.range).await,
-                    Err(error) => (data, Err(error)),
+                    Ok(()) => {
+                        let (data, result) = self.write(data, run.range).await;
+                        (data, result.map_err(writing))
+                    }
+                    Err(error) => (data, Err(reading(error))),
                 };
                 data.append(spare.into());
                 *buf = data.into_single();

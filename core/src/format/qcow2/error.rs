@@ -97,6 +97,11 @@ pub enum Qcow2Error {
     )]
     CompressedCluster { guest: GuestOffset, host: HostOffset, len: u32, problem: String },
 
+    #[error(
+        "compressed data goes only where nothing is yet: the cluster of guest offset {:#x} is allocated; convert to a new \
+         image, or without compression", .guest.0
+    )]
+    Occupied { guest: GuestOffset },
     #[error("all cached metadata holds changes that cannot be written")]
     CacheExhausted,
     #[error("the image cannot grow beyond {clusters} clusters")]
@@ -138,7 +143,7 @@ impl FormatError for Qcow2Error {
             Self::Option(_) | Self::NoSnapshot | Self::NoDataFile | Self::ImageFull { .. } => {
                 FaultKind::Misuse
             }
-            Self::CacheExhausted => FaultKind::Io,
+            Self::CacheExhausted | Self::Occupied { .. } => FaultKind::Io,
             _ => FaultKind::Corrupt,
         }
     }

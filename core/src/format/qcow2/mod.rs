@@ -72,6 +72,7 @@ pub struct Qcow2 {
     /// The first reason why a freed cluster stays counted.
     reclaim_error: RefCell<Option<Box<Error>>>,
     discards: Discards,
+    pack_fresh_only: bool,
 }
 
 /// Numbers of an image that never change while it is open.

@@ -74,6 +74,8 @@ pub struct Qcow2Options {
     /// Open for looking at metadata alone: an encrypted image opens, a data file stays
     /// closed, and the data of both cannot be read.
     pub metadata_only: bool,
+    /// Refuse compressed writes where a cluster is allocated, as QEMU does. Otherwise they replace it.
+    pub pack_fresh_only: bool,
 }
 
 impl Default for Qcow2Options {
@@ -84,6 +86,7 @@ impl Default for Qcow2Options {
             refcount_cache_len: REFCOUNT_CACHE_LEN,
             snapshot: None,
             metadata_only: false,
+            pack_fresh_only: false,
         }
     }
 }
@@ -176,6 +179,7 @@ pub async fn open(
         reclaimed: Default::default(),
         reclaim_error: RefCell::default(),
         discards: options.discards,
+        pack_fresh_only: options.pack_fresh_only,
     };
     if writable {
         qcow2.clear_stale_features(io, file).await?;

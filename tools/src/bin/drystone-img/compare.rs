@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use drystone_core::job::{Compare, Comparison as Found, Statuses, compare};
+use drystone_core::job::{Compare, Comparison as Found, Doing, Statuses, Stopped, compare};
 use drystone_exec_linux::Client;
 use drystone_tools::img::args::CompareArgs;
 use drystone_tools::img::compare::{CompareError, Comparison, SIZE_WARNING};
@@ -34,10 +34,10 @@ pub async fn run(client: &Client, args: &CompareArgs) -> Result<u8, Failure> {
             };
             let tell = Rc::new(move |done, of| crate::tell(&mut shown.borrow_mut(), done, of));
             let statuses = Statuses::new(image::bytes_on_host);
-            compare(&io, &Compare { nodes, strict, statuses: &statuses, longer: &longer }, tell).await
+            Ok(compare(&io, &Compare { nodes, strict, statuses: &statuses, longer: &longer }, tell).await)
         });
-        let found = found.await.map_err(|error| read_error(&error, args));
-        found.map(|found| match found {
+        let found = found.await.map_err(|error| trouble(Failure::new(error.to_string())));
+        found.and_then(|found| found.map_err(|stopped| failure(&stopped, args))).map(|found| match found {
             Found::Identical => Comparison::Identical,
             // The reference names the sector that differs.
             Found::ContentDiffers(offset) => Comparison::ContentDiffers { offset: offset / 512 * 512 },
@@ -55,12 +55,16 @@ pub async fn run(client: &Client, args: &CompareArgs) -> Result<u8, Failure> {
     Ok(comparison.exit_code())
 }
 
-fn read_error(error: &drystone_core::error::Error, args: &CompareArgs) -> Failure {
-    let filename = args.first.name.text().to_owned();
-    let offset = match error {
-        drystone_core::error::Error::Leaf { offset, .. } => *offset,
-        _ => 0,
-    };
-    CompareError::Read { offset, filename, error: format!("{} ({error})", image::strerror(error)) }
-        .into_failure()
+fn failure(stopped: &Stopped, args: &CompareArgs) -> Failure {
+    let source = if stopped.source_index == 0 { &args.first } else { &args.second };
+    let filename = source.name.text().to_owned();
+    let why = &stopped.source;
+    match stopped.doing {
+        Doing::Status => CompareError::Status { filename, error: why.to_string() },
+        _ => {
+            let error = format!("{}\n{why}", image::strerror(why));
+            CompareError::Read { offset: stopped.at, filename, error }
+        }
+    }
+    .into_failure()
 }

@@ -7,7 +7,7 @@ use drystone_core::format::qcow2::SnapshotChoice;
 use drystone_core::graph::Role;
 use drystone_core::graph::open::{DriverSpec, NodeSpec, OpenMode};
 use drystone_core::graph::options::{from_filename, from_options};
-use drystone_core::job::{Convert, Count, convert};
+use drystone_core::job::{Convert, Count, Doing, Stopped, convert};
 use drystone_exec_linux::{Client, Image};
 use drystone_tools::img::args::{ConvertArgs, ConvertTarget, SnapshotName, Source};
 use drystone_tools::img::convert::{
@@ -102,7 +102,12 @@ async fn open_target(client: &Client, args: &ConvertArgs, plan: &TargetPlan) -> 
         Some(ConvertTarget::Options(name)) => (name.clone(), from_options(name.options(), mode)),
         None => return Err(Failure::new("Must specify image file name")),
     };
-    let spec: NodeSpec = spec.map_err(|error| cannot_open(&name, &error.to_string()))?;
+    let mut spec: NodeSpec = spec.map_err(|error| cannot_open(&name, &error.to_string()))?;
+    if args.compress
+        && let DriverSpec::Qcow2 { options, .. } | DriverSpec::Probe { options, .. } = &mut spec.driver
+    {
+        options.pack_fresh_only = true;
+    }
     let target = image::open_spec(client, &name, &spec).await?;
     if args.compress && plan.options.is_none() {
         let node = target.node();
@@ -148,9 +153,25 @@ async fn copy(
     let shown = Rc::clone(&progress);
     let copied = client.run(move |io| async move {
         let tell = Rc::new(move |done, of| crate::tell(&mut shown.borrow_mut(), done, of));
-        convert(&io, &work, tell).await
+        Ok(convert(&io, &work, tell).await)
     });
     let copied = copied.await;
     crate::print(progress.borrow_mut().finish())?;
-    copied.map_err(|error| Failure::new(format!("error while converting: {error}")))
+    match copied {
+        Ok(copied) => copied.map_err(|stopped| stopped_at(&stopped)),
+        Err(error) => Err(Failure::new(format!("error while converting: {error}"))),
+    }
+}
+
+/// The reference's words, and below them what we know besides.
+fn stopped_at(stopped: &Stopped) -> Failure {
+    let Stopped { doing, at, source, .. } = stopped;
+    let reason = image::strerror(source);
+    let what = match doing {
+        Doing::Status => format!("reading block status at offset {at}"),
+        Doing::Read => format!("reading at byte {at}"),
+        Doing::Write => format!("writing at byte {at}"),
+        Doing::Flush => format!("flushing the target at byte {at}"),
+    };
+    Failure::new(format!("error while {what}: {reason}\n{source}"))
 }

@@ -26,7 +26,10 @@ pub async fn run(client: &Client, args: &MapArgs) -> Result<u8, Failure> {
         // A batch at a time: the output goes out as it comes, and memory stays small.
         let guessing = Rc::clone(&statuses);
         let batch = client.run(move |io| async move { walk(&io, &guessing, node, at, end).await }).await;
-        let batch = batch.map_err(|error| Failure::new(format!("Failed to read image metadata: {error}")))?;
+        let batch = batch.map_err(|error| {
+            let reason = image::strerror(&error);
+            Failure::new(format!("Could not read file metadata: {reason}\n{error}"))
+        })?;
         for entry in batch {
             at = entry.start + entry.length;
             crate::print(&printer.push(entry)?)?;
