@@ -70,6 +70,8 @@ pub enum Qcow2Error {
         "the image is encrypted ({method}), and no key was given; encrypted images are not supported yet"
     )]
     Encrypted { method: &'static str },
+    #[error("the LUKS header is damaged: {problem}")]
+    Luks { problem: String },
     #[error("Can't find snapshot")]
     NoSnapshot,
     #[error("'data-file' is required for this image")]

@@ -15,6 +15,7 @@ mod cache;
 pub mod check;
 mod compressed;
 mod create;
+mod crypt;
 mod error;
 mod flush;
 pub mod layout;

@@ -3,7 +3,9 @@
 use drystone_core::engine::Io;
 use drystone_core::error::Result as CoreResult;
 use drystone_core::format::qcow2::Qcow2;
-use drystone_core::format::qcow2::layout::{Autoclear, Compatible, Crypt, Header, Incompatible};
+use drystone_core::format::qcow2::layout::{
+    Autoclear, Compatible, Crypt, Header, Incompatible, LuksHeader, LuksSlot,
+};
 use drystone_core::graph::open::{ImageNames, NodeSpec, OpenMode, beside, names_protocol};
 use drystone_core::graph::options::from_filename;
 use drystone_core::graph::{NodeId, Role};
@@ -120,7 +122,11 @@ async fn describe(io: &Io, node: NodeId) -> CoreResult<ImageInfo> {
         filename: name.clone(),
         format: header.backing_format.clone(),
     });
-    info.format_specific = Some(FormatSpecific { kind: "qcow2".into(), data: specific(&header) });
+    let mut data = specific(&header);
+    if let Some(luks) = qcow2.luks(io, file).await? {
+        data.insert("encrypt".into(), encrypt(&luks));
+    }
+    info.format_specific = Some(FormatSpecific { kind: "qcow2".into(), data });
     Ok(info)
 }
 
@@ -170,4 +176,33 @@ fn specific(header: &Header) -> Map<String, Value> {
     };
     data.insert("encrypt".into(), json!({ "format": format }));
     data
+}
+
+/// What can be told of encryption without a key.
+fn encrypt(luks: &LuksHeader) -> Value {
+    let slot = |slot: &LuksSlot| match slot.active {
+        true => json!({
+            "active": true,
+            "iters": slot.iterations,
+            "stripes": slot.stripes,
+            "key-offset": slot.key_offset,
+        }),
+        false => json!({ "active": false, "key-offset": slot.key_offset }),
+    };
+    let mut data = Map::new();
+    let mut put = |key: &str, value: Value| drop(data.insert(key.into(), value));
+    put("format", json!("luks"));
+    put("cipher-alg", json!(luks.cipher));
+    put("cipher-mode", json!(luks.mode));
+    put("ivgen-alg", json!(luks.iv));
+    if let Some(hash) = &luks.iv_hash {
+        put("ivgen-hash-alg", json!(hash));
+    }
+    put("hash-alg", json!(luks.hash));
+    put("detached-header", json!(false));
+    put("payload-offset", json!(luks.payload_offset));
+    put("master-key-iters", json!(luks.key_iterations));
+    put("uuid", json!(luks.uuid));
+    put("slots", luks.slots.iter().map(slot).collect());
+    Value::Object(data)
 }
