@@ -75,7 +75,7 @@ pub enum Error {
         node: String,
     },
     /// No such node in the graph.
-    #[error("Cannot find device='' nor node-name='{0}'")]
+    #[error("Cannot find device='{0}' nor node-name='{0}'")]
     NoSuchNode(String),
     /// A node name that is taken or malformed.
     #[error("{0}")]
@@ -173,6 +173,7 @@ impl Error {
                 Errno::EIO
             }
             Self::Unsupported { .. } => Errno::ENOTSUP,
+            Self::OutOfRange { .. } => Errno::EIO,
             Self::ReadOnly { .. } => Errno::EPERM,
             Self::Cancelled => Errno::ECANCELED,
             _ => Errno::EINVAL,

@@ -72,6 +72,10 @@ pub enum Qcow2Error {
     Encrypted { method: &'static str },
     #[error("the LUKS header is damaged: {problem}")]
     Luks { problem: String },
+    #[error("L2 cache entry size must be a power of two between 512 and the cluster size ({cluster_size})")]
+    L2CacheEntrySize { cluster_size: u64 },
+    #[error("Lazy refcounts require a qcow2 image with at least qemu 1.1 compatibility level")]
+    LazyRefcountsInVersion2,
     #[error("Can't find snapshot")]
     NoSnapshot,
     #[error("'data-file' is required for this image")]
@@ -142,9 +146,12 @@ impl FormatError for Qcow2Error {
             | Self::Encrypted { .. }
             | Self::CryptMethod { .. }
             | Self::MarkedDirty => FaultKind::Unsupported,
-            Self::Option(_) | Self::NoSnapshot | Self::NoDataFile | Self::ImageFull { .. } => {
-                FaultKind::Misuse
-            }
+            Self::L2CacheEntrySize { .. }
+            | Self::LazyRefcountsInVersion2
+            | Self::Option(_)
+            | Self::NoSnapshot
+            | Self::NoDataFile
+            | Self::ImageFull { .. } => FaultKind::Misuse,
             Self::CacheExhausted | Self::Occupied { .. } => FaultKind::Io,
             _ => FaultKind::Corrupt,
         }

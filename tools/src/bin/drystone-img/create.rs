@@ -1,9 +1,10 @@
 //! `create`, and making the target of `convert`.
 
 use drystone_core::compute::Codec;
+use drystone_core::error::Error;
 use drystone_core::format::qcow2;
 use drystone_core::graph::open::{ImageNames, OpenMode, beside, names_protocol};
-use drystone_core::intent::Preallocation;
+use drystone_core::intent::{Errno, Preallocation};
 use drystone_core::job::{ImageSpec, create};
 use drystone_exec_linux::Client;
 use drystone_tools::img::args::{CreateArgs, Source};
@@ -12,6 +13,60 @@ use drystone_tools::message::Failure;
 use drystone_tools::options::ImageName;
 
 use crate::{FORMATS, image};
+
+/// What `create` says of a file that the host does not let grow so far.
+const TOO_LARGE: &str = "The image size is too large for file format 'raw'";
+
+/// The drivers that an image may name for its backing file: those of the reference's schema.
+const DRIVERS: &[&str] = &[
+    "blkdebug",
+    "blklogwrites",
+    "blkreplay",
+    "blkverify",
+    "bochs",
+    "cloop",
+    "compress",
+    "copy-before-write",
+    "copy-on-read",
+    "dmg",
+    "file",
+    "ftp",
+    "ftps",
+    "gluster",
+    "host_cdrom",
+    "host_device",
+    "http",
+    "https",
+    "io_uring",
+    "iscsi",
+    "luks",
+    "nbd",
+    "nfs",
+    "null-aio",
+    "null-co",
+    "nvme",
+    "nvme-io_uring",
+    "parallels",
+    "preallocate",
+    "qcow",
+    "qcow2",
+    "qed",
+    "quorum",
+    "raw",
+    "rbd",
+    "replication",
+    "snapshot-access",
+    "ssh",
+    "throttle",
+    "vdi",
+    "vhdx",
+    "virtio-blk-vfio-pci",
+    "virtio-blk-vhost-user",
+    "virtio-blk-vhost-vdpa",
+    "vmdk",
+    "vpc",
+    "vvfat",
+];
 
 /// The formats, and the protocol that a file name has.
 pub fn known(filename: &str) -> Known<'_> {
@@ -46,6 +101,7 @@ pub async fn run(client: &Client, args: &CreateArgs) -> Result<u8, Failure> {
     }
     make(client, &args.filename, &options)
         .await
+        .map_err(|error| if error.ends_with(": File too large") { TOO_LARGE.into() } else { error })
         .map_err(|error| Failure::new(format!("{}: {error}", args.filename)))?;
     Ok(0)
 }
@@ -57,7 +113,8 @@ async fn look(
     path: String,
     format: Option<&str>,
 ) -> Result<BackingFound, String> {
-    let source = Source { name: ImageName::File(path), format: format.map(str::to_owned) };
+    let name = ImageName::from_filename(&path).map_err(|error| error.to_string())?;
+    let source = Source { name, format: format.map(str::to_owned) };
     let spec = image::spec(&source, OpenMode { names, ..OpenMode::default() });
     let prefix = format!("Could not open '{}': ", source.name.text());
     let spec = spec.map_err(|failure| {
@@ -65,7 +122,9 @@ async fn look(
         text.strip_prefix(&prefix).map_or(text.clone(), str::to_owned)
     })?;
     let disk = client.open(&spec).await.map_err(|error| error.to_string())?;
-    let found = BackingFound { virtual_size: disk.len(), format: image::driver_of(client, &disk).into() };
+    // The reference counts whole sectors.
+    let virtual_size = disk.len().next_multiple_of(512);
+    let found = BackingFound { virtual_size, format: image::driver_of(client, &disk).into() };
     image::close(disk).await.map_err(|failure| first_message(&failure))?;
     Ok(found)
 }
@@ -82,8 +141,14 @@ fn first_message(failure: &Failure) -> String {
 pub async fn make(client: &Client, path: &str, options: &CreateOptions) -> Result<(), String> {
     let image = image_spec(options)?;
     let path = path.strip_prefix("file:").unwrap_or(path).to_owned();
+    let shown = path.clone();
     let made = client.run(move |io| async move { create(&io, &path, &image).await }).await;
-    made.map_err(|error| error.to_string())
+    made.map_err(|error| match (&*error, std::fs::metadata(&shown)) {
+        (Error::Create { errno: Errno::ENOSPC, .. }, Ok(there)) if !there.is_file() => {
+            "Cannot grow device files".into()
+        }
+        _ => error.to_string(),
+    })
 }
 
 fn image_spec(options: &CreateOptions) -> Result<ImageSpec, String> {
@@ -94,6 +159,7 @@ fn image_spec(options: &CreateOptions) -> Result<ImageSpec, String> {
             "off" => Preallocation::Off,
             "falloc" => Preallocation::Falloc,
             "full" => Preallocation::Full,
+            "metadata" => return Err("Unsupported preallocation mode: metadata".into()),
             other => return Err(format!("invalid parameter value: {other}")),
         };
         return Ok(ImageSpec::Raw { size: size.next_multiple_of(512), preallocation });
@@ -107,6 +173,12 @@ fn image_spec(options: &CreateOptions) -> Result<ImageSpec, String> {
     }
     if options.switch("encryption") == Some(true) || options.text("encrypt.format").is_some() {
         return Err("encryption is not supported yet".into());
+    }
+    if let Some(format) = options.text("backing_fmt").filter(|format| !DRIVERS.contains(format)) {
+        return Err(format!("Parameter 'backing-fmt' does not accept value '{format}'"));
+    }
+    if size > i64::MAX as u64 / 512 * 512 {
+        return Err("Could not resize image: Image size cannot be negative".into());
     }
     let number = |name: &str, default: u64| options.number(name).unwrap_or(default);
     let version = match options.text("compat").unwrap_or("1.1") {

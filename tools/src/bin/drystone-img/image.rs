@@ -75,7 +75,10 @@ pub fn driver_of(client: &Client, image: &Image) -> &'static str {
 
 /// Bytes that a file takes on the host.
 pub fn bytes_on_host(io: &Io, file: NodeId) -> Option<u64> {
-    std::fs::metadata(io.title(file)).ok().map(|about| about.blocks() * 512)
+    match io.driver(file).is_none() && io.title(file) == "null-co://" {
+        true => Some(0),
+        false => std::fs::metadata(io.title(file)).ok().map(|about| about.blocks() * 512),
+    }
 }
 
 /// Closes an image; what cannot be written at the end is an error of the command.

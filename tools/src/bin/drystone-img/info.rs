@@ -16,7 +16,7 @@ use drystone_tools::img::info::{
 };
 use drystone_tools::img::open::cannot_open;
 use drystone_tools::message::Failure;
-use drystone_tools::options::ImageName;
+use drystone_tools::options::{ImageName, json_filename};
 use jiff::tz::TimeZone;
 use serde_json::{Map, Value, json};
 
@@ -32,7 +32,12 @@ pub async fn run(client: &Client, args: &InfoArgs) -> Result<u8, Failure> {
     let mut name = args.source.name.clone();
     let mut images: Vec<ImageInfo> = Vec::new();
     loop {
-        let info = look(client, &name, image::metadata_only(spec)).await?;
+        let mut info = look(client, &name, image::metadata_only(spec)).await?;
+        if let ImageName::Options { .. } = &name
+            && shows_a_part(&name.options())
+        {
+            info.filename = json_filename(&with_protocol(name.options()));
+        }
         let next = info
             .backing
             .as_ref()
@@ -63,6 +68,24 @@ pub async fn run(client: &Client, args: &InfoArgs) -> Result<u8, Failure> {
         OutputFormat::Json => render_json(&images, args.backing_chain),
     })?;
     Ok(0)
+}
+
+/// Whether options say which part of a file a node shows, which no plain file name can.
+fn shows_a_part(options: &Map<String, Value>) -> bool {
+    let part = |key: &str| matches!(key, "offset" | "size");
+    options
+        .iter()
+        .any(|(key, value)| part(key) || (key == "file" && value.as_object().is_some_and(shows_a_part)))
+}
+
+/// The options, with the protocol that a file name without one has.
+fn with_protocol(mut options: Map<String, Value>) -> Map<String, Value> {
+    if let Some(Value::Object(file)) = options.get_mut("file") {
+        let protocol = Map::from_iter([("driver".to_owned(), json!("file"))]);
+        let given = std::mem::replace(file, protocol);
+        file.extend(with_protocol(given));
+    }
+    options
 }
 
 async fn look(client: &Client, name: &ImageName, spec: NodeSpec) -> Result<ImageInfo, Failure> {

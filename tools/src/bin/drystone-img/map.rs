@@ -21,7 +21,7 @@ pub async fn run(client: &Client, args: &MapArgs) -> Result<u8, Failure> {
     let end = args.max_length.map_or(disk.len(), |len| start.saturating_add(len).min(disk.len()));
     let node = disk.node();
     let statuses = Rc::new(Statuses::new(image::bytes_on_host));
-    let mut at = start;
+    let (mut at, mut last) = (start, None::<MapEntry>);
     while at < end {
         // A batch at a time: the output goes out as it comes, and memory stays small.
         let guessing = Rc::clone(&statuses);
@@ -32,8 +32,17 @@ pub async fn run(client: &Client, args: &MapArgs) -> Result<u8, Failure> {
         })?;
         for entry in batch {
             at = entry.start + entry.length;
+            last = Some(entry.clone());
             crate::print(&printer.push(entry)?)?;
         }
+    }
+    // The reference counts whole sectors; what a file lacks of the last one reads as zeros.
+    let whole = disk.len().next_multiple_of(512);
+    let asked = args.max_length.map_or(whole, |len| start.saturating_add(len).min(whole));
+    if let Some(last) = last.filter(|_| at == disk.len() && at < asked) {
+        let offset = last.offset.map(|offset| offset + last.length);
+        let missing = MapEntry { start: at, length: asked - at, zero: true, data: false, offset, ..last };
+        crate::print(&printer.push(missing)?)?;
     }
     crate::print(&printer.finish(start)?)?;
     image::close(disk).await?;

@@ -179,6 +179,7 @@ impl Scan {
         if !image_opts {
             let name = ImageName::from_filename(text)
                 .map_err(|error| Failure::new(format!("Could not open '{text}': {error}")))?;
+            self.warnings.extend(name.backing_warning());
             return Ok(Source { name, format: format.map(str::to_owned) });
         }
         if format.is_some() {
@@ -187,6 +188,7 @@ impl Scan {
         let (name, warnings) =
             ImageName::from_image_opts(text).map_err(|error| Failure::new(error.to_string()))?;
         self.warnings.extend(warnings);
+        self.warnings.extend(name.backing_warning());
         Ok(Source { name, format: None })
     }
 }
