@@ -510,3 +510,24 @@ const OPTIONS: &str = r#"
     map --output=json json:{"driver":"file","filename":""}
     map --output=json json:{"driver":"null-co","size":1024,"read-zeroes":true}
 "#;
+
+#[test]
+fn a_data_file_is_never_the_image_by_another_name() {
+    let side = with(&["create -q -f qcow2 image 1M"]);
+    std::fs::hard_link(side.path("image"), side.path("hard")).expect("a link");
+    std::os::unix::fs::symlink("image", side.path("soft")).expect("a link");
+    std::os::unix::fs::symlink(".", side.path("d/here")).expect("a link");
+    let before = side.read("image");
+    for data in ["image", "./image", "hard", "soft", "d/../image"] {
+        let run = side.ours(&format!("create -q -f qcow2 -o data_file={data} image 1M"));
+        let text = format!("qemu-img: image: the data file '{data}' and the image are the same file\n");
+        assert_eq!((run.code, run.stderr), (1, text));
+        assert_eq!(side.read("image"), before, "{data}");
+    }
+    for data in ["d/here/new", "./d/new"] {
+        let run = side.ours(&format!("create -q -f qcow2 -o data_file={data} d/new 1M"));
+        assert_eq!(run.code, 1, "{}", run.stderr);
+        assert!(!side.path("d/new").exists());
+    }
+    assert_eq!(side.ours("create -q -f qcow2 -o data_file=d/other d/new 1M").code, 0);
+}

@@ -433,10 +433,7 @@ fn raw_window(io: &Io, file: NodeId, offset: u64, size: Option<u64>) -> Result<R
             "Offset ({offset}) cannot be greater than size of the containing file ({there})"
         ))));
     }
-    if size.is_some_and(|size| !size.is_multiple_of(512)) {
-        return Err(Box::new(Error::Options("Specified size is not multiple of 512".into())));
-    }
-    let fits = offset.checked_add(size.unwrap_or(0)).is_some_and(|end| end <= there);
+    let fits = offset.checked_add(size.unwrap_or(0)).is_some_and(|end| end <= io.len(file));
     if !fits {
         let size = size.unwrap_or(0);
         return Err(Box::new(Error::Options(format!(

@@ -134,6 +134,9 @@ fn node(options: Options, path: Option<&str>, mode: OpenMode, depth: usize) -> R
         Some("raw") => {
             let size = options.size("size")?;
             let offset = options.size("offset")?.unwrap_or(0);
+            if size.is_some_and(|size| !size.is_multiple_of(512)) {
+                return Err(refused("Specified size is not multiple of 512".into()));
+            }
             DriverSpec::Raw { file, offset, size }
         }
         Some(_) => {
@@ -158,6 +161,9 @@ fn read_mode(options: &mut Options, mode: OpenMode) -> Result<OpenMode> {
     }
     if let Some(force_share) = options.switch("force-share")? {
         mode.force_share = force_share;
+    }
+    if mode.force_share && mode.writable {
+        return Err(refused("force-share=on can only be used with read-only images".into()));
     }
     mode.direct = options.switch("cache.direct")?.unwrap_or(mode.direct);
     mode.no_flush = options.switch("cache.no-flush")?.unwrap_or(mode.no_flush);

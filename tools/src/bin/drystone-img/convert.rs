@@ -11,8 +11,8 @@ use drystone_core::job::{Convert, Count, Doing, Stopped, convert};
 use drystone_exec_linux::{Client, Image};
 use drystone_tools::img::args::{ConvertArgs, ConvertTarget, SnapshotName, Source};
 use drystone_tools::img::convert::{
-    TargetPlan, cannot_compress, cannot_create, check_bitmaps, check_snapshot, no_snapshot, no_snapshots_in,
-    plan_target,
+    TargetPlan, cannot_compress, cannot_create, check_bitmaps, check_snapshot, no_bitmaps, no_snapshot,
+    no_snapshots_in, plan_target,
 };
 use drystone_tools::img::create::option_help;
 use drystone_tools::img::open::cannot_open;
@@ -34,15 +34,18 @@ pub async fn run(client: &Client, args: &ConvertArgs, _tool: &str) -> Result<u8,
         crate::print(&option_help(format, filename, known(filename.unwrap_or_default()))?)?;
         return Ok(0);
     }
-    if args.bitmaps {
-        check_bitmaps(args, true)?;
-        return Err(Failure::new("copying bitmaps (--bitmaps) is not supported yet"));
-    }
     check_snapshot(args)?;
     let progress = Progress::new(args.progress && !args.quiet, crate::on_terminal(), 1.0);
     let mut sources = Vec::new();
     for source in &args.sources {
         sources.push(open_source(client, args, source).await?);
+    }
+    if args.bitmaps {
+        check_bitmaps(args, sources.first().is_some_and(|first| image::driver_of(client, first) == "qcow2"))?;
+        return Err(match args.target_format.as_deref() {
+            Some(format) if format != "qcow2" => no_bitmaps(format),
+            _ => Failure::new("copying bitmaps (--bitmaps) is not supported yet"),
+        });
     }
     let bytes = sources.iter().map(Image::len).sum();
     let plan = plan_target(args, known(filename), bytes)?;

@@ -1,5 +1,9 @@
 //! `create`, and making the target of `convert`.
 
+use std::ffi::OsString;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
 use drystone_core::compute::Codec;
 use drystone_core::error::Error;
 use drystone_core::format::qcow2;
@@ -141,6 +145,11 @@ fn first_message(failure: &Failure) -> String {
 pub async fn make(client: &Client, path: &str, options: &CreateOptions) -> Result<(), String> {
     let image = image_spec(options)?;
     let path = path.strip_prefix("file:").unwrap_or(path).to_owned();
+    if let ImageSpec::Qcow2(image) = &image
+        && let Some(data) = image.data_file.as_deref().filter(|data| same_file(&path, data))
+    {
+        return Err(format!("the data file '{data}' and the image are the same file"));
+    }
     let shown = path.clone();
     let made = client.run(move |io| async move { create(&io, &path, &image).await }).await;
     made.map_err(|error| match (&*error, std::fs::metadata(&shown)) {
@@ -149,6 +158,24 @@ pub async fn make(client: &Client, path: &str, options: &CreateOptions) -> Resul
         }
         _ => error.to_string(),
     })
+}
+
+/// Whether two names lead to one file, through whatever links; a file that is not there yet leads nowhere.
+fn same_file(a: &str, b: &str) -> bool {
+    let identity = |name: &str| {
+        let path = Path::new(name);
+        match std::fs::metadata(path) {
+            Ok(there) => Some((there.dev(), there.ino(), OsString::new())),
+            // It would be made in this folder.
+            Err(_) => {
+                let folder =
+                    path.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
+                let folder = std::fs::metadata(folder).ok()?;
+                Some((folder.dev(), folder.ino(), path.file_name()?.to_owned()))
+            }
+        }
+    };
+    identity(a).is_some_and(|one| identity(b) == Some(one))
 }
 
 fn image_spec(options: &CreateOptions) -> Result<ImageSpec, String> {
@@ -173,6 +200,9 @@ fn image_spec(options: &CreateOptions) -> Result<ImageSpec, String> {
     }
     if options.switch("encryption") == Some(true) || options.text("encrypt.format").is_some() {
         return Err("encryption is not supported yet".into());
+    }
+    if options.text("backing_fmt").is_some() && options.text("backing_file").is_none() {
+        return Err("Backing format cannot be used without backing file".into());
     }
     if let Some(format) = options.text("backing_fmt").filter(|format| !DRIVERS.contains(format)) {
         return Err(format!("Parameter 'backing-fmt' does not accept value '{format}'"));
