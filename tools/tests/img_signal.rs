@@ -52,3 +52,20 @@ fn interrupted(side: &Side, options: &str, signal: &str) -> Run {
     assert!(begun.elapsed() < Duration::from_secs(30), "{options}: the signal was not heard");
     output.into()
 }
+
+#[test]
+fn what_the_caller_ignores_stays_ignored() {
+    let side = Side::new();
+    side.write("full", &disk(4 << 20, 5));
+    let mut shell = side.command("sh", "-c");
+    let tool = env!("CARGO_BIN_EXE_drystone-img");
+    let line = format!("trap '' HUP INT; exec {tool} convert -r 8M -f raw -O qcow2 full target");
+    let child = shell.arg(line).spawn().expect("sh is there");
+    std::thread::sleep(Duration::from_millis(300));
+    for signal in ["-HUP", "-INT"] {
+        let sent = Command::new("kill").args([signal, &child.id().to_string()]).status();
+        assert!(sent.expect("kill is there").success());
+    }
+    let output = child.wait_with_output().expect("it ends");
+    assert!(output.status.success(), "{output:?}");
+}

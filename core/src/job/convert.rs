@@ -5,12 +5,13 @@
 
 use std::cell::{Cell, RefCell};
 use std::ops::Range;
+use std::time::Duration;
 
 use super::{Doing, Progress, Stopped};
 use crate::buf::{Buf, BufList, is_zero};
 use crate::engine::task::{Gate, WaitList, join, join_all};
 use crate::engine::{Io, Status};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::graph::NodeId;
 use crate::intent::{Fua, ZeroFlags};
 
@@ -62,6 +63,9 @@ pub enum Count {
     Data,
 }
 
+/// How long a worker sleeps at once for the rate's sake.
+const LOOK_UP_EVERY: Duration = Duration::from_millis(100);
+
 /// Bytes of a piece for [`Count::Data`].
 const PIECE: u64 = 2 << 20;
 
@@ -104,13 +108,20 @@ struct State<'a> {
     /// A worker failed: the others stop.
     failed: Cell<bool>,
     progress: Progress,
+    stop: &'a dyn Fn() -> bool,
 }
 
-/// Copies; the target is flushed at the end.
+/// Copies; the target is flushed at the end. Once `stop` says so, what is in flight is finished, nothing more is begun,
+/// and the error is [`Error::Cancelled`].
 ///
 /// # Errors
 /// The first failure; what is in flight then is waited for.
-pub async fn convert(io: &Io, plan: &Convert, progress: Progress) -> Result<(), Stopped> {
+pub async fn convert(
+    io: &Io,
+    plan: &Convert,
+    progress: Progress,
+    stop: &dyn Fn() -> bool,
+) -> Result<(), Stopped> {
     let mut starts = vec![0];
     for source in &plan.sources {
         starts.push(starts.last().expect("one at least") + io.len(*source));
@@ -130,6 +141,7 @@ pub async fn convert(io: &Io, plan: &Convert, progress: Progress) -> Result<(), 
         countable: Cell::new(0),
         failed: Cell::new(false),
         progress,
+        stop,
     };
     state.countable.set(match plan.count {
         Count::Disk => state.total(),
@@ -150,6 +162,7 @@ impl State<'_> {
     async fn work(&self) -> Result<(), Stopped> {
         let mut buf = Buf::zeroed(self.chunk as usize);
         while !self.failed.get() {
+            self.go_on()?;
             let Some(run) = self.next_chunk().await? else { return Ok(()) };
             let (start, end) = (run.range.start, run.range.end);
             let kind = run.kind;
@@ -167,10 +180,31 @@ impl State<'_> {
             if self.plan.rate > 0 && kind == Kind::Data {
                 let _all_together = self.pacing.enter(&self.io.shared().tasks).await;
                 let nanoseconds = (end - start) as u128 * 1_000_000_000 / u128::from(self.plan.rate);
-                self.io.sleep(std::time::Duration::from_nanos(nanoseconds as u64)).await;
+                self.rest(Duration::from_nanos(nanoseconds as u64)).await?;
             }
         }
         Ok(())
+    }
+
+    /// Sleeps, and looks up now and then.
+    async fn rest(&self, duration: Duration) -> Result<(), Stopped> {
+        let mut left = duration;
+        while !left.is_zero() && !self.failed.get() {
+            let part = left.min(LOOK_UP_EVERY);
+            self.io.sleep(part).await;
+            left -= part;
+            self.go_on()?;
+        }
+        Ok(())
+    }
+
+    fn go_on(&self) -> Result<(), Stopped> {
+        if !(self.stop)() {
+            return Ok(());
+        }
+        self.failed.set(true);
+        self.turned.notify(&self.io.shared().tasks);
+        Err(Doing::Write.failed(0, self.done.get())(Box::new(Error::Cancelled)))
     }
 
     /// The next chunk of data, or the next whole range of anything else.

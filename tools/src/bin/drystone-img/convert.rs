@@ -21,6 +21,7 @@ use drystone_tools::message::Failure;
 use drystone_tools::options::ImageName;
 
 use crate::create::known;
+use crate::interrupt::Interrupt;
 use crate::{create, image};
 
 pub async fn run(client: &Client, args: &ConvertArgs, _tool: &str) -> Result<u8, Failure> {
@@ -35,6 +36,7 @@ pub async fn run(client: &Client, args: &ConvertArgs, _tool: &str) -> Result<u8,
         return Ok(0);
     }
     check_snapshot(args)?;
+    let interrupt = Rc::new(Interrupt::watch()?);
     let progress = Progress::new(args.progress && !args.quiet, crate::on_terminal(), 1.0);
     let mut sources = Vec::new();
     for source in &args.sources {
@@ -57,10 +59,14 @@ pub async fn run(client: &Client, args: &ConvertArgs, _tool: &str) -> Result<u8,
     if target.len() < bytes {
         return Err(Failure::new("output file is smaller than input file"));
     }
-    let copied = copy(client, args, &plan, (&sources, &target), progress).await;
+    let asked = Rc::clone(&interrupt);
+    let copied = copy(client, args, &plan, (&sources, &target), (progress, asked)).await;
     let closed = image::close(target).await;
     for source in sources {
         image::close(source).await?;
+    }
+    if copied.is_err() {
+        interrupt.obey();
     }
     copied?;
     closed?;
@@ -129,7 +135,7 @@ async fn copy(
     args: &ConvertArgs,
     plan: &TargetPlan,
     (sources, target): (&[Image], &Image),
-    progress: Progress,
+    (progress, interrupt): (Progress, Rc<Interrupt>),
 ) -> Result<(), Failure> {
     let node = target.node();
     let about = client.run(move |io| async move {
@@ -156,7 +162,7 @@ async fn copy(
     let shown = Rc::clone(&progress);
     let copied = client.run(move |io| async move {
         let tell = Rc::new(move |done, of| crate::tell(&mut shown.borrow_mut(), done, of));
-        Ok(convert(&io, &work, tell).await)
+        Ok(convert(&io, &work, tell, &|| interrupt.came()).await)
     });
     let copied = copied.await;
     crate::print(progress.borrow_mut().finish())?;

@@ -7,6 +7,7 @@ mod convert;
 mod create;
 mod image;
 mod info;
+mod interrupt;
 mod map;
 
 use std::io::{IsTerminal, Write};
