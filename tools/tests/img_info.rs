@@ -1,4 +1,4 @@
-//! `info` of encrypted images, beside the installed `qemu-img`.
+//! `info` of encrypted images, and of images with dirty bitmaps, beside the installed `qemu-img`.
 
 mod side;
 
@@ -52,4 +52,37 @@ fn a_damaged_luks_header_is_refused() {
         assert_eq!((run.code, run.stdout.as_str()), (1, ""), "byte {at}");
         assert!(run.stderr.contains("LUKS"), "{}", run.stderr);
     }
+}
+
+#[test]
+fn dirty_bitmaps_are_listed_alike() {
+    let mut side = Side::new();
+    side.make("create -q -f qcow2 image 64M");
+    for line in ["--add image first", "--add -g 1M --disable image second", "--add -g 512 image third"] {
+        side.make(&format!("bitmap {line}"));
+        for output in ["human", "json"] {
+            side.both("bitmaps", &format!("info --output={output} image"));
+        }
+    }
+    let good = side.read("image");
+    // The flag that says that a bitmap is being written, and the one that says that the bitmaps fit the image.
+    let kind = 0x2385_2875_u32.to_be_bytes();
+    let extension = good.windows(4).position(|window| window == kind).expect("it is there") + 8;
+    let place = good[extension + 16..extension + 24].try_into().expect("eight bytes");
+    let name = u64::from_be_bytes(place) as usize + 24;
+    let mut bytes = good.clone();
+    bytes[name - 9] |= 1;
+    side.write("image", &bytes);
+    side.both("in use", "info image");
+    bytes.clone_from(&good);
+    bytes[95] &= !1;
+    side.write("image", &bytes);
+    let shown = (side.ours("info image").stdout, side.theirs("info image").stdout);
+    side.expect_alike("stale", &shown.0, &shown.1);
+    // An entry that goes beyond the directory.
+    bytes.clone_from(&good);
+    bytes[name - 1] = 0xff;
+    side.write("image", &bytes);
+    assert_eq!(side.ours("info image").code, 1);
+    side.finish();
 }

@@ -11,6 +11,7 @@
 //! makes it reachable (`write`), and writes its metadata in an order that a crash cannot break (`flush`).
 //! Start reading at [`lookup`](Qcow2), then `write`, then `flush`; what is on disk is in `layout`.
 
+mod bitmaps;
 mod cache;
 pub mod check;
 mod compressed;
@@ -30,6 +31,7 @@ mod zero;
 use std::any::Any;
 use std::cell::{Cell, RefCell};
 
+pub use bitmaps::Bitmap;
 use cache::SliceCache;
 pub use create::{CreateOptions, create};
 pub use error::Qcow2Error;

@@ -2,10 +2,10 @@
 
 use drystone_core::engine::Io;
 use drystone_core::error::Result as CoreResult;
-use drystone_core::format::qcow2::Qcow2;
 use drystone_core::format::qcow2::layout::{
     Autoclear, Compatible, Crypt, Header, Incompatible, LuksHeader, LuksSlot,
 };
+use drystone_core::format::qcow2::{Bitmap, Qcow2};
 use drystone_core::graph::open::{ImageNames, NodeSpec, OpenMode, beside, names_protocol};
 use drystone_core::graph::options::from_filename;
 use drystone_core::graph::{NodeId, Role};
@@ -149,6 +149,10 @@ async fn describe(io: &Io, node: NodeId) -> CoreResult<ImageInfo> {
     if let Some(luks) = qcow2.luks(io, file).await? {
         data.insert("encrypt".into(), encrypt(&luks));
     }
+    let bitmaps = qcow2.bitmaps(io, file).await?;
+    if !bitmaps.is_empty() {
+        data.insert("bitmaps".into(), bitmaps.iter().map(bitmap).collect());
+    }
     info.format_specific = Some(FormatSpecific { kind: "qcow2".into(), data });
     Ok(info)
 }
@@ -199,6 +203,12 @@ fn specific(header: &Header) -> Map<String, Value> {
     };
     data.insert("encrypt".into(), json!({ "format": format }));
     data
+}
+
+fn bitmap(bitmap: &Bitmap) -> Value {
+    let set = [("in-use", bitmap.in_use), ("auto", bitmap.auto)];
+    let flags: Vec<_> = set.iter().filter(|(_, set)| *set).map(|(name, _)| *name).collect();
+    json!({ "name": bitmap.name, "granularity": bitmap.granularity, "flags": flags })
 }
 
 /// What can be told of encryption without a key.
