@@ -83,7 +83,7 @@ pub enum Error {
         node: String,
     },
     /// No such node in the graph.
-    #[error("Cannot find device='' nor node-name='{0}'")]
+    #[error("Cannot find device='{0}' nor node-name='{0}'")]
     NoSuchNode(String),
     /// A node name that is taken or malformed.
     #[error("{0}")]
@@ -182,8 +182,11 @@ impl Error {
             | Self::Create { errno, .. } => *errno,
             Self::Locked { .. } => Errno::EAGAIN,
             Self::Child { source, .. } => source.errno(),
-            Self::Format { fault, .. } if fault.kind() == FaultKind::Corrupt => Errno::EIO,
+            Self::Format { fault, .. } if matches!(fault.kind(), FaultKind::Corrupt | FaultKind::Io) => {
+                Errno::EIO
+            }
             Self::Unsupported { .. } => Errno::ENOTSUP,
+            Self::OutOfRange { .. } => Errno::EIO,
             Self::ReadOnly { .. } => Errno::EPERM,
             Self::Cancelled => Errno::ECANCELED,
             _ => Errno::EINVAL,

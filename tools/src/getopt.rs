@@ -16,6 +16,10 @@ pub struct OptionSpec {
     pub help: &'static str,
 }
 
+/// Options that the reference does not have. They are never cut short, so that what it takes for another option stays
+/// that option.
+const WHOLE: &[&str] = &["executor", "image-names"];
+
 /// What came of one step of parsing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Parsed {
@@ -157,7 +161,10 @@ impl<'a> Getopt<'a> {
         if let Some(exact) = self.specs.iter().find(|spec| spec.long.contains(&name)) {
             return Some(exact);
         }
-        let mut found = self.specs.iter().filter(|spec| spec.long.iter().any(|long| long.starts_with(name)));
+        let fits = |spec: &&OptionSpec| {
+            !WHOLE.contains(&spec.long[0]) && spec.long.iter().any(|long| long.starts_with(name))
+        };
+        let mut found = self.specs.iter().filter(fits);
         let first = found.next()?;
         found.next().is_none().then_some(first)
     }

@@ -12,7 +12,7 @@ use drystone_tools::img::info::{
     BackingName, Child, FormatSpecific, ImageInfo, Snapshot, render_human, render_json,
 };
 use drystone_tools::img::map::{MapEntry, MapPrinter};
-use drystone_tools::img::progress::Progress;
+use drystone_tools::img::progress::{Line, Progress};
 use drystone_tools::options::json;
 use jiff::tz::TimeZone;
 use reference::Reference;
@@ -364,10 +364,14 @@ fn progress_is_written_alike() {
     let data = vec![0xa5_u8; usize::try_from(pieces * piece).unwrap()];
     std::fs::write(reference.folder.path().join("full"), data).unwrap();
     let written = reference.make("convert -p -f raw -O raw full copy");
-    let mut progress = Progress::new(true, false);
+    let mut progress = Progress::new(true, false, 1.0);
     // The reference copies 2 MiB at a time, and says that it is done once more at the end.
     let steps = (0..=pieces).chain([pieces]);
-    let mut ours: String = steps.map(|step| progress.update(step * piece, pieces * piece)).collect();
+    let shown = |line| match line {
+        Some(Line::Output(text)) => text,
+        _ => String::new(),
+    };
+    let mut ours: String = steps.map(|step| shown(progress.update(step * piece, pieces * piece))).collect();
     ours += progress.finish();
     assert_eq!(ours, written);
 }

@@ -5,6 +5,8 @@
 
 use std::rc::Rc;
 
+use serde_json::{Map, Value};
+
 use super::driver::{Driver, Role};
 use super::{CHAIN_MAX, Edges, NodeFlags, NodeId, Use, options};
 use crate::engine::{Io, LocalFuture};
@@ -12,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::format::qcow2::layout::{Header, Incompatible};
 use crate::format::qcow2::{self, Qcow2Error, Qcow2Options};
 use crate::format::raw::Raw;
-use crate::intent::{Aio, LeafAccess, Location, Permissions};
+use crate::intent::{Aio, Errno, LeafAccess, Location, Permissions};
 
 /// A tree of nodes to open.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -109,6 +111,8 @@ pub enum DriverSpec {
 pub enum ChildSpec {
     /// From the name that the image holds, as far as [`OpenMode::names`] allows.
     FromImage,
+    /// The same, with options that add to it or say otherwise.
+    FromImageAnd(Map<String, Value>),
     /// There is none, whatever the image says.
     None,
     /// From here.
@@ -145,7 +149,11 @@ impl NodeSpec {
 
     /// Whether any part of the tree is a node that is open already.
     fn refers_to_nodes(&self) -> bool {
-        let child = |child: &ChildSpec| matches!(child, ChildSpec::Spec(spec) if spec.refers_to_nodes());
+        let child = |child: &ChildSpec| match child {
+            ChildSpec::Spec(spec) => spec.refers_to_nodes(),
+            ChildSpec::FromImageAnd(options) => options::refer_to_nodes(options),
+            ChildSpec::FromImage | ChildSpec::None => false,
+        };
         match &self.driver {
             DriverSpec::Leaf(_) => false,
             DriverSpec::Node(_) => true,
@@ -194,7 +202,14 @@ fn open_at<'a>(io: &'a Io, spec: &'a NodeSpec, depth: usize) -> LocalFuture<'a, 
             DriverSpec::Leaf(location) => {
                 let access =
                     LeafAccess { writable: spec.mode.writable, direct: spec.mode.direct, aio: spec.mode.aio };
-                io.open_leaf(name, location.clone(), access, spec.flags()).await
+                io.open_leaf(name, location.clone(), access, spec.flags()).await.map_err(|error| match *error
+                {
+                    Error::Open { location, errno: Errno::EISDIR } if !access.writable => {
+                        let text = format!("'file' driver requires '{location}' to be a regular file");
+                        Box::new(Error::Options(text))
+                    }
+                    _ => error,
+                })
             }
             DriverSpec::Raw { file, offset, size } => {
                 let file = open_at(io, file, depth).await?;
@@ -317,16 +332,16 @@ async fn open_qcow2(
         if !options.metadata_only
             && let Some(child) = data_file_spec(io, spec, file, &header, data_file)?
         {
-            let child = open_at(io, &child, depth).await.map_err(|error| Error::child("data file", error))?;
+            let child = open_at(io, &child, depth).await?;
             edges.set(Role::DataFile, Some(child));
             lock_child(io, spec, &edges, Role::DataFile, Sharing::Reads).await?;
         }
-        if let Some(child) = backing_spec(io, spec, file, &header, backing)? {
+        let backing_file = |error| Error::child("backing file", error);
+        if let Some(child) = backing_spec(io, spec, file, &header, backing).map_err(backing_file)? {
             if depth + 1 >= CHAIN_MAX {
                 return Err(Box::new(Error::ChainTooDeep { location: io.title(file), max: CHAIN_MAX }));
             }
-            let child =
-                open_at(io, &child, depth + 1).await.map_err(|error| Error::child("backing file", error))?;
+            let child = open_at(io, &child, depth + 1).await.map_err(backing_file)?;
             edges.set(Role::Backing, Some(child));
         }
         let image = qcow2::open(io, file, header, spec.mode.writable, options).await?;
@@ -345,7 +360,13 @@ fn data_file_spec(
     choice: &ChildSpec,
 ) -> Result<Option<NodeSpec>> {
     if !header.has(Incompatible::DATA_FILE) {
-        return Ok(None);
+        return match choice {
+            ChildSpec::Spec(_) => {
+                let text = "'data-file' can only be set for images with an external data file";
+                Err(Box::new(Error::Options(text.into())))
+            }
+            _ => Ok(None),
+        };
     }
     let name = match (choice, &header.data_file) {
         (ChildSpec::Spec(child), _) => return Ok(Some((**child).clone())),
@@ -367,15 +388,23 @@ fn backing_spec(
     header: &Header,
     choice: &ChildSpec,
 ) -> Result<Option<NodeSpec>> {
-    let name = match (choice, &header.backing_file) {
+    let mode = OpenMode { writable: false, write_through: false, ..spec.mode };
+    let format = header.backing_format.as_deref();
+    let (name, more) = match (choice, &header.backing_file) {
         (ChildSpec::Spec(child), _) => return Ok(Some((**child).clone())),
         (ChildSpec::None, _) | (ChildSpec::FromImage, None) => return Ok(None),
-        (ChildSpec::FromImage, Some(name)) => name,
+        (ChildSpec::FromImageAnd(more), None) => {
+            return options::from_filename_and(None, format, more.clone(), mode).map(Some);
+        }
+        (ChildSpec::FromImageAnd(more), Some(_)) if options::name_a_file(more) => {
+            return options::from_filename_and(None, format, more.clone(), mode).map(Some);
+        }
+        (ChildSpec::FromImageAnd(more), Some(name)) => (name, more.clone()),
+        (ChildSpec::FromImage, Some(name)) => (name, Map::new()),
     };
     allowed(io, spec, file, "backing file", name)?;
-    let mode = OpenMode { writable: false, write_through: false, ..spec.mode };
     let name = if names_protocol(name) { name.clone() } else { beside(&io.title(file), name) };
-    let backing = options::from_filename(&name, header.backing_format.as_deref(), mode)?;
+    let backing = options::from_filename_and(Some(&name), format, more, mode)?;
     if backing.refers_to_nodes() {
         let text = format!("'{}' names an open node in its backing file '{name}'", io.title(file));
         return Err(Box::new(Error::Options(text)));
@@ -413,8 +442,14 @@ pub fn beside(image: &str, name: &str) -> String {
 }
 
 fn raw_window(io: &Io, file: NodeId, offset: u64, size: Option<u64>) -> Result<Rc<dyn Driver>> {
-    let there = io.len(file);
-    let fits = offset.checked_add(size.unwrap_or(0)).is_some_and(|end| end <= there);
+    // The reference counts whole sectors.
+    let there = io.len(file).next_multiple_of(512);
+    if offset > there {
+        return Err(Box::new(Error::Options(format!(
+            "Offset ({offset}) cannot be greater than size of the containing file ({there})"
+        ))));
+    }
+    let fits = offset.checked_add(size.unwrap_or(0)).is_some_and(|end| end <= io.len(file));
     if !fits {
         let size = size.unwrap_or(0);
         return Err(Box::new(Error::Options(format!(

@@ -7,38 +7,87 @@
 //!
 //! Every option is read by the driver that has it; one that is left over is an error.
 
+mod values;
+
 use serde_json::{Map, Value};
 
 use super::open::{ChildSpec, DriverSpec, NodeSpec, OpenMode, names_protocol};
 use crate::error::{Error, Result};
 use crate::format::qcow2::Qcow2Options;
 use crate::intent::{Aio, Location};
+use values::Options;
 
 /// Nesting of options at the most; no honest description comes near.
 const DEPTH_MAX: usize = 64;
+
+/// Bytes of a leaf without storage that does not say how long it is.
+const NULL_LEN: u64 = 1 << 30;
+
+/// Bytes of `cache-size` that are for refcounts, at the most.
+const REFCOUNT_SHARE_MAX: u64 = 4 << 20;
 
 /// Reads a file name: a path, `file:PATH`, or `json:{…}`. Without a `format`, the image's first bytes tell it.
 ///
 /// # Errors
 /// [`Error::Options`] with what is wrong.
 pub fn from_filename(name: &str, format: Option<&str>, mode: OpenMode) -> Result<NodeSpec> {
-    let mut map = if let Some(json) = name.strip_prefix("json:") {
-        let value = serde_json::from_str(json)
-            .map_err(|error| refused(format!("Could not parse the JSON options: {error}")))?;
-        let Value::Object(map) = value else { return Err(refused("Invalid JSON object given".into())) };
-        map
-    } else {
-        Map::from_iter([("filename".into(), Value::String(name.into()))])
+    named(name, format, Map::new(), mode)
+}
+
+/// Reads a file name as [`from_filename`] does, and options that add to what it says: the name and the format are those
+/// of an image's backing file, and the options may say otherwise.
+///
+/// # Errors
+/// [`Error::Options`] with what is wrong.
+pub fn from_filename_and(
+    name: Option<&str>,
+    format: Option<&str>,
+    options: Map<String, Value>,
+    mode: OpenMode,
+) -> Result<NodeSpec> {
+    let other_file = name_a_file(&options);
+    let format = if options.contains_key("driver") { None } else { format };
+    match name.filter(|_| !other_file) {
+        Some(name) => named(name, format, options, mode),
+        None => {
+            let mut options = Options::flat(options);
+            if let Some(format) = format {
+                options.put("driver", format);
+            }
+            node(options, None, mode, 0)
+        }
+    }
+}
+
+/// Whether options say what holds the image, so that no other name counts.
+pub(super) fn name_a_file(options: &Map<String, Value>) -> bool {
+    options.keys().any(|key| key == "file" || key.starts_with("file."))
+}
+
+/// Whether flat options name a node that is open already.
+pub(super) fn refer_to_nodes(options: &Map<String, Value>) -> bool {
+    let is_child = |key: &str| matches!(key.rsplit('.').next(), Some("file" | "backing" | "data-file"));
+    options.iter().any(|(key, value)| is_child(key) && value.as_str().is_some_and(|name| !name.is_empty()))
+}
+
+fn named(name: &str, format: Option<&str>, options: Map<String, Value>, mode: OpenMode) -> Result<NodeSpec> {
+    let (mut map, path) = match name.strip_prefix("json:") {
+        None => (Map::new(), Some(name)),
+        Some(json) => {
+            let value = serde_json::from_str(json)
+                .map_err(|error| refused(format!("Could not parse the JSON options: {error}")))?;
+            let Value::Object(map) = value else { return Err(refused("Invalid JSON object given".into())) };
+            (map, None)
+        }
     };
     if let Some(format) = format {
         match map.get("driver").and_then(Value::as_str) {
-            Some(driver) if driver != format => {
-                return Err(refused("Driver specified twice".into()));
-            }
-            _ => map.insert("driver".into(), Value::String(format.into())),
+            Some(driver) if driver != format => return Err(refused("Driver specified twice".into())),
+            _ => map.insert("driver".into(), format.into()),
         };
     }
-    from_options(map, mode)
+    map.extend(options);
+    node(Options::flat(map), path, mode, 0)
 }
 
 /// Reads the options of a node. What they do not say is as in `mode`.
@@ -46,116 +95,32 @@ pub fn from_filename(name: &str, format: Option<&str>, mode: OpenMode) -> Result
 /// # Errors
 /// [`Error::Options`] with what is wrong.
 pub fn from_options(map: Map<String, Value>, mode: OpenMode) -> Result<NodeSpec> {
-    node(Options(nested(map)?), mode, 0)
+    node(Options::flat(map), None, mode, 0)
 }
 
 fn refused(text: String) -> Box<Error> {
     Box::new(Error::Options(text))
 }
 
-/// Turns dotted keys into nested maps.
-fn nested(map: Map<String, Value>) -> Result<Map<String, Value>> {
-    let mut out = Map::new();
-    for (key, value) in map {
-        let mut keys = key.split('.').peekable();
-        let mut at = &mut out;
-        while let Some(part) = keys.next() {
-            if keys.peek().is_none() {
-                match (at.get_mut(part), value) {
-                    (Some(Value::Object(there)), Value::Object(more)) => there.extend(more),
-                    (_, value) => drop(at.insert(part.into(), value)),
-                }
-                break;
-            }
-            let next = at.entry(part).or_insert_with(|| Value::Object(Map::new()));
-            let Value::Object(next) = next else {
-                return Err(refused(format!("Cannot mix scalar and non-scalar keys: '{key}'")));
-            };
-            at = next;
-        }
-    }
-    Ok(out)
+fn no_file() -> Box<Error> {
+    refused("A block device must be specified for \"file\"".into())
 }
 
-/// Options of one node that nobody has read yet.
-struct Options(Map<String, Value>);
-
-impl Options {
-    fn text(&mut self, key: &str) -> Result<Option<String>> {
-        match self.0.shift_remove(key) {
-            None => Ok(None),
-            Some(Value::String(text)) => Ok(Some(text)),
-            Some(other) => {
-                Err(refused(format!("Invalid parameter type for '{key}', expected: string, found {other}")))
-            }
-        }
-    }
-
-    fn switch(&mut self, key: &str) -> Result<Option<bool>> {
-        match self.0.shift_remove(key) {
-            None => Ok(None),
-            Some(Value::Bool(on)) => Ok(Some(on)),
-            Some(Value::String(text)) if text == "on" => Ok(Some(true)),
-            Some(Value::String(text)) if text == "off" => Ok(Some(false)),
-            Some(_) => Err(refused(format!("Parameter '{key}' expects 'on' or 'off'"))),
-        }
-    }
-
-    /// A number of bytes, with or without one of the suffixes k, M, G, T, P, E.
-    fn size(&mut self, key: &str) -> Result<Option<u64>> {
-        let Some(value) = self.0.shift_remove(key) else { return Ok(None) };
-        let number = match &value {
-            Value::Number(number) => number.as_u64(),
-            Value::String(text) => size(text),
-            _ => None,
-        };
-        number.map(Some).ok_or_else(|| refused(format!("Parameter '{key}' expects a size, found {value}")))
-    }
-
-    fn one_of<T: Copy>(&mut self, key: &str, values: &[(&str, T)]) -> Result<Option<T>> {
-        let Some(text) = self.text(key)? else { return Ok(None) };
-        let found = values.iter().find(|(name, _)| *name == text).map(|(_, value)| *value);
-        found.map(Some).ok_or_else(|| refused(format!("Invalid parameter '{text}' for '{key}'")))
-    }
-
-    /// Refuses what nobody has read.
-    fn finish(self, driver: &str) -> Result<()> {
-        let kind = match driver {
-            "file" | "host_device" | "null-co" => "protocol",
-            _ => "format",
-        };
-        match self.0.keys().next() {
-            None => Ok(()),
-            Some(key) => Err(refused(format!("Block {kind} '{driver}' does not support the option '{key}'"))),
-        }
-    }
-}
-
-fn size(text: &str) -> Option<u64> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let shift = match &text[digits.len()..] {
-        "" | "b" | "B" => 0,
-        "k" | "K" => 10,
-        "M" | "m" => 20,
-        "G" | "g" => 30,
-        "T" | "t" => 40,
-        "P" | "p" => 50,
-        "E" | "e" => 60,
-        _ => return None,
-    };
-    digits.parse::<u64>().ok()?.checked_mul(1 << shift)
-}
-
-fn node(mut options: Options, mode: OpenMode, depth: usize) -> Result<NodeSpec> {
+/// `path` is what a file name on a command line, or in an image, says.
+fn node(options: Options, path: Option<&str>, mode: OpenMode, depth: usize) -> Result<NodeSpec> {
     if depth > DEPTH_MAX {
         return Err(refused(format!("options are nested more than {DEPTH_MAX} deep")));
     }
-    let node_name = options.text("node-name")?;
+    let mut options = options;
+    let driver = options.word("driver");
+    if driver.is_none() && path.is_none() && !options.has("file") && !options.has_below("file") {
+        return Err(refused("Must specify either driver or file".into()));
+    }
+    let node_name = options.text("node-name");
     let mode = read_mode(&mut options, mode)?;
-    let driver = options.text("driver")?;
-    if matches!(driver.as_deref(), Some("file" | "host_device" | "null-co")) {
-        let spec = leaf(&mut options, mode)?;
-        options.finish(driver.as_deref().expect("just matched"))?;
+    if let Some(protocol @ ("file" | "host_device" | "null-co")) = driver.as_deref() {
+        let spec = leaf(&mut options, protocol, path, mode)?;
+        options.finish(protocol)?;
         return Ok(NodeSpec { node_name, ..spec });
     }
     let format = driver.as_deref();
@@ -164,26 +129,31 @@ fn node(mut options: Options, mode: OpenMode, depth: usize) -> Result<NodeSpec> 
     }
     // What is written through at the top needs one flush a write, not one for every write below.
     let below = OpenMode { write_through: false, ..mode };
-    let file = Box::new(file_child(&mut options, below, depth)?);
+    let file = Box::new(file_child(&mut options, path, below, depth)?);
     let driver = match format {
         Some("raw") => {
+            let size = options.size("size")?;
             let offset = options.size("offset")?.unwrap_or(0);
-            DriverSpec::Raw { file, offset, size: options.size("size")? }
+            if size.is_some_and(|size| !size.is_multiple_of(512)) {
+                return Err(refused("Specified size is not multiple of 512".into()));
+            }
+            DriverSpec::Raw { file, offset, size }
         }
         Some(_) => {
-            let backing = child(&mut options, "backing", OpenMode { writable: false, ..below }, depth)?;
-            let data_file = child(&mut options, "data-file", below, depth)?;
-            DriverSpec::Qcow2 { file, backing, data_file, options: qcow2_options(&mut options)? }
+            let data_file = data_file_child(&mut options, below, depth)?;
+            let backing = backing_child(&mut options, below)?;
+            DriverSpec::Qcow2 { file, backing, data_file, options: qcow2_options(&mut options, mode)? }
         }
         None => {
-            let backing = child(&mut options, "backing", OpenMode { writable: false, ..below }, depth)?;
-            DriverSpec::Probe { file, backing, options: qcow2_options(&mut options)? }
+            let backing = backing_child(&mut options, below)?;
+            DriverSpec::Probe { file, backing, options: qcow2_options(&mut options, mode)? }
         }
     };
     options.finish(format.unwrap_or("raw"))?;
     Ok(NodeSpec { node_name, mode, driver })
 }
 
+/// What every node has.
 fn read_mode(options: &mut Options, mode: OpenMode) -> Result<OpenMode> {
     let mut mode = mode;
     if let Some(read_only) = options.switch("read-only")? {
@@ -192,112 +162,253 @@ fn read_mode(options: &mut Options, mode: OpenMode) -> Result<OpenMode> {
     if let Some(force_share) = options.switch("force-share")? {
         mode.force_share = force_share;
     }
-    if let Some(discard) =
-        options.one_of("discard", &[("ignore", false), ("off", false), ("unmap", true), ("on", true)])?
-    {
-        mode.discard = discard;
+    if mode.force_share && mode.writable {
+        return Err(refused("force-share=on can only be used with read-only images".into()));
     }
-    if let Some(Value::Object(cache)) = options.0.shift_remove("cache") {
-        let mut cache = Options(cache);
-        mode.direct = cache.switch("direct")?.unwrap_or(mode.direct);
-        mode.no_flush = cache.switch("no-flush")?.unwrap_or(mode.no_flush);
-        cache.finish("cache")?;
-    }
+    mode.direct = options.switch("cache.direct")?.unwrap_or(mode.direct);
+    mode.no_flush = options.switch("cache.no-flush")?.unwrap_or(mode.no_flush);
     // Falling back to read-only is what opening for reading does anyway.
     let _ = options.switch("auto-read-only")?;
+    let discard = options.text("discard");
+    mode.discard = match discard.as_deref() {
+        None => mode.discard,
+        Some("ignore" | "off") => false,
+        Some("unmap" | "on") => true,
+        Some(_) => return Err(refused("Invalid discard option".into())),
+    };
+    detect_zeroes(options, mode, discard.is_some() && mode.discard)?;
+    if options.switch("active")? == Some(false) {
+        return Err(refused("active=off is not supported: there is no migration that would need it".into()));
+    }
     Ok(mode)
 }
 
-fn leaf(options: &mut Options, mode: OpenMode) -> Result<NodeSpec> {
+/// Whoever only reads detects nothing; whoever writes is told that zeros are not looked for.
+fn detect_zeroes(options: &mut Options, mode: OpenMode, unmaps: bool) -> Result<()> {
+    let chosen =
+        options.one_of("detect-zeroes", &[("off", None), ("on", Some(false)), ("unmap", Some(true))])?;
+    let Some(unmap) = chosen.flatten() else { return Ok(()) };
+    if unmap && !unmaps {
+        let text = "setting detect-zeroes to unmap is not allowed without setting discard operation to unmap";
+        return Err(refused(text.into()));
+    }
+    only_read(mode, "detect-zeroes", "zeros are written as they come")
+}
+
+/// Refuses an option that changes how a node is written, on a node that is.
+fn only_read(mode: OpenMode, option: &str, instead: &str) -> Result<()> {
+    if !mode.writable {
+        return Ok(());
+    }
+    Err(refused(format!("Option '{option}' is not supported on a node that is written to: {instead}")))
+}
+
+fn leaf(options: &mut Options, driver: &str, path: Option<&str>, mode: OpenMode) -> Result<NodeSpec> {
     let mut mode = mode;
-    if let Some(aio) = options
-        .one_of("aio", &[("threads", Aio::Threads), ("io_uring", Aio::IoUring), ("native", Aio::Native)])?
-    {
-        mode.aio = aio;
+    if driver == "null-co" {
+        let len = options.size("size")?.unwrap_or(NULL_LEN);
+        let read_zeroes = options.switch("read-zeroes")?.unwrap_or(false);
+        if options.number("latency-ns")?.is_some_and(|latency| latency != 0) {
+            return Err(refused("latency-ns is not supported: answers come at once".into()));
+        }
+        let driver = DriverSpec::Leaf(Location::Null { len, read_zeroes });
+        return Ok(NodeSpec { node_name: None, mode, driver });
     }
-    if let Some(locking) = options.one_of("locking", &[("on", true), ("auto", true), ("off", false)])? {
-        mode.locking = locking;
+    let aio = [("threads", Aio::Threads), ("io_uring", Aio::IoUring), ("native", Aio::Native)];
+    mode.aio = options.one_of("aio", &aio)?.unwrap_or(mode.aio);
+    let locking = [("on", true), ("auto", true), ("off", false)];
+    mode.locking = options.one_of("locking", &locking)?.unwrap_or(mode.locking);
+    if mode.aio == Aio::Native && !mode.direct {
+        let text = "aio=native was specified, but it requires cache.direct=on, which was not specified.";
+        return Err(refused(text.into()));
     }
-    let location = match options.text("filename")? {
-        Some(path) => Location::Path(path),
-        None => match options.size("size")? {
-            Some(len) => Location::Null { len, read_zeroes: options.switch("read-zeroes")?.unwrap_or(false) },
-            None => return Err(refused("The 'file' block driver requires a file name".into())),
+    // The executor fits its batches to the ring by itself.
+    if options.number("aio-max-batch")?.is_some_and(|batch| batch != 0) {
+        return Err(refused("aio-max-batch is not supported; 0 leaves it to the executor".into()));
+    }
+    // Both are about the source of a migration, which these nodes never are.
+    let _ = (options.switch("drop-cache")?, options.switch("x-check-cache-dropped")?);
+    if let Some(id) = options.text("pr-manager") {
+        return Err(refused(format!("No persistent reservation manager with id '{id}'")));
+    }
+    let filename = match options.word("filename") {
+        Some(filename) => filename,
+        None => match path {
+            Some(path) => path_of(path)?.to_owned(),
+            None => String::new(),
         },
     };
-    Ok(NodeSpec { node_name: None, mode, driver: DriverSpec::Leaf(location) })
+    if filename.is_empty() {
+        return Err(refused(format!("The '{driver}' block driver requires a file name")));
+    }
+    Ok(NodeSpec::file(filename, mode))
 }
 
-/// The `file` child, which may also be given as a file name at the node itself.
-fn file_child(options: &mut Options, mode: OpenMode, depth: usize) -> Result<NodeSpec> {
-    if let Some(name) = options.text("filename")? {
-        return protocol(&name, mode);
+/// The `file` child, which may also be given as a file name beside the options.
+fn file_child(options: &mut Options, path: Option<&str>, mode: OpenMode, depth: usize) -> Result<NodeSpec> {
+    let mut file = options.below("file");
+    let reference = options.word("file");
+    if reference.is_some() && (path.is_some() || !file.is_empty()) {
+        let text = "Cannot reference an existing block device with additional options or a new filename";
+        return Err(refused(text.into()));
     }
-    match options.0.shift_remove("file") {
-        Some(Value::String(name)) => Ok(NodeSpec { node_name: None, mode, driver: DriverSpec::Node(name) }),
-        Some(Value::Object(file)) if !file.contains_key("driver") => {
-            let mut file = Options(nested(file)?);
-            let node_name = file.text("node-name")?;
-            let mode = read_mode(&mut file, mode)?;
-            let spec = leaf(&mut file, mode)?;
-            file.finish("file")?;
-            Ok(NodeSpec { node_name, ..spec })
+    if let Some(name) = reference {
+        return Ok(NodeSpec { node_name: None, mode, driver: DriverSpec::Node(name) });
+    }
+    if path.is_none() && file.is_empty() {
+        return Err(no_file());
+    }
+    if file.has("driver") {
+        return node(file, path, mode, depth + 1);
+    }
+    if path.is_none() && !file.has("filename") {
+        return Err(refused("Must specify either driver or file".into()));
+    }
+    let node_name = file.text("node-name");
+    let mode = read_mode(&mut file, mode)?;
+    let spec = leaf(&mut file, "file", path, mode)?;
+    file.finish("file")?;
+    Ok(NodeSpec { node_name, ..spec })
+}
+
+/// What is said about the backing file; the image may add its name and its format.
+fn backing_child(options: &mut Options, mode: OpenMode) -> Result<ChildSpec> {
+    let below = options.below("backing");
+    if options.take_null("backing") {
+        return Ok(ChildSpec::None);
+    }
+    match options.word("backing") {
+        None if below.is_empty() => Ok(ChildSpec::FromImage),
+        None => Ok(ChildSpec::FromImageAnd(below.into_map())),
+        Some(_) if !below.is_empty() => {
+            let text = "Cannot reference an existing block device with additional options or a new filename";
+            Err(refused(format!("Could not open backing file: {text}")))
         }
-        Some(Value::Object(file)) => node(Options(nested(file)?), mode, depth + 1),
-        _ => Err(refused("A block device must be specified for \"file\"".into())),
+        Some(name) if name.is_empty() => Ok(ChildSpec::None),
+        Some(name) => {
+            let mode = OpenMode { writable: false, ..mode };
+            Ok(ChildSpec::Spec(Box::new(NodeSpec { node_name: None, mode, driver: DriverSpec::Node(name) })))
+        }
     }
 }
 
-fn child(options: &mut Options, key: &str, mode: OpenMode, depth: usize) -> Result<ChildSpec> {
-    let spec = match options.0.shift_remove(key) {
-        None => return Ok(ChildSpec::FromImage),
-        Some(Value::Null) => return Ok(ChildSpec::None),
-        Some(Value::String(name)) if name.is_empty() => return Ok(ChildSpec::None),
-        Some(Value::String(name)) => NodeSpec { node_name: None, mode, driver: DriverSpec::Node(name) },
-        Some(Value::Object(child)) if key == "data-file" && !child.contains_key("driver") => {
-            let mut child = Options(nested(child)?);
-            let spec = leaf(&mut child, mode)?;
-            child.finish("file")?;
-            spec
+fn data_file_child(options: &mut Options, mode: OpenMode, depth: usize) -> Result<ChildSpec> {
+    let mut below = options.below("data-file");
+    let spec = match options.word("data-file") {
+        Some(name) => NodeSpec { node_name: None, mode, driver: DriverSpec::Node(name) },
+        None if below.is_empty() => return Ok(ChildSpec::FromImage),
+        None if below.has("filename") && !below.has("driver") => {
+            let node_name = below.text("node-name");
+            let mode = read_mode(&mut below, mode)?;
+            let spec = leaf(&mut below, "file", None, mode)?;
+            below.finish("file")?;
+            NodeSpec { node_name, ..spec }
         }
-        Some(Value::Object(child)) => node(Options(nested(child)?), mode, depth + 1)?,
-        Some(_) => return Err(refused(format!("Invalid parameter type for '{key}'"))),
+        None => node(below, None, mode, depth + 1)?,
     };
     Ok(ChildSpec::Spec(Box::new(spec)))
 }
 
-fn protocol(name: &str, mode: OpenMode) -> Result<NodeSpec> {
+/// The path that a file name means.
+fn path_of(name: &str) -> Result<&str> {
     if let Some(path) = name.strip_prefix("file:") {
-        return Ok(NodeSpec::file(path, mode));
+        return Ok(path);
     }
     if names_protocol(name) {
         let protocol = name.split(':').next().unwrap_or_default();
         return Err(refused(format!("Unknown protocol '{protocol}'")));
     }
-    Ok(NodeSpec::file(name, mode))
+    Ok(name)
 }
 
-fn qcow2_options(options: &mut Options) -> Result<Qcow2Options> {
+fn qcow2_options(options: &mut Options, mode: OpenMode) -> Result<Qcow2Options> {
     let mut read = Qcow2Options::default();
-    if let Some(on) = options.switch("pass-discard-request")? {
-        read.discards.request = on;
+    if !options.below("encrypt").is_empty() {
+        return Err(refused("encrypt.* is not supported yet: no image can be opened with a key".into()));
     }
-    if let Some(on) = options.switch("pass-discard-snapshot")? {
-        read.discards.snapshot = on;
+    cache_sizes(options, &mut read)?;
+    read.l2_cache_entry_len = options.size("l2-cache-entry-size")?;
+    match options.number("cache-clean-interval")? {
+        None | Some(0) => {}
+        Some(seconds) if seconds > u64::from(u32::MAX) => {
+            return Err(refused("Cache clean interval too big".into()));
+        }
+        // Nothing is lost for who only reads: caches are bounded, and go when the image is closed.
+        Some(_) => only_read(mode, "cache-clean-interval", "caches are bounded, and only 0 is possible")?,
     }
-    if let Some(on) = options.switch("pass-discard-other")? {
-        read.discards.other = on;
+    read.lazy_refcounts = options.switch("lazy-refcounts")?.unwrap_or(false);
+    overlap_checks(options, mode)?;
+    let discards = &mut read.discards;
+    for (key, passed) in [
+        ("pass-discard-request", &mut discards.request),
+        ("pass-discard-snapshot", &mut discards.snapshot),
+        ("pass-discard-other", &mut discards.other),
+    ] {
+        *passed = options.switch(key)?.unwrap_or(*passed);
     }
-    if let Some(len) = options.size("cache-size")? {
-        read.l2_cache_len = len;
-    }
-    if let Some(len) = options.size("l2-cache-size")? {
-        read.l2_cache_len = len;
-    }
-    if let Some(len) = options.size("refcount-cache-size")? {
-        read.refcount_cache_len = len;
+    if options.switch("discard-no-unref")? == Some(true) {
+        only_read(mode, "discard-no-unref", "discarded clusters are given back")?;
     }
     Ok(read)
+}
+
+fn cache_sizes(options: &mut Options, read: &mut Qcow2Options) -> Result<()> {
+    let all = options.size("cache-size")?;
+    let l2 = options.size("l2-cache-size")?;
+    let refcounts = options.size("refcount-cache-size")?;
+    read.l2_cache_len = l2.unwrap_or(read.l2_cache_len);
+    read.refcount_cache_len = refcounts.unwrap_or(read.refcount_cache_len);
+    let Some(all) = all else { return Ok(()) };
+    if l2.is_some() && refcounts.is_some() {
+        let text = "cache-size, l2-cache-size and refcount-cache-size may not be set at the same time";
+        return Err(refused(text.into()));
+    }
+    if l2.is_some_and(|l2| l2 > all) {
+        return Err(refused("l2-cache-size may not exceed cache-size".into()));
+    }
+    if refcounts.is_some_and(|refcounts| refcounts > all) {
+        return Err(refused("refcount-cache-size may not exceed cache-size".into()));
+    }
+    let share = (all / 8).min(REFCOUNT_SHARE_MAX);
+    read.refcount_cache_len = refcounts.unwrap_or(l2.map_or(share, |l2| all - l2));
+    read.l2_cache_len = l2.unwrap_or(all - read.refcount_cache_len);
+    Ok(())
+}
+
+/// Metadata that is in memory is always protected: no cluster that holds it is ever given out. More than that would need
+/// tables to be read for it.
+fn overlap_checks(options: &mut Options, mode: OpenMode) -> Result<()> {
+    let plain = options.text("overlap-check");
+    let template = options.text("overlap-check.template");
+    if let (Some(plain), Some(template)) = (&plain, &template)
+        && plain != template
+    {
+        return Err(refused(format!(
+            "Conflicting values for qcow2 options 'overlap-check' ('{plain}') and 'overlap-check.template' \
+             ('{template}')"
+        )));
+    }
+    let all = match plain.or(template).as_deref() {
+        None | Some("none" | "constant" | "cached") => false,
+        Some("all") => true,
+        Some(other) => {
+            return Err(refused(format!(
+                "Unsupported value '{other}' for qcow2 option 'overlap-check'. Allowed are any of the following: none, \
+                 constant, cached, all"
+            )));
+        }
+    };
+    for known in ["main-header", "active-l1", "active-l2", "refcount-table", "refcount-block"] {
+        let _ = options.switch(&format!("overlap-check.{known}"))?;
+    }
+    let mut more = all;
+    for other in ["snapshot-table", "inactive-l1", "inactive-l2", "bitmap-directory"] {
+        more = options.switch(&format!("overlap-check.{other}"))?.unwrap_or(more) || more;
+    }
+    match more {
+        true => only_read(mode, "overlap-check", "'cached' is what can be had"),
+        false => Ok(()),
+    }
 }
 
 #[cfg(test)]
@@ -319,8 +430,8 @@ mod tests {
 
     #[test]
     fn an_option_that_no_driver_has_is_refused() {
-        let error =
-            from(r#"json:{"driver":"raw","filename":"a","l2-cache-size":1}"#).expect_err("no such option");
+        let error = from(r#"json:{"driver":"raw","file.filename":"a","l2-cache-size":1}"#)
+            .expect_err("no such option");
         assert_eq!(error.to_string(), "Block format 'raw' does not support the option 'l2-cache-size'");
     }
 
@@ -328,5 +439,20 @@ mod tests {
     fn protocols_that_do_not_exist_are_refused() {
         assert_eq!(from("gluster://x").expect_err("unknown").to_string(), "Unknown protocol 'gluster'");
         assert!(from("./a:b").is_ok());
+    }
+
+    #[test]
+    fn what_changes_writes_is_refused_for_writers_alone() {
+        let writable = OpenMode { writable: true, ..OpenMode::default() };
+        for option in [
+            r#""detect-zeroes":"on""#,
+            r#""discard-no-unref":true"#,
+            r#""overlap-check":"all""#,
+            r#""cache-clean-interval":600"#,
+        ] {
+            let name = format!(r#"json:{{"driver":"qcow2","file.filename":"a",{option}}}"#);
+            assert!(from(&name).is_ok(), "{name}");
+            assert!(from_filename(&name, None, writable).is_err(), "{name}");
+        }
     }
 }

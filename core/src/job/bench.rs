@@ -64,6 +64,15 @@ pub async fn bench(io: &Io, plan: Bench) -> Result<()> {
         error: RefCell::new(None),
         changed: WaitList::default(),
     });
+    if plan.offset.checked_add(plan.len).is_none_or(|end| end > state.size) {
+        return Err(Box::new(Error::OutOfRange {
+            node: io.title(plan.node),
+            operation: if plan.write.is_some() { "write" } else { "read" },
+            offset: plan.offset,
+            len: plan.len,
+            size: state.size,
+        }));
+    }
     for _ in 0..plan.depth {
         let (io, state) = (io.clone(), Rc::clone(&state));
         io.clone().spawn(Box::pin(async move {

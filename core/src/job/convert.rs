@@ -5,12 +5,13 @@
 
 use std::cell::{Cell, RefCell};
 use std::ops::Range;
+use std::time::Duration;
 
-use super::Progress;
+use super::{Doing, Progress, Stopped};
 use crate::buf::{Buf, BufList, is_zero};
 use crate::engine::task::{Gate, WaitList, join, join_all};
 use crate::engine::{Io, Status};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::graph::NodeId;
 use crate::intent::{Fua, ZeroFlags};
 
@@ -48,7 +49,25 @@ pub struct Convert {
     pub salvage: bool,
     /// Bytes a second at the most; 0 for no limit.
     pub rate: u64,
+    /// What the progress counts.
+    pub count: Count,
 }
+
+/// What the progress of a conversion counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Count {
+    /// Bytes of the disk that are dealt with.
+    Disk,
+    /// Bytes of data that workers have taken on, in pieces of 2 MiB or a compressed cluster. This is what the reference
+    /// counts; it costs one more walk through the metadata.
+    Data,
+}
+
+/// How long a worker sleeps at once for the rate's sake.
+const LOOK_UP_EVERY: Duration = Duration::from_millis(100);
+
+/// Bytes of a piece for [`Count::Data`].
+const PIECE: u64 = 2 << 20;
 
 /// What is to be done with a range of the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,6 +81,8 @@ enum Kind {
 /// A range of the disk that is alike all over.
 struct Run {
     range: Range<u64>,
+    /// Where it began, before chunks were taken from it.
+    begun: u64,
     kind: Kind,
     /// Where the host holds its first byte as it is.
     place: Option<(NodeId, u64)>,
@@ -82,16 +103,25 @@ struct State<'a> {
     turn: Cell<u64>,
     turned: WaitList,
     done: Cell<u64>,
+    /// Bytes that the progress counts in all.
+    countable: Cell<u64>,
     /// A worker failed: the others stop.
     failed: Cell<bool>,
     progress: Progress,
+    stop: &'a dyn Fn() -> bool,
 }
 
-/// Copies; the target is flushed at the end.
+/// Copies; the target is flushed at the end. Once `stop` says so, what is in flight is finished, nothing more is begun,
+/// and the error is [`Error::Cancelled`].
 ///
 /// # Errors
 /// The first failure; what is in flight then is waited for.
-pub async fn convert(io: &Io, plan: &Convert, progress: Progress) -> Result<()> {
+pub async fn convert(
+    io: &Io,
+    plan: &Convert,
+    progress: Progress,
+    stop: &dyn Fn() -> bool,
+) -> Result<(), Stopped> {
     let mut starts = vec![0];
     for source in &plan.sources {
         starts.push(starts.last().expect("one at least") + io.len(*source));
@@ -102,19 +132,26 @@ pub async fn convert(io: &Io, plan: &Convert, progress: Progress) -> Result<()> 
         plan,
         chunk: if plan.compress { unit.max(1) } else { CHUNK.next_multiple_of(unit.max(1)) },
         starts,
-        run: RefCell::new(Run { range: 0..0, kind: Kind::Zero, place: None }),
+        run: RefCell::new(Run { range: 0..0, begun: 0, kind: Kind::Zero, place: None }),
         walking: Gate::default(),
         pacing: Gate::default(),
         turn: Cell::new(0),
         turned: WaitList::default(),
         done: Cell::new(0),
+        countable: Cell::new(0),
         failed: Cell::new(false),
         progress,
+        stop,
     };
-    (state.progress)(0, state.total());
+    state.countable.set(match plan.count {
+        Count::Disk => state.total(),
+        Count::Data => state.data_len().await?,
+    });
+    (state.progress)(0, state.countable.get().max(1));
     let results = join_all((0..plan.workers.max(1)).map(|_| state.work())).await;
-    results.into_iter().collect::<Result<()>>()?;
-    io.flush("convert/flush", plan.target).await
+    results.into_iter().collect::<Result<(), Stopped>>()?;
+    (state.progress)(1, 1);
+    io.flush("convert/flush", plan.target).await.map_err(Doing::Flush.failed(0, state.total()))
 }
 
 impl State<'_> {
@@ -122,9 +159,10 @@ impl State<'_> {
         *self.starts.last().expect("one at least")
     }
 
-    async fn work(&self) -> Result<()> {
+    async fn work(&self) -> Result<(), Stopped> {
         let mut buf = Buf::zeroed(self.chunk as usize);
         while !self.failed.get() {
+            self.go_on()?;
             let Some(run) = self.next_chunk().await? else { return Ok(()) };
             let (start, end) = (run.range.start, run.range.end);
             let kind = run.kind;
@@ -136,19 +174,41 @@ impl State<'_> {
                 self.turned.notify(&self.io.shared().tasks);
                 return Err(error);
             }
-            self.done.set(self.done.get() + (end - start));
-            (self.progress)(self.done.get(), self.total());
+            if self.plan.count == Count::Disk {
+                self.did(end - start);
+            }
             if self.plan.rate > 0 && kind == Kind::Data {
                 let _all_together = self.pacing.enter(&self.io.shared().tasks).await;
                 let nanoseconds = (end - start) as u128 * 1_000_000_000 / u128::from(self.plan.rate);
-                self.io.sleep(std::time::Duration::from_nanos(nanoseconds as u64)).await;
+                self.rest(Duration::from_nanos(nanoseconds as u64)).await?;
             }
         }
         Ok(())
     }
 
+    /// Sleeps, and looks up now and then.
+    async fn rest(&self, duration: Duration) -> Result<(), Stopped> {
+        let mut left = duration;
+        while !left.is_zero() && !self.failed.get() {
+            let part = left.min(LOOK_UP_EVERY);
+            self.io.sleep(part).await;
+            left -= part;
+            self.go_on()?;
+        }
+        Ok(())
+    }
+
+    fn go_on(&self) -> Result<(), Stopped> {
+        if !(self.stop)() {
+            return Ok(());
+        }
+        self.failed.set(true);
+        self.turned.notify(&self.io.shared().tasks);
+        Err(Doing::Write.failed(0, self.done.get())(Box::new(Error::Cancelled)))
+    }
+
     /// The next chunk of data, or the next whole range of anything else.
-    async fn next_chunk(&self) -> Result<Option<Run>> {
+    async fn next_chunk(&self) -> Result<Option<Run>, Stopped> {
         let _one_at_a_time = self.walking.enter(&self.io.shared().tasks).await;
         let (at, left) = {
             let run = self.run.borrow();
@@ -162,6 +222,7 @@ impl State<'_> {
             *self.run.borrow_mut() = run;
         }
         let mut run = self.run.borrow_mut();
+        let run_end = run.range.end;
         let end = match run.kind {
             Kind::Data => run.range.end.min((at / self.chunk + 1) * self.chunk),
             Kind::Zero | Kind::Backing => run.range.end,
@@ -172,7 +233,39 @@ impl State<'_> {
         }
         let place = run.place;
         run.place = place.map(|(leaf, offset)| (leaf, offset + (end - at)));
-        Ok(Some(Run { range: at..end, kind: run.kind, place }))
+        if self.plan.count == Count::Data && self.counts(run.kind) {
+            let piece = if self.plan.compress { self.chunk } else { PIECE };
+            // The first piece that begins here: one that began before is counted already.
+            let mut next = run.begun + (at - run.begun).next_multiple_of(piece);
+            while next < end {
+                self.did(piece.min(run_end - next));
+                next += piece;
+            }
+        }
+        Ok(Some(Run { range: at..end, begun: at, kind: run.kind, place }))
+    }
+
+    fn did(&self, len: u64) {
+        self.done.set(self.done.get() + len);
+        (self.progress)(self.done.get(), self.countable.get());
+    }
+
+    /// Whether a run is data for who counts data.
+    fn counts(&self, kind: Kind) -> bool {
+        kind == Kind::Data || (kind == Kind::Zero && self.plan.sparse == 0)
+    }
+
+    /// Bytes of data on the disk.
+    async fn data_len(&self) -> Result<u64, Stopped> {
+        let (mut at, mut len) = (0, 0);
+        while at < self.total() {
+            let Run { range, kind, .. } = self.status(at).await?;
+            if self.counts(kind) {
+                len += range.end - at;
+            }
+            at = range.end;
+        }
+        Ok(len)
     }
 
     /// Source that holds a byte of the disk, and the byte's place in it.
@@ -181,7 +274,7 @@ impl State<'_> {
         (self.plan.sources[index], at - self.starts[index])
     }
 
-    async fn status(&self, at: u64) -> Result<Run> {
+    async fn status(&self, at: u64) -> Result<Run, Stopped> {
         let (source, offset) = self.source_at(at);
         let len = self.io.len(source) - offset;
         let only_top = self.plan.target_has_backing;
@@ -191,9 +284,9 @@ impl State<'_> {
             Ok(status) => status,
             Err(_) if self.plan.salvage => {
                 let end = at + len.min(self.chunk);
-                return Ok(Run { range: at..end, kind: Kind::Data, place: None });
+                return Ok(Run { range: at..end, begun: at, kind: Kind::Data, place: None });
             }
-            Err(error) => return Err(error),
+            Err(error) => return Err(Doing::Status.failed(0, at)(error)),
         };
         let status = self.without_holes(source, status).await;
         let backed = only_top && at < self.plan.backing_len;
@@ -211,11 +304,11 @@ impl State<'_> {
             let whole = end - end % self.chunk;
             if whole <= at {
                 let end = ((at / self.chunk + 1) * self.chunk).min(self.total());
-                return Ok(Run { range: at..end, kind: Kind::Data, place: None });
+                return Ok(Run { range: at..end, begun: at, kind: Kind::Data, place: None });
             }
             end = whole;
         }
-        Ok(Run { range: at..end, kind, place: status.place })
+        Ok(Run { range: at..end, begun: at, kind, place: status.place })
     }
 
     /// Tells holes of the host's file from data, for a format that does not ask the host itself.
@@ -232,7 +325,9 @@ impl State<'_> {
         }
     }
 
-    async fn copy(&self, buf: &mut Buf, run: Run) -> Result<()> {
+    async fn copy(&self, buf: &mut Buf, run: Run) -> Result<(), Stopped> {
+        let (reading, writing) =
+            (Doing::Read.failed(0, run.range.start), Doing::Write.failed(0, run.range.start));
         match run.kind {
             Kind::Backing => {
                 self.wait_turn(run.range.start).await;
@@ -240,19 +335,22 @@ impl State<'_> {
             }
             Kind::Zero => {
                 self.wait_turn(run.range.start).await;
-                self.write_zeroes(run.range).await
+                self.write_zeroes(run.range).await.map_err(writing)
             }
             Kind::Data => {
                 let mut run = run;
-                if self.plan.copy_range && self.copied(&mut run).await? {
+                if self.plan.copy_range && self.copied(&mut run).await.map_err(&writing)? {
                     return Ok(());
                 }
                 let mut data = std::mem::take(buf);
                 let spare = data.split_off((run.range.end - run.range.start) as usize);
                 let (data, result) = self.read(data, run.range.start).await;
                 let (mut data, result) = match result {
-                    Ok(()) => self.write(data, run.range).await,
-                    Err(error) => (data, Err(error)),
+                    Ok(()) => {
+                        let (data, result) = self.write(data, run.range).await;
+                        (data, result.map_err(writing))
+                    }
+                    Err(error) => (data, Err(reading(error))),
                 };
                 data.append(spare.into());
                 *buf = data.into_single();

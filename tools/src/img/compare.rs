@@ -35,6 +35,8 @@ pub enum CompareError {
     Status {
         /// The image.
         filename: String,
+        /// Why.
+        error: String,
     },
     /// A read failed.
     Read {
@@ -42,7 +44,7 @@ pub enum CompareError {
         offset: u64,
         /// The image.
         filename: String,
-        /// The host's text for the errno.
+        /// The host's text for the errno, and below it what is known besides.
         error: String,
     },
 }
@@ -73,8 +75,8 @@ impl CompareError {
     #[must_use]
     pub fn into_failure(self) -> Failure {
         match self {
-            Self::Status { filename } => {
-                Failure::new(format!("Sector allocation test failed for {filename}")).with_code(3)
+            Self::Status { filename, error } => {
+                Failure::new(format!("Sector allocation test failed for {filename}\n{error}")).with_code(3)
             }
             Self::Read { offset, filename, error } => {
                 Failure::new(format!("Error while reading offset {offset} of {filename}: {error}"))

@@ -73,11 +73,11 @@ pub fn plan_target(args: &ConvertArgs, known: Known<'_>, source_bytes: u64) -> R
         return Err(Failure::new(text));
     }
     if let Some(options) = &options {
-        if options.text("backing_file") == Some("") {
-            return Err(Failure::new("Expected backing file name, got empty string"));
-        }
         if backing.is_some() && options.text("backing_fmt").is_none() {
             return Err(Failure::new("Use of backing file requires explicit backing format"));
+        }
+        if options.text("backing_file") == Some("") {
+            return Err(Failure::new("Expected backing file name, got empty string"));
         }
     }
     if args.compress {

@@ -82,7 +82,7 @@ pub struct MapPrinter {
     format: OutputFormat,
     /// The entry that may still grow.
     pending: Option<MapEntry>,
-    /// What the next piece of JSON starts with.
+    /// What stands between the last piece of JSON and the next.
     opening: &'static str,
 }
 
@@ -92,9 +92,9 @@ impl MapPrinter {
     pub fn new(format: OutputFormat) -> (Self, String) {
         let head = match format {
             OutputFormat::Human => format!("{:<16}{:<16}{:<16}File\n", "Offset", "Length", "Mapped to"),
-            OutputFormat::Json => String::new(),
+            OutputFormat::Json => "[".into(),
         };
-        (Self { format, pending: None, opening: "[" }, head)
+        (Self { format, pending: None, opening: "" }, head)
     }
 
     /// Takes the next entry, and returns the text of the one before it if that is complete.

@@ -3,41 +3,77 @@
 //! Scripts that read the output get `    (12.50/100%)` and a carriage return, as the reference writes it; a person at a
 //! terminal gets a bar.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use signal_hook::consts::SIGUSR1;
 
 /// Shows how far a command is.
 #[derive(Debug)]
 pub enum Progress {
-    /// Not at all.
-    Hidden,
+    /// Only to who asks with SIGUSR1.
+    Hidden {
+        /// When an answer is due.
+        steps: Steps,
+        /// Somebody asked.
+        asked: Arc<AtomicBool>,
+    },
     /// As text, which the methods return.
-    Text(TextProgress),
+    Text(Steps),
     /// As a bar, which draws itself.
     Bar(ProgressBar),
 }
 
+/// A text to write at once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Line {
+    /// On the standard output.
+    Output(String),
+    /// On the error stream.
+    Error(String),
+}
+
 impl Progress {
-    /// `wanted` is `-p` without `-q`; `terminal` tells whether the standard output is one.
+    /// `wanted` is `-p` without `-q`; `terminal` tells whether the standard output is one. Text is written again only
+    /// after more than `step` percent. Without `wanted`, SIGUSR1 asks for one line from now on; with it, it does
+    /// nothing.
     #[must_use]
-    pub fn new(wanted: bool, terminal: bool) -> Self {
+    pub fn new(wanted: bool, terminal: bool, step: f32) -> Self {
+        let asked = Arc::new(AtomicBool::new(false));
+        // Where this fails, the signal ends the command, as it does by default.
+        let _ = signal_hook::flag::register(SIGUSR1, Arc::clone(&asked));
+        let steps = Steps { step, written: 0.0 };
         match (wanted, terminal) {
-            (false, _) => Self::Hidden,
-            (true, false) => Self::Text(TextProgress::default()),
+            (false, _) => Self::Hidden { steps, asked },
+            (true, false) => Self::Text(steps),
             (true, true) => Self::Bar(bar()),
         }
     }
 
-    /// Notes that `done` of `total` bytes are done, and returns what is to be written to the standard output at once.
-    pub fn update(&mut self, done: u64, total: u64) -> String {
+    /// Whether the steps are those of the reference, for programs that read them.
+    #[must_use]
+    pub fn is_text(&self) -> bool {
+        matches!(self, Self::Text(_))
+    }
+
+    /// Notes that `done` of `total` are done, and returns what is to be written.
+    pub fn update(&mut self, done: u64, total: u64) -> Option<Line> {
+        let percent = percent(done, total);
         match self {
-            Self::Hidden => String::new(),
-            Self::Text(text) => text.update(percent(done, total)),
+            Self::Hidden { steps, asked } => {
+                let due = steps.update(percent)?;
+                asked.swap(false, Ordering::Relaxed).then(|| Line::Error(format!("    ({due:.2}/100%)\n")))
+            }
+            Self::Text(steps) => {
+                let due = steps.update(percent)?;
+                Some(Line::Output(format!("    ({due:.2}/100%)\r")))
+            }
             Self::Bar(bar) => {
                 bar.set_length(total);
                 bar.set_position(done);
-                String::new()
+                None
             }
         }
     }
@@ -45,7 +81,7 @@ impl Progress {
     /// Ends the display, and returns what is to be written to the standard output.
     pub fn finish(&mut self) -> &'static str {
         match self {
-            Self::Hidden => "",
+            Self::Hidden { .. } => "",
             Self::Text(_) => "\n",
             Self::Bar(bar) => {
                 bar.finish();
@@ -55,22 +91,24 @@ impl Progress {
     }
 }
 
-/// The reference's display: it is written again only after more than one percent, and at both ends.
-#[derive(Debug, Default)]
-pub struct TextProgress {
+/// The reference's display: it is written again only after more than a step, and at both ends.
+#[derive(Debug)]
+pub struct Steps {
+    step: f32,
     written: f32,
 }
 
-impl TextProgress {
-    fn update(&mut self, percent: f32) -> String {
+impl Steps {
+    fn update(&mut self, percent: f32) -> Option<f32> {
         let current = percent.min(100.0);
-        let due =
-            current > self.written + 1.0 || current < self.written || current == 100.0 || current == 0.0;
-        if !due {
-            return String::new();
-        }
-        self.written = current;
-        format!("    ({current:.2}/100%)\r")
+        let due = current > self.written + self.step
+            || current < self.written
+            || current == 100.0
+            || current == 0.0;
+        due.then(|| {
+            self.written = current;
+            current
+        })
     }
 }
 
@@ -90,24 +128,36 @@ fn bar() -> ProgressBar {
 mod tests {
     use super::*;
 
+    fn text(progress: &mut Progress, done: u64, total: u64) -> String {
+        match progress.update(done, total) {
+            Some(Line::Output(text)) => text,
+            None => String::new(),
+            other => panic!("{other:?}"),
+        }
+    }
+
     #[test]
     fn text_comes_in_steps_of_more_than_one_percent() {
-        let mut progress = Progress::new(true, false);
+        let mut progress = Progress::new(true, false, 1.0);
         let steps = [0, 0, 5, 10, 11, 500, 400, 999, 1000, 1000];
-        let text: String = steps.iter().map(|done| progress.update(*done, 1000)).collect();
+        let written: String = steps.iter().map(|done| text(&mut progress, *done, 1000)).collect();
         let shown = ["0.00", "0.00", "1.10", "50.00", "40.00", "99.90", "100.00", "100.00"];
-        assert_eq!(text, shown.map(|percent| format!("    ({percent}/100%)\r")).concat());
+        assert_eq!(written, shown.map(|percent| format!("    ({percent}/100%)\r")).concat());
         assert_eq!(progress.finish(), "\n");
     }
 
     #[test]
     fn nothing_is_shown_unless_asked_for() {
-        let mut progress = Progress::new(false, false);
-        assert_eq!((progress.update(1, 1), progress.finish()), (String::new(), ""));
+        let mut progress = Progress::new(false, false, 1.0);
+        assert_eq!((progress.update(1, 1), progress.finish()), (None, ""));
+        let Progress::Hidden { asked, .. } = &progress else { panic!() };
+        asked.store(true, Ordering::Relaxed);
+        assert_eq!(progress.update(1, 1), Some(Line::Error("    (100.00/100%)\n".into())));
+        assert_eq!(progress.update(1, 1), None);
     }
 
     #[test]
     fn nothing_to_do_is_done() {
-        assert_eq!(Progress::new(true, false).update(0, 0), "    (100.00/100%)\r");
+        assert_eq!(text(&mut Progress::new(true, false, 1.0), 0, 0), "    (100.00/100%)\r");
     }
 }

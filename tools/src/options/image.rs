@@ -66,7 +66,21 @@ impl ImageName {
         for pair in pairs {
             flat.insert(pair.key, Value::String(pair.value));
         }
-        Ok((Self::Options { text: text.to_owned(), options: nest(flat)? }, warnings))
+        let options = match nest(flat.clone()) {
+            // Which driver the name would be for is only known when the image is opened.
+            Err(NestError::ValueAndMembers { .. }) => flat,
+            nested => nested?,
+        };
+        Ok((Self::Options { text: text.to_owned(), options }, warnings))
+    }
+
+    /// The warning that an outdated way to leave out the backing file deserves.
+    #[must_use]
+    pub fn backing_warning(&self) -> Option<String> {
+        let Self::Options { options, .. } = self else { return None };
+        let qcow2 = options.get("driver").is_none_or(|driver| driver == "qcow2");
+        let empty = qcow2 && options.get("backing").is_some_and(|backing| backing == "");
+        empty.then(|| r#"Use of "backing": "" is deprecated; use "backing": null instead"#.to_owned())
     }
 
     /// The text that the user wrote.

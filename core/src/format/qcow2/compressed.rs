@@ -11,7 +11,7 @@ use crate::buf::{Buf, BufList};
 use crate::compute::{Compute, ComputeError};
 use crate::engine::Io;
 use crate::error::Result;
-use crate::graph::driver::{Ready, Role};
+use crate::graph::driver::{Access, Mapping, Ready, Role};
 use crate::intent::Fua;
 
 impl Refcounts {
@@ -126,6 +126,9 @@ impl Qcow2 {
             Ok(packed) => packed,
             Err(ComputeError::Incompressible | ComputeError::Damaged) => return Ok(false),
         };
+        if self.pack_fresh_only && self.is_allocated(io, offset).await? {
+            return Err(self.fail(Qcow2Error::Occupied { guest: offset }));
+        }
         let len = packed.len();
         let host = loop {
             let taken = self.refcounts.borrow_mut().take_bytes(len as u64);
@@ -144,6 +147,21 @@ impl Qcow2 {
             self.free_reference(entry, Freed::Other);
         }
         result.map(|()| true)
+    }
+
+    /// Whether the image keeps space for a cluster.
+    async fn is_allocated(&self, io: &Io, offset: GuestOffset) -> Result<bool> {
+        loop {
+            match self.extent(offset, 1, Access::Read)?.mapping {
+                Mapping::Miss(miss) => self.load_missing(io, miss).await?,
+                mapping => {
+                    return Ok(!matches!(
+                        mapping,
+                        Mapping::Zero { at: None } | Mapping::Backing { at: None }
+                    ));
+                }
+            }
+        }
     }
 
     async fn publish_compressed(&self, io: &Io, offset: GuestOffset, entry: L2Entry) -> Result<()> {

@@ -70,6 +70,12 @@ pub enum Qcow2Error {
         "the image is encrypted ({method}), and no key was given; encrypted images are not supported yet"
     )]
     Encrypted { method: &'static str },
+    #[error("the LUKS header is damaged: {problem}")]
+    Luks { problem: String },
+    #[error("L2 cache entry size must be a power of two between 512 and the cluster size ({cluster_size})")]
+    L2CacheEntrySize { cluster_size: u64 },
+    #[error("Lazy refcounts require a qcow2 image with at least qemu 1.1 compatibility level")]
+    LazyRefcountsInVersion2,
     #[error("Can't find snapshot")]
     NoSnapshot,
     #[error("'data-file' is required for this image")]
@@ -97,6 +103,11 @@ pub enum Qcow2Error {
     )]
     CompressedCluster { guest: GuestOffset, host: HostOffset, len: u32, problem: String },
 
+    #[error(
+        "compressed data goes only where nothing is yet: the cluster of guest offset {:#x} is allocated; convert to a new \
+         image, or without compression", .guest.0
+    )]
+    Occupied { guest: GuestOffset },
     #[error("all cached metadata holds changes that cannot be written")]
     CacheExhausted,
     #[error("the image cannot grow beyond {clusters} clusters")]
@@ -135,10 +146,13 @@ impl FormatError for Qcow2Error {
             | Self::Encrypted { .. }
             | Self::CryptMethod { .. }
             | Self::MarkedDirty => FaultKind::Unsupported,
-            Self::Option(_) | Self::NoSnapshot | Self::NoDataFile | Self::ImageFull { .. } => {
-                FaultKind::Misuse
-            }
-            Self::CacheExhausted => FaultKind::Io,
+            Self::L2CacheEntrySize { .. }
+            | Self::LazyRefcountsInVersion2
+            | Self::Option(_)
+            | Self::NoSnapshot
+            | Self::NoDataFile
+            | Self::ImageFull { .. } => FaultKind::Misuse,
+            Self::CacheExhausted | Self::Occupied { .. } => FaultKind::Io,
             _ => FaultKind::Corrupt,
         }
     }

@@ -11,16 +11,19 @@
 //! makes it reachable (`write`), and writes its metadata in an order that a crash cannot break (`flush`).
 //! Start reading at [`lookup`](Qcow2), then `write`, then `flush`; what is on disk is in `layout`.
 
+mod bitmaps;
 mod cache;
 pub mod check;
 mod compressed;
 mod create;
+mod crypt;
 mod error;
 mod flush;
 pub mod layout;
 mod load;
 mod lookup;
 mod open;
+mod preallocated;
 mod reclaim;
 mod refcount;
 mod write;
@@ -29,6 +32,7 @@ mod zero;
 use std::any::Any;
 use std::cell::{Cell, RefCell};
 
+pub use bitmaps::Bitmap;
 use cache::SliceCache;
 pub use create::{CreateOptions, create};
 pub use error::Qcow2Error;
@@ -72,6 +76,7 @@ pub struct Qcow2 {
     /// The first reason why a freed cluster stays counted.
     reclaim_error: RefCell<Option<Box<Error>>>,
     discards: Discards,
+    pack_fresh_only: bool,
 }
 
 /// Numbers of an image that never change while it is open.

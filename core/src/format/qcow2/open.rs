@@ -67,13 +67,19 @@ pub struct Qcow2Options {
     pub discards: Discards,
     /// Bytes of L2 table slices kept in memory.
     pub l2_cache_len: u64,
+    /// Bytes of a slice of an L2 table: a power of two from 512 to the cluster size.
+    pub l2_cache_entry_len: Option<u64>,
     /// Bytes of refcount slices kept in memory.
     pub refcount_cache_len: u64,
+    /// Allow refcounts to lag behind. They never do; the specification leaves that to the writer.
+    pub lazy_refcounts: bool,
     /// Show an internal snapshot, by its id or its name, rather than the disk as it is now; read-only.
     pub snapshot: Option<SnapshotChoice>,
     /// Open for looking at metadata alone: an encrypted image opens, a data file stays
     /// closed, and the data of both cannot be read.
     pub metadata_only: bool,
+    /// Refuse compressed writes where a cluster is allocated, as QEMU does. Otherwise they replace it.
+    pub pack_fresh_only: bool,
 }
 
 impl Default for Qcow2Options {
@@ -81,9 +87,12 @@ impl Default for Qcow2Options {
         Self {
             discards: Discards { request: true, snapshot: true, other: false },
             l2_cache_len: L2_CACHE_LEN,
+            l2_cache_entry_len: None,
             refcount_cache_len: REFCOUNT_CACHE_LEN,
+            lazy_refcounts: false,
             snapshot: None,
             metadata_only: false,
+            pack_fresh_only: false,
         }
     }
 }
@@ -146,7 +155,7 @@ pub async fn open(
     let table_at = header.refcount_table_offset;
     let table_len = u64::from(header.refcount_table_clusters) << header.cluster_bits.bits();
     let table = read_table(io, file, "Reference count table", table_at, table_len).await?;
-    let geometry = geometry(&header, options.metadata_only);
+    let geometry = geometry(&header, options);
     let slice_len = header.cluster_bits.size().min(SLICE_LEN) as usize;
     let cache = SliceCache::new(slice_len, options.refcount_cache_len as usize);
     let mut refcounts = Refcounts::new(header.refcount_width, header.cluster_bits, table_at, table, cache);
@@ -176,6 +185,7 @@ pub async fn open(
         reclaimed: Default::default(),
         reclaim_error: RefCell::default(),
         discards: options.discards,
+        pack_fresh_only: options.pack_fresh_only,
     };
     if writable {
         qcow2.clear_stale_features(io, file).await?;
@@ -194,6 +204,15 @@ fn admit(header: &Header, writable: bool, options: &Qcow2Options) -> Result<(), 
         && (!options.metadata_only || writable)
     {
         return Err(Qcow2Error::Encrypted { method });
+    }
+    let cluster_size = header.cluster_bits.size();
+    if let Some(len) = options.l2_cache_entry_len
+        && !(len.is_power_of_two() && (512..=cluster_size).contains(&len))
+    {
+        return Err(Qcow2Error::L2CacheEntrySize { cluster_size });
+    }
+    if options.lazy_refcounts && header.version < 3 {
+        return Err(Qcow2Error::LazyRefcountsInVersion2);
     }
     if writable && header.has(Incompatible::CORRUPT) {
         return Err(Qcow2Error::MarkedCorrupt);
@@ -222,7 +241,7 @@ fn admit(header: &Header, writable: bool, options: &Qcow2Options) -> Result<(), 
     Ok(())
 }
 
-fn geometry(header: &Header, metadata_only: bool) -> Geometry {
+fn geometry(header: &Header, options: &Qcow2Options) -> Geometry {
     let cluster_size = header.cluster_bits.size();
     let extended = header.has(Incompatible::EXTENDED_L2);
     let l2_entry_len = header.l2_entry_len();
@@ -231,7 +250,7 @@ fn geometry(header: &Header, metadata_only: bool) -> Geometry {
         cluster_size,
         l2_entry_len,
         l2_bits: header.cluster_bits.bits() - l2_entry_len.trailing_zeros(),
-        l2_slice_len: cluster_size.min(SLICE_LEN) as usize,
+        l2_slice_len: options.l2_cache_entry_len.unwrap_or(cluster_size.min(SLICE_LEN)) as usize,
         subcluster_size: if extended {
             cluster_size / u64::from(super::layout::SUBCLUSTERS)
         } else {
@@ -244,7 +263,7 @@ fn geometry(header: &Header, metadata_only: bool) -> Geometry {
             version: header.version,
         },
         data: if header.has(Incompatible::DATA_FILE) { Role::DataFile } else { Role::File },
-        metadata_only: match metadata_only {
+        metadata_only: match options.metadata_only {
             true if header.crypt != Crypt::None => Some(MetadataOnly::Encrypted),
             true if header.has(Incompatible::DATA_FILE) => Some(MetadataOnly::NoDataFile),
             _ => None,

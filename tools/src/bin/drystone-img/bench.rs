@@ -34,17 +34,14 @@ pub async fn run(client: &Client, args: &BenchArgs) -> Result<u8, Failure> {
         flush_every: args.flush.map_or(0, |flush| u64::from(flush.requests)),
         drain: args.flush.is_some_and(|flush| flush.drain),
     };
-    if !args.quiet {
-        crate::print(&shown::announcement(args))?;
-    }
+    // The reference prints this and the result with -q too.
+    crate::print(&shown::announcement(args))?;
     let begun = Instant::now();
     let result = client.run(move |io| async move { bench(&io, plan).await }).await;
     let elapsed = begun.elapsed();
     let closed = image::close(disk).await;
     result.map_err(|error| shown::failure(&image::strerror(&error)))?;
     closed?;
-    if !args.quiet {
-        crate::print(&shown::result(elapsed))?;
-    }
+    crate::print(&shown::result(elapsed))?;
     Ok(0)
 }

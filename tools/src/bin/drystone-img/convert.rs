@@ -7,12 +7,12 @@ use drystone_core::format::qcow2::SnapshotChoice;
 use drystone_core::graph::Role;
 use drystone_core::graph::open::{DriverSpec, NodeSpec, OpenMode};
 use drystone_core::graph::options::{from_filename, from_options};
-use drystone_core::job::{Convert, convert};
+use drystone_core::job::{Convert, Count, Doing, Stopped, convert};
 use drystone_exec_linux::{Client, Image};
 use drystone_tools::img::args::{ConvertArgs, ConvertTarget, SnapshotName, Source};
 use drystone_tools::img::convert::{
-    TargetPlan, cannot_compress, cannot_create, check_bitmaps, check_snapshot, no_snapshot, no_snapshots_in,
-    plan_target,
+    TargetPlan, cannot_compress, cannot_create, check_bitmaps, check_snapshot, no_bitmaps, no_snapshot,
+    no_snapshots_in, plan_target,
 };
 use drystone_tools::img::create::option_help;
 use drystone_tools::img::open::cannot_open;
@@ -21,6 +21,7 @@ use drystone_tools::message::Failure;
 use drystone_tools::options::ImageName;
 
 use crate::create::known;
+use crate::interrupt::Interrupt;
 use crate::{create, image};
 
 pub async fn run(client: &Client, args: &ConvertArgs, _tool: &str) -> Result<u8, Failure> {
@@ -34,14 +35,19 @@ pub async fn run(client: &Client, args: &ConvertArgs, _tool: &str) -> Result<u8,
         crate::print(&option_help(format, filename, known(filename.unwrap_or_default()))?)?;
         return Ok(0);
     }
-    if args.bitmaps {
-        check_bitmaps(args, true)?;
-        return Err(Failure::new("copying bitmaps (--bitmaps) is not supported yet"));
-    }
     check_snapshot(args)?;
+    let interrupt = Rc::new(Interrupt::watch()?);
+    let progress = Progress::new(args.progress && !args.quiet, crate::on_terminal(), 1.0);
     let mut sources = Vec::new();
     for source in &args.sources {
         sources.push(open_source(client, args, source).await?);
+    }
+    if args.bitmaps {
+        check_bitmaps(args, sources.first().is_some_and(|first| image::driver_of(client, first) == "qcow2"))?;
+        return Err(match args.target_format.as_deref() {
+            Some(format) if format != "qcow2" => no_bitmaps(format),
+            _ => Failure::new("copying bitmaps (--bitmaps) is not supported yet"),
+        });
     }
     let bytes = sources.iter().map(Image::len).sum();
     let plan = plan_target(args, known(filename), bytes)?;
@@ -53,10 +59,14 @@ pub async fn run(client: &Client, args: &ConvertArgs, _tool: &str) -> Result<u8,
     if target.len() < bytes {
         return Err(Failure::new("output file is smaller than input file"));
     }
-    let copied = copy(client, args, &plan, &sources, &target).await;
+    let asked = Rc::clone(&interrupt);
+    let copied = copy(client, args, &plan, (&sources, &target), (progress, asked)).await;
     let closed = image::close(target).await;
     for source in sources {
         image::close(source).await?;
+    }
+    if copied.is_err() {
+        interrupt.obey();
     }
     copied?;
     closed?;
@@ -101,7 +111,12 @@ async fn open_target(client: &Client, args: &ConvertArgs, plan: &TargetPlan) -> 
         Some(ConvertTarget::Options(name)) => (name.clone(), from_options(name.options(), mode)),
         None => return Err(Failure::new("Must specify image file name")),
     };
-    let spec: NodeSpec = spec.map_err(|error| cannot_open(&name, &error.to_string()))?;
+    let mut spec: NodeSpec = spec.map_err(|error| cannot_open(&name, &error.to_string()))?;
+    if args.compress
+        && let DriverSpec::Qcow2 { options, .. } | DriverSpec::Probe { options, .. } = &mut spec.driver
+    {
+        options.pack_fresh_only = true;
+    }
     let target = image::open_spec(client, &name, &spec).await?;
     if args.compress && plan.options.is_none() {
         let node = target.node();
@@ -119,8 +134,8 @@ async fn copy(
     client: &Client,
     args: &ConvertArgs,
     plan: &TargetPlan,
-    sources: &[Image],
-    target: &Image,
+    (sources, target): (&[Image], &Image),
+    (progress, interrupt): (Progress, Rc<Interrupt>),
 ) -> Result<(), Failure> {
     let node = target.node();
     let about = client.run(move |io| async move {
@@ -141,14 +156,31 @@ async fn copy(
         copy_range: args.copy_range,
         salvage: args.salvage,
         rate: args.rate_limit,
+        count: if progress.is_text() { Count::Data } else { Count::Disk },
     };
-    let progress = Rc::new(RefCell::new(Progress::new(args.progress && !args.quiet, crate::on_terminal())));
+    let progress = Rc::new(RefCell::new(progress));
     let shown = Rc::clone(&progress);
     let copied = client.run(move |io| async move {
-        let tell = Rc::new(move |done, of| drop(crate::print(&shown.borrow_mut().update(done, of))));
-        convert(&io, &work, tell).await
+        let tell = Rc::new(move |done, of| crate::tell(&mut shown.borrow_mut(), done, of));
+        Ok(convert(&io, &work, tell, &|| interrupt.came()).await)
     });
     let copied = copied.await;
     crate::print(progress.borrow_mut().finish())?;
-    copied.map_err(|error| Failure::new(format!("error while converting: {error}")))
+    match copied {
+        Ok(copied) => copied.map_err(|stopped| stopped_at(&stopped)),
+        Err(error) => Err(Failure::new(format!("error while converting: {error}"))),
+    }
+}
+
+/// The reference's words, and below them what we know besides.
+fn stopped_at(stopped: &Stopped) -> Failure {
+    let Stopped { doing, at, source, .. } = stopped;
+    let reason = image::strerror(source);
+    let what = match doing {
+        Doing::Status => format!("reading block status at offset {at}"),
+        Doing::Read => format!("reading at byte {at}"),
+        Doing::Write => format!("writing at byte {at}"),
+        Doing::Flush => format!("flushing the target at byte {at}"),
+    };
+    Failure::new(format!("error while {what}: {reason}\n{source}"))
 }

@@ -1,9 +1,14 @@
 //! `create`, and making the target of `convert`.
 
+use std::ffi::OsString;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
 use drystone_core::compute::Codec;
+use drystone_core::error::Error;
 use drystone_core::format::qcow2;
 use drystone_core::graph::open::{ImageNames, OpenMode, beside, names_protocol};
-use drystone_core::intent::Preallocation;
+use drystone_core::intent::{Errno, Preallocation};
 use drystone_core::job::{ImageSpec, create};
 use drystone_exec_linux::Client;
 use drystone_tools::img::args::{CreateArgs, Source};
@@ -12,6 +17,60 @@ use drystone_tools::message::Failure;
 use drystone_tools::options::ImageName;
 
 use crate::{FORMATS, image};
+
+/// What `create` says of a file that the host does not let grow so far.
+const TOO_LARGE: &str = "The image size is too large for file format 'raw'";
+
+/// The drivers that an image may name for its backing file: those of the reference's schema.
+const DRIVERS: &[&str] = &[
+    "blkdebug",
+    "blklogwrites",
+    "blkreplay",
+    "blkverify",
+    "bochs",
+    "cloop",
+    "compress",
+    "copy-before-write",
+    "copy-on-read",
+    "dmg",
+    "file",
+    "ftp",
+    "ftps",
+    "gluster",
+    "host_cdrom",
+    "host_device",
+    "http",
+    "https",
+    "io_uring",
+    "iscsi",
+    "luks",
+    "nbd",
+    "nfs",
+    "null-aio",
+    "null-co",
+    "nvme",
+    "nvme-io_uring",
+    "parallels",
+    "preallocate",
+    "qcow",
+    "qcow2",
+    "qed",
+    "quorum",
+    "raw",
+    "rbd",
+    "replication",
+    "snapshot-access",
+    "ssh",
+    "throttle",
+    "vdi",
+    "vhdx",
+    "virtio-blk-vfio-pci",
+    "virtio-blk-vhost-user",
+    "virtio-blk-vhost-vdpa",
+    "vmdk",
+    "vpc",
+    "vvfat",
+];
 
 /// The formats, and the protocol that a file name has.
 pub fn known(filename: &str) -> Known<'_> {
@@ -46,6 +105,7 @@ pub async fn run(client: &Client, args: &CreateArgs) -> Result<u8, Failure> {
     }
     make(client, &args.filename, &options)
         .await
+        .map_err(|error| if error.ends_with(": File too large") { TOO_LARGE.into() } else { error })
         .map_err(|error| Failure::new(format!("{}: {error}", args.filename)))?;
     Ok(0)
 }
@@ -57,7 +117,8 @@ async fn look(
     path: String,
     format: Option<&str>,
 ) -> Result<BackingFound, String> {
-    let source = Source { name: ImageName::File(path), format: format.map(str::to_owned) };
+    let name = ImageName::from_filename(&path).map_err(|error| error.to_string())?;
+    let source = Source { name, format: format.map(str::to_owned) };
     let spec = image::spec(&source, OpenMode { names, ..OpenMode::default() });
     let prefix = format!("Could not open '{}': ", source.name.text());
     let spec = spec.map_err(|failure| {
@@ -65,7 +126,9 @@ async fn look(
         text.strip_prefix(&prefix).map_or(text.clone(), str::to_owned)
     })?;
     let disk = client.open(&spec).await.map_err(|error| error.to_string())?;
-    let found = BackingFound { virtual_size: disk.len(), format: image::driver_of(client, &disk).into() };
+    // The reference counts whole sectors.
+    let virtual_size = disk.len().next_multiple_of(512);
+    let found = BackingFound { virtual_size, format: image::driver_of(client, &disk).into() };
     image::close(disk).await.map_err(|failure| first_message(&failure))?;
     Ok(found)
 }
@@ -82,8 +145,37 @@ fn first_message(failure: &Failure) -> String {
 pub async fn make(client: &Client, path: &str, options: &CreateOptions) -> Result<(), String> {
     let image = image_spec(options)?;
     let path = path.strip_prefix("file:").unwrap_or(path).to_owned();
+    if let ImageSpec::Qcow2(image) = &image
+        && let Some(data) = image.data_file.as_deref().filter(|data| same_file(&path, data))
+    {
+        return Err(format!("the data file '{data}' and the image are the same file"));
+    }
+    let shown = path.clone();
     let made = client.run(move |io| async move { create(&io, &path, &image).await }).await;
-    made.map_err(|error| error.to_string())
+    made.map_err(|error| match (&*error, std::fs::metadata(&shown)) {
+        (Error::Create { errno: Errno::ENOSPC, .. }, Ok(there)) if !there.is_file() => {
+            "Cannot grow device files".into()
+        }
+        _ => error.to_string(),
+    })
+}
+
+/// Whether two names lead to one file, through whatever links; a file that is not there yet leads nowhere.
+fn same_file(a: &str, b: &str) -> bool {
+    let identity = |name: &str| {
+        let path = Path::new(name);
+        match std::fs::metadata(path) {
+            Ok(there) => Some((there.dev(), there.ino(), OsString::new())),
+            // It would be made in this folder.
+            Err(_) => {
+                let folder =
+                    path.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
+                let folder = std::fs::metadata(folder).ok()?;
+                Some((folder.dev(), folder.ino(), path.file_name()?.to_owned()))
+            }
+        }
+    };
+    identity(a).is_some_and(|one| identity(b) == Some(one))
 }
 
 fn image_spec(options: &CreateOptions) -> Result<ImageSpec, String> {
@@ -94,6 +186,7 @@ fn image_spec(options: &CreateOptions) -> Result<ImageSpec, String> {
             "off" => Preallocation::Off,
             "falloc" => Preallocation::Falloc,
             "full" => Preallocation::Full,
+            "metadata" => return Err("Unsupported preallocation mode: metadata".into()),
             other => return Err(format!("invalid parameter value: {other}")),
         };
         return Ok(ImageSpec::Raw { size: size.next_multiple_of(512), preallocation });
@@ -107,6 +200,15 @@ fn image_spec(options: &CreateOptions) -> Result<ImageSpec, String> {
     }
     if options.switch("encryption") == Some(true) || options.text("encrypt.format").is_some() {
         return Err("encryption is not supported yet".into());
+    }
+    if options.text("backing_fmt").is_some() && options.text("backing_file").is_none() {
+        return Err("Backing format cannot be used without backing file".into());
+    }
+    if let Some(format) = options.text("backing_fmt").filter(|format| !DRIVERS.contains(format)) {
+        return Err(format!("Parameter 'backing-fmt' does not accept value '{format}'"));
+    }
+    if size > i64::MAX as u64 / 512 * 512 {
+        return Err("Could not resize image: Image size cannot be negative".into());
     }
     let number = |name: &str, default: u64| options.number(name).unwrap_or(default);
     let version = match options.text("compat").unwrap_or("1.1") {

@@ -1,6 +1,10 @@
 //! From a source on the command line to an open image.
 
+use std::os::unix::fs::MetadataExt;
+
+use drystone_core::engine::Io;
 use drystone_core::error::Error;
+use drystone_core::graph::NodeId;
 use drystone_core::graph::open::{ChildSpec, DriverSpec, NodeSpec, OpenMode};
 use drystone_core::graph::options::{from_filename, from_options};
 use drystone_exec_linux::{Client, Image};
@@ -67,6 +71,14 @@ pub fn metadata_only(mut spec: NodeSpec) -> NodeSpec {
 pub fn driver_of(client: &Client, image: &Image) -> &'static str {
     let node = image.node();
     client.graph().into_iter().find(|info| info.id == node).map_or("raw", |info| info.driver)
+}
+
+/// Bytes that a file takes on the host.
+pub fn bytes_on_host(io: &Io, file: NodeId) -> Option<u64> {
+    match io.driver(file).is_none() && io.title(file) == "null-co://" {
+        true => Some(0),
+        false => std::fs::metadata(io.title(file)).ok().map(|about| about.blocks() * 512),
+    }
 }
 
 /// Closes an image; what cannot be written at the end is an error of the command.

@@ -1,11 +1,11 @@
 //! `info`.
 
-use std::os::unix::fs::MetadataExt;
-
 use drystone_core::engine::Io;
 use drystone_core::error::Result as CoreResult;
-use drystone_core::format::qcow2::Qcow2;
-use drystone_core::format::qcow2::layout::{Autoclear, Compatible, Crypt, Header, Incompatible};
+use drystone_core::format::qcow2::layout::{
+    Autoclear, Compatible, Crypt, Header, Incompatible, LuksHeader, LuksSlot,
+};
+use drystone_core::format::qcow2::{Bitmap, Qcow2};
 use drystone_core::graph::open::{ImageNames, NodeSpec, OpenMode, beside, names_protocol};
 use drystone_core::graph::options::from_filename;
 use drystone_core::graph::{NodeId, Role};
@@ -16,7 +16,7 @@ use drystone_tools::img::info::{
 };
 use drystone_tools::img::open::cannot_open;
 use drystone_tools::message::Failure;
-use drystone_tools::options::ImageName;
+use drystone_tools::options::{ImageName, json_filename};
 use jiff::tz::TimeZone;
 use serde_json::{Map, Value, json};
 
@@ -32,7 +32,12 @@ pub async fn run(client: &Client, args: &InfoArgs) -> Result<u8, Failure> {
     let mut name = args.source.name.clone();
     let mut images: Vec<ImageInfo> = Vec::new();
     loop {
-        let info = look(client, &name, image::metadata_only(spec)).await?;
+        let mut info = look(client, &name, image::metadata_only(spec)).await?;
+        if let ImageName::Options { .. } = &name
+            && shows_a_part(&name.options())
+        {
+            info.filename = json_filename(&with_protocol(name.options()));
+        }
         let next = info
             .backing
             .as_ref()
@@ -65,6 +70,24 @@ pub async fn run(client: &Client, args: &InfoArgs) -> Result<u8, Failure> {
     Ok(0)
 }
 
+/// Whether options say which part of a file a node shows, which no plain file name can.
+fn shows_a_part(options: &Map<String, Value>) -> bool {
+    let part = |key: &str| matches!(key, "offset" | "size");
+    options
+        .iter()
+        .any(|(key, value)| part(key) || (key == "file" && value.as_object().is_some_and(shows_a_part)))
+}
+
+/// The options, with the protocol that a file name without one has.
+fn with_protocol(mut options: Map<String, Value>) -> Map<String, Value> {
+    if let Some(Value::Object(file)) = options.get_mut("file") {
+        let protocol = Map::from_iter([("driver".to_owned(), json!("file"))]);
+        let given = std::mem::replace(file, protocol);
+        file.extend(with_protocol(given));
+    }
+    options
+}
+
 async fn look(client: &Client, name: &ImageName, spec: NodeSpec) -> Result<ImageInfo, Failure> {
     let disk = image::open_spec(client, name, &spec).await?;
     let node = disk.node();
@@ -83,7 +106,7 @@ async fn describe(io: &Io, node: NodeId) -> CoreResult<ImageInfo> {
         None => Vec::new(),
     };
     let filename = io.title(node);
-    let actual_size = std::fs::metadata(&filename).ok().map(|about| about.blocks() * 512);
+    let actual_size = image::bytes_on_host(io, node);
     let mut info = ImageInfo {
         format: driver_name(io, node),
         // The reference counts whole sectors.
@@ -122,7 +145,15 @@ async fn describe(io: &Io, node: NodeId) -> CoreResult<ImageInfo> {
         filename: name.clone(),
         format: header.backing_format.clone(),
     });
-    info.format_specific = Some(FormatSpecific { kind: "qcow2".into(), data: specific(&header) });
+    let mut data = specific(&header);
+    if let Some(luks) = qcow2.luks(io, file).await? {
+        data.insert("encrypt".into(), encrypt(&luks));
+    }
+    let bitmaps = qcow2.bitmaps(io, file).await?;
+    if !bitmaps.is_empty() {
+        data.insert("bitmaps".into(), bitmaps.iter().map(bitmap).collect());
+    }
+    info.format_specific = Some(FormatSpecific { kind: "qcow2".into(), data });
     Ok(info)
 }
 
@@ -172,4 +203,39 @@ fn specific(header: &Header) -> Map<String, Value> {
     };
     data.insert("encrypt".into(), json!({ "format": format }));
     data
+}
+
+fn bitmap(bitmap: &Bitmap) -> Value {
+    let set = [("in-use", bitmap.in_use), ("auto", bitmap.auto)];
+    let flags: Vec<_> = set.iter().filter(|(_, set)| *set).map(|(name, _)| *name).collect();
+    json!({ "name": bitmap.name, "granularity": bitmap.granularity, "flags": flags })
+}
+
+/// What can be told of encryption without a key.
+fn encrypt(luks: &LuksHeader) -> Value {
+    let slot = |slot: &LuksSlot| match slot.active {
+        true => json!({
+            "active": true,
+            "iters": slot.iterations,
+            "stripes": slot.stripes,
+            "key-offset": slot.key_offset,
+        }),
+        false => json!({ "active": false, "key-offset": slot.key_offset }),
+    };
+    let mut data = Map::new();
+    let mut put = |key: &str, value: Value| drop(data.insert(key.into(), value));
+    put("format", json!("luks"));
+    put("cipher-alg", json!(luks.cipher));
+    put("cipher-mode", json!(luks.mode));
+    put("ivgen-alg", json!(luks.iv));
+    if let Some(hash) = &luks.iv_hash {
+        put("ivgen-hash-alg", json!(hash));
+    }
+    put("hash-alg", json!(luks.hash));
+    put("detached-header", json!(false));
+    put("payload-offset", json!(luks.payload_offset));
+    put("master-key-iters", json!(luks.key_iterations));
+    put("uuid", json!(luks.uuid));
+    put("slots", luks.slots.iter().map(slot).collect());
+    Value::Object(data)
 }

@@ -7,6 +7,7 @@ mod convert;
 mod create;
 mod image;
 mod info;
+mod interrupt;
 mod map;
 
 use std::io::{IsTerminal, Write};
@@ -14,6 +15,7 @@ use std::process::ExitCode;
 
 use drystone_exec_linux::{Client, Config};
 use drystone_tools::img::args::{self, Action, Command, Common, Executor};
+use drystone_tools::img::progress::{Line, Progress};
 use drystone_tools::message::{Failure, Message};
 
 /// What the tool calls its formats, for `--help` and for checking `-f` and `-O`.
@@ -71,6 +73,15 @@ fn print(text: &str) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
     let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
     written.map_err(|error| Failure::new(format!("could not write the output: {error}")))
+}
+
+/// Shows how far a command is. What cannot be written does not stop it.
+fn tell(progress: &mut Progress, done: u64, of: u64) {
+    match progress.update(done, of) {
+        Some(Line::Output(text)) => drop(print(&text)),
+        Some(Line::Error(text)) => say(&text),
+        None => {}
+    }
 }
 
 /// Writes to the standard error; where that fails there is nobody left to tell.

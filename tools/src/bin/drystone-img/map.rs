@@ -1,7 +1,10 @@
 //! `map`.
 
+use std::rc::Rc;
+
 use drystone_core::engine::{Io, Status};
 use drystone_core::error::Result as CoreResult;
+use drystone_core::job::Statuses;
 use drystone_exec_linux::Client;
 use drystone_tools::img::args::{CacheMode, MapArgs};
 use drystone_tools::img::map::{MapEntry, MapPrinter};
@@ -17,15 +20,29 @@ pub async fn run(client: &Client, args: &MapArgs) -> Result<u8, Failure> {
     let start = args.start_offset;
     let end = args.max_length.map_or(disk.len(), |len| start.saturating_add(len).min(disk.len()));
     let node = disk.node();
-    let mut at = start;
+    let statuses = Rc::new(Statuses::new(image::bytes_on_host));
+    let (mut at, mut last) = (start, None::<MapEntry>);
     while at < end {
         // A batch at a time: the output goes out as it comes, and memory stays small.
-        let batch = client.run(move |io| async move { walk(&io, node, at, end).await }).await;
-        let batch = batch.map_err(|error| Failure::new(format!("Failed to read image metadata: {error}")))?;
+        let guessing = Rc::clone(&statuses);
+        let batch = client.run(move |io| async move { walk(&io, &guessing, node, at, end).await }).await;
+        let batch = batch.map_err(|error| {
+            let reason = image::strerror(&error);
+            Failure::new(format!("Could not read file metadata: {reason}\n{error}"))
+        })?;
         for entry in batch {
             at = entry.start + entry.length;
+            last = Some(entry.clone());
             crate::print(&printer.push(entry)?)?;
         }
+    }
+    // The reference counts whole sectors; what a file lacks of the last one reads as zeros.
+    let whole = disk.len().next_multiple_of(512);
+    let asked = args.max_length.map_or(whole, |len| start.saturating_add(len).min(whole));
+    if let Some(last) = last.filter(|_| at == disk.len() && at < asked) {
+        let offset = last.offset.map(|offset| offset + last.length);
+        let missing = MapEntry { start: at, length: asked - at, zero: true, data: false, offset, ..last };
+        crate::print(&printer.push(missing)?)?;
     }
     crate::print(&printer.finish(start)?)?;
     image::close(disk).await?;
@@ -34,6 +51,7 @@ pub async fn run(client: &Client, args: &MapArgs) -> Result<u8, Failure> {
 
 async fn walk(
     io: &Io,
+    statuses: &Statuses,
     node: drystone_core::graph::NodeId,
     start: u64,
     end: u64,
@@ -43,7 +61,7 @@ async fn walk(
     let mut entries = Vec::new();
     let mut at = start;
     while at < end && entries.len() < BATCH {
-        let status = io.status(node, at, end - at, None).await?;
+        let status = statuses.status(io, node, at, end - at, None).await?;
         let length = status.len;
         entries.push(entry(io, at, status));
         at += length;

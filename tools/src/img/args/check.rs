@@ -4,8 +4,8 @@ use crate::getopt::{Getopt, OptionSpec};
 use crate::message::Failure;
 
 use super::common::{
-    EXECUTOR, FORCE_SHARE, FORMAT, HELP, IMAGE_NAMES, IMAGE_OPTS, OBJECT, OUTPUT, QUIET, Step, one_operand,
-    parse_output, parse_source_cache,
+    EXECUTOR, FORCE_SHARE, FORMAT, HELP, IMAGE_NAMES, IMAGE_OPTS, OBJECT, OUTPUT, OneImage, QUIET,
+    parse_source_cache,
 };
 use super::{Action, CacheMode, Command, CommandSpec, Common, OutputFormat, ParsedCommand, Scan, Source};
 
@@ -63,28 +63,22 @@ pub(super) const SPEC: CommandSpec = CommandSpec {
 };
 
 fn parse(getopt: &mut Getopt<'_>, mut scan: Scan) -> ParsedCommand {
-    let (mut format, mut output, mut cache, mut repair) = (None, None, None, None);
-    let (mut image_opts, mut force_share, mut quiet) = (false, false, false);
-    loop {
-        match scan.step(getopt)? {
-            Step::End => break,
-            Step::Done(action) => return Ok((action, scan.warnings)),
-            Step::Option(option, value) => match option {
-                "format" => format = Some(value),
-                "image-opts" => image_opts = true,
-                "repair" => repair = Some(parse_repair(&value)?),
-                "cache" => cache = Some(value),
-                "force-share" => force_share = true,
-                "output" => output = Some(value),
-                _ => quiet = true,
-            },
+    let (mut repair, mut cache, mut quiet) = (None, None, false);
+    let own = |option: &str, value: String| {
+        match option {
+            "repair" => repair = Some(parse_repair(&value)?),
+            "cache" => cache = Some(value),
+            _ => quiet = true,
         }
-    }
-    let operands = getopt.take_operands();
-    let filename = one_operand(&operands)?;
-    let output = parse_output(output.as_deref())?;
+        Ok(())
+    };
+    let image = match scan.one_image(getopt, own)? {
+        Ok(image) => image,
+        Err(action) => return Ok((action, scan.warnings)),
+    };
     let cache = parse_source_cache(cache.as_deref())?;
-    let source = scan.source(filename, format.as_deref(), image_opts)?;
+    let source = image.source(&mut scan)?;
+    let OneImage { force_share, output, .. } = image;
     let args = CheckArgs { common: scan.common, source, repair, cache, force_share, quiet, output };
     Ok((Action::Run(Box::new(Command::Check(args))), scan.warnings))
 }

@@ -125,7 +125,6 @@ pub(super) const EXECUTOR: OptionSpec = OptionSpec {
     help: "what does the I/O (default: tokio)",
 };
 
-/// One option for the command's own parser, or the end.
 pub(super) const IMAGE_NAMES: OptionSpec = OptionSpec {
     long: &["image-names"],
     short: "",
@@ -133,6 +132,7 @@ pub(super) const IMAGE_NAMES: OptionSpec = OptionSpec {
     help: "what to open of the file names that images hold: all, paths alone, or none (default: follow)",
 };
 
+/// One option for the command's own parser, or the end.
 pub(super) enum Step {
     Option(&'static str, String),
     /// An option common to all commands ended the walk.
@@ -140,7 +140,52 @@ pub(super) enum Step {
     End,
 }
 
+/// What the commands about one image, which they show, have in common.
+pub(super) struct OneImage {
+    filename: String,
+    format: Option<String>,
+    image_opts: bool,
+    /// `-U`.
+    pub(super) force_share: bool,
+    /// `--output`.
+    pub(super) output: OutputFormat,
+}
+
+impl OneImage {
+    /// What FILENAME names.
+    pub(super) fn source(&self, scan: &mut Scan) -> Result<Source, Failure> {
+        scan.source(&self.filename, self.format.as_deref(), self.image_opts)
+    }
+}
+
 impl Scan {
+    /// Reads the command line of a command about one image. Options that only this command has go to `own`. The other
+    /// answer is what an option asked for instead.
+    pub(super) fn one_image(
+        &mut self,
+        getopt: &mut Getopt<'_>,
+        mut own: impl FnMut(&'static str, String) -> Result<(), Failure>,
+    ) -> Result<Result<OneImage, Action>, Failure> {
+        let (mut format, mut output) = (None, None);
+        let (mut image_opts, mut force_share) = (false, false);
+        loop {
+            match self.step(getopt)? {
+                Step::End => break,
+                Step::Done(action) => return Ok(Err(action)),
+                Step::Option(option, value) => match option {
+                    "format" => format = Some(value),
+                    "image-opts" => image_opts = true,
+                    "force-share" => force_share = true,
+                    "output" => output = Some(value),
+                    _ => own(option, value)?,
+                },
+            }
+        }
+        let filename = one_operand(&getopt.take_operands())?.to_owned();
+        let output = parse_output(output.as_deref())?;
+        Ok(Ok(OneImage { filename, format, image_opts, force_share, output }))
+    }
+
     /// The next option; those that all commands share are handled here.
     pub(super) fn step(&mut self, getopt: &mut Getopt<'_>) -> Result<Step, Failure> {
         while let Some(parsed) = getopt.next_option() {
@@ -179,6 +224,7 @@ impl Scan {
         if !image_opts {
             let name = ImageName::from_filename(text)
                 .map_err(|error| Failure::new(format!("Could not open '{text}': {error}")))?;
+            self.warnings.extend(name.backing_warning());
             return Ok(Source { name, format: format.map(str::to_owned) });
         }
         if format.is_some() {
@@ -187,6 +233,7 @@ impl Scan {
         let (name, warnings) =
             ImageName::from_image_opts(text).map_err(|error| Failure::new(error.to_string()))?;
         self.warnings.extend(warnings);
+        self.warnings.extend(name.backing_warning());
         Ok(Source { name, format: None })
     }
 }
@@ -200,7 +247,6 @@ fn parse_executor(name: &str) -> Result<Executor, Failure> {
     }
 }
 
-/// Reads the argument of `--output`; the last one given counts.
 fn parse_image_names(name: &str) -> Result<ImageNames, Failure> {
     match name {
         "follow" => Ok(ImageNames::Follow),
@@ -212,7 +258,8 @@ fn parse_image_names(name: &str) -> Result<ImageNames, Failure> {
     }
 }
 
-pub(super) fn parse_output(name: Option<&str>) -> Result<OutputFormat, Failure> {
+/// Reads the argument of `--output`; the last one given counts.
+fn parse_output(name: Option<&str>) -> Result<OutputFormat, Failure> {
     match name {
         None | Some("human") => Ok(OutputFormat::Human),
         Some("json") => Ok(OutputFormat::Json),

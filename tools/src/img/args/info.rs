@@ -2,10 +2,7 @@
 
 use crate::getopt::{Getopt, OptionSpec};
 
-use super::common::{
-    EXECUTOR, FORCE_SHARE, FORMAT, HELP, IMAGE_NAMES, IMAGE_OPTS, OBJECT, OUTPUT, Step, one_operand,
-    parse_output,
-};
+use super::common::{EXECUTOR, FORCE_SHARE, FORMAT, HELP, IMAGE_NAMES, IMAGE_OPTS, OBJECT, OUTPUT, OneImage};
 use super::{Action, Command, CommandSpec, Common, OutputFormat, ParsedCommand, Scan, Source};
 
 /// Arguments of `info`.
@@ -42,25 +39,17 @@ pub(super) const SPEC: CommandSpec = CommandSpec {
 };
 
 fn parse(getopt: &mut Getopt<'_>, mut scan: Scan) -> ParsedCommand {
-    let (mut format, mut output) = (None, None);
-    let (mut image_opts, mut backing_chain, mut force_share) = (false, false, false);
-    loop {
-        match scan.step(getopt)? {
-            Step::End => break,
-            Step::Done(action) => return Ok((action, scan.warnings)),
-            Step::Option(option, value) => match option {
-                "format" => format = Some(value),
-                "image-opts" => image_opts = true,
-                "backing-chain" => backing_chain = true,
-                "force-share" => force_share = true,
-                _ => output = Some(value),
-            },
-        }
-    }
-    let operands = getopt.take_operands();
-    let filename = one_operand(&operands)?;
-    let output = parse_output(output.as_deref())?;
-    let source = scan.source(filename, format.as_deref(), image_opts)?;
+    let mut backing_chain = false;
+    let own = |_: &str, _| {
+        backing_chain = true;
+        Ok(())
+    };
+    let image = match scan.one_image(getopt, own)? {
+        Ok(image) => image,
+        Err(action) => return Ok((action, scan.warnings)),
+    };
+    let source = image.source(&mut scan)?;
+    let OneImage { force_share, output, .. } = image;
     let args = InfoArgs { common: scan.common, source, backing_chain, force_share, output };
     Ok((Action::Run(Box::new(Command::Info(args))), scan.warnings))
 }

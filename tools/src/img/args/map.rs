@@ -2,10 +2,7 @@
 
 use crate::getopt::{Getopt, OptionSpec};
 
-use super::common::{
-    EXECUTOR, FORCE_SHARE, FORMAT, HELP, IMAGE_NAMES, IMAGE_OPTS, OBJECT, OUTPUT, Step, one_operand,
-    parse_output,
-};
+use super::common::{EXECUTOR, FORCE_SHARE, FORMAT, HELP, IMAGE_NAMES, IMAGE_OPTS, OBJECT, OUTPUT, OneImage};
 use super::{Action, Command, CommandSpec, Common, OutputFormat, ParsedCommand, Scan, Source, numbers};
 
 /// Arguments of `map`.
@@ -55,26 +52,20 @@ pub(super) const SPEC: CommandSpec = CommandSpec {
 };
 
 fn parse(getopt: &mut Getopt<'_>, mut scan: Scan) -> ParsedCommand {
-    let (mut format, mut output, mut start_offset, mut max_length) = (None, None, 0, None);
-    let (mut image_opts, mut force_share) = (false, false);
-    loop {
-        match scan.step(getopt)? {
-            Step::End => break,
-            Step::Done(action) => return Ok((action, scan.warnings)),
-            Step::Option(option, value) => match option {
-                "format" => format = Some(value),
-                "image-opts" => image_opts = true,
-                "start-offset" => start_offset = numbers::size("start offset", &value)?,
-                "max-length" => max_length = Some(numbers::size("max length", &value)?),
-                "force-share" => force_share = true,
-                _ => output = Some(value),
-            },
+    let (mut start_offset, mut max_length) = (0, None);
+    let own = |option: &str, value: String| {
+        match option {
+            "start-offset" => start_offset = numbers::size("start offset", &value)?,
+            _ => max_length = Some(numbers::size("max length", &value)?),
         }
-    }
-    let operands = getopt.take_operands();
-    let filename = one_operand(&operands)?;
-    let output = parse_output(output.as_deref())?;
-    let source = scan.source(filename, format.as_deref(), image_opts)?;
+        Ok(())
+    };
+    let image = match scan.one_image(getopt, own)? {
+        Ok(image) => image,
+        Err(action) => return Ok((action, scan.warnings)),
+    };
+    let source = image.source(&mut scan)?;
+    let OneImage { force_share, output, .. } = image;
     let args = MapArgs { common: scan.common, source, start_offset, max_length, force_share, output };
     Ok((Action::Run(Box::new(Command::Map(args))), scan.warnings))
 }

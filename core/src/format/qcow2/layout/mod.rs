@@ -2,10 +2,11 @@
 //! Source: \[qcow2\], QEMU's `docs/interop/qcow2.rst`. All numbers are big-endian.
 //!
 //! `header` has the header and its extensions, `entry` the entries of L1, L2 and refcount tables,
-//! `snapshot` the snapshot table.
+//! `snapshot` the snapshot table, `luks` the header of an encrypted image.
 
 mod entry;
 mod header;
+mod luks;
 mod snapshot;
 
 pub use entry::{
@@ -13,6 +14,7 @@ pub use entry::{
     SubclusterKind,
 };
 pub use header::{Autoclear, Compatible, Crypt, Extension, Header, Incompatible, extension_kind};
+pub use luks::{LUKS_HEADER_LEN, LuksHeader, LuksSlot};
 pub use snapshot::Snapshot;
 
 use super::Qcow2Error;
