@@ -452,7 +452,6 @@ async fn leaf_write(io: &Io, leaf: &Leaf, piece: &mut Piece) -> Result<()> {
 
 async fn rewrite_blocks(io: &Io, leaf: &Leaf, piece: &mut Piece, aligned: bool) -> Result<()> {
     let Verb::Write(fua) = piece.verb else { unreachable!("a write") };
-    let len_before = leaf.len.get();
     let (start, blocks) = if aligned {
         let align = (leaf.info.memory_align as usize).max(crate::buf::BUF_ALIGN);
         (piece.offset, Buf::zeroed_aligned(piece.len as usize, align))
@@ -463,13 +462,18 @@ async fn rewrite_blocks(io: &Io, leaf: &Leaf, piece: &mut Piece, aligned: bool) 
     let at = (piece.offset - start) as usize;
     let end = at + piece.len as usize;
     piece.data.copy_out(0, &mut blocks[at..end]);
-    write_whole(io, leaf, start, BufList::from(blocks), fua).await?;
-    let end = piece.offset + piece.len;
-    leaf.len.set(len_before.max(leaf.len.get()).max(end));
-    Ok(())
+    write_blocks(io, leaf, (start, piece.offset + piece.len), BufList::from(blocks), fua).await
 }
 
-async fn write_whole(io: &Io, leaf: &Leaf, mut offset: u64, mut data: BufList, fua: Fua) -> Result<()> {
+/// Writes whole blocks from `offset` on. What fills up the last one beyond `end` makes the leaf no longer than it was
+/// meant to be: on the host it stays, as zeros.
+async fn write_blocks(
+    io: &Io,
+    leaf: &Leaf,
+    (mut offset, end): (u64, u64),
+    mut data: BufList,
+    fua: Fua,
+) -> Result<()> {
     while !data.is_empty() {
         let part = data.split_to(data.len_bytes().min(leaf.transfer_max()));
         let action = Action::Write { leaf: leaf.info.leaf, offset, data: part, fua };
@@ -480,7 +484,7 @@ async fn write_whole(io: &Io, leaf: &Leaf, mut offset: u64, mut data: BufList, f
             other => other,
         };
         let moved = moved.map_err(|errno| leaf.error("write", offset, len, errno))?;
-        leaf.wrote(offset + moved as u64);
+        leaf.wrote((offset + moved as u64).min(end));
         drop(back.split_to(moved.min(back.len_bytes())));
         back.append(data);
         data = back;
