@@ -3,6 +3,7 @@
 //! A [`Run`] is a [`Case`], an image and how to open it, with a seed; a failure names both. Start at [`Run`]; [`on`] is the part for other executors.
 
 use std::fmt::Display;
+use std::path::Path;
 
 use drystone_core::buf::BufList;
 use drystone_core::engine::Op;
@@ -12,6 +13,7 @@ use fastrand::Rng;
 use crate::disk::Survival;
 use crate::fault::{Effect, Fault, Faults, Kind, Storm};
 use crate::model::{Model, Rules};
+use crate::refusals::{Refusal, refusals};
 use crate::runner::SimRunner;
 use crate::scenario::{Ask, Conduct, Draw, Ended, Failure, Mix, RunError, Runner, Step, one, play, read_all};
 use crate::sim::Sim;
@@ -114,11 +116,33 @@ impl<'a> Run<'a> {
 
     /// Returns a run whose plan is drawn from elsewhere.
     pub fn drawn(case: &'a Case, seed: u64, draw: &mut dyn Draw) -> Self {
-        let mut world = World::new();
+        Self::in_world(case, seed, World::new(), draw)
+    }
+
+    fn in_world(case: &'a Case, seed: u64, mut world: World, draw: &mut dyn Draw) -> Self {
         let mut image = (case.setup)(&mut world);
         image.mix.vary(draw);
         let plan = image.mix.plan(image.content.len(), draw);
         Self { case, seed, image, plan, world }
+    }
+
+    /// Returns the run of a seed whose files, for executors other than the simulator, are in a folder of the host.
+    pub fn in_folder(case: &'a Case, seed: u64, folder: &Path) -> Self {
+        let mut world = World::new();
+        world.folder = format!("{}/", folder.display());
+        Self::in_world(case, seed, world, &mut Rng::with_seed(seed))
+    }
+
+    /// The same run, without requests in flight together that share bytes: every executor must give the same answers.
+    ///
+    /// Discards are left out under direct I/O: one that shares a block with a write may then be without effect.
+    #[must_use]
+    pub fn apart(mut self) -> Self {
+        self.image.mix.overlap = false;
+        if self.image.spec.mode.direct {
+            self.plan.retain(|step| step.op != Op::Discard);
+        }
+        self
     }
 
     /// Returns a run of this very plan, with so many requests in flight at the most.
@@ -140,6 +164,37 @@ impl<'a> Run<'a> {
         let world = runner.sim.into_world();
         (self.case.verify)(&world, Stage::Closed, Some(&content)).map_err(|error| self.fail(error))?;
         Ok(Clean { ended, content, intents })
+    }
+
+    /// The same on files of the host, by an executor that knows only those.
+    ///
+    /// # Errors
+    /// A report of the first thing that is wrong.
+    pub fn clean_on_files(&self, runner: &mut dyn Runner) -> Result<(Ended, Sparse), String> {
+        let mut world = self.world.clone();
+        world.save().map_err(|error| self.fail(error))?;
+        let (ended, content) = on(runner, &self.image, &self.plan).map_err(|error| self.fail(error))?;
+        world.load().map_err(|error| self.fail(error))?;
+        (self.case.verify)(&world, Stage::Closed, Some(&content)).map_err(|error| self.fail(error))?;
+        Ok((ended, content))
+    }
+
+    /// Asks the simulator for what cannot be, and returns what it says.
+    ///
+    /// # Errors
+    /// A report of what works and must not, or the other way round.
+    pub fn refusals(&self) -> Result<Vec<Refusal>, String> {
+        let mut runner = self.runner(self.world.clone(), Faults::default(), None);
+        refusals(&mut runner, &self.image.spec).map_err(|error| self.fail(error))
+    }
+
+    /// The same on files of the host.
+    ///
+    /// # Errors
+    /// A report of what works and must not, or the other way round.
+    pub fn refusals_on_files(&self, runner: &mut dyn Runner) -> Result<Vec<Refusal>, String> {
+        self.world.save().map_err(|error| self.fail(error))?;
+        refusals(runner, &self.image.spec).map_err(|error| self.fail(error))
     }
 
     /// Runs the plan twice with the same faults, and wants the same trace, which it returns.

@@ -115,6 +115,19 @@ impl World {
         })
     }
 
+    /// Takes every file's bytes from its path on the host: the inverse of [`save`](Self::save).
+    ///
+    /// # Errors
+    /// What the host says.
+    pub fn load(&mut self) -> std::io::Result<()> {
+        self.paths.iter().try_for_each(|(path, index)| {
+            let content = Sparse::from_bytes(&std::fs::read(path)?);
+            let disk = &mut self.disks[*index];
+            *disk = Disk::new(disk.config.clone(), content);
+            Ok(())
+        })
+    }
+
     /// Number of sectors, over all disks, that a crash would decide about.
     pub(crate) fn unflushed_sectors(&self, in_flight: &[(usize, Change)]) -> usize {
         let in_flight = in_flight
