@@ -58,12 +58,25 @@ pub struct Case {
     pub setup: Setup,
     /// Checks it from outside.
     pub verify: Verify,
+    /// Checks it in little time, where [`verify`](Self::verify) would take too long.
+    pub verify_quickly: Verify,
 }
 
 impl Case {
     /// A case that nobody inspects from outside.
     pub fn new(name: impl Into<String>, setup: impl Fn(&mut World) -> Image + 'static) -> Self {
-        Self { name: name.into(), setup: Box::new(setup), verify: Box::new(|_, _, _| Ok(())) }
+        let nobody = || Box::new(|_: &World, _, _: Option<&Sparse>| Ok(()));
+        Self { name: name.into(), setup: Box::new(setup), verify: nobody(), verify_quickly: nobody() }
+    }
+
+    /// The same case with an inspection that takes little time.
+    #[must_use]
+    pub fn verified_quickly(
+        mut self,
+        verify: impl Fn(&World, Stage, Option<&Sparse>) -> Result<(), String> + 'static,
+    ) -> Self {
+        self.verify_quickly = Box::new(verify);
+        self
     }
 
     /// The same case with an inspection.
@@ -106,6 +119,8 @@ pub struct Thoroughness {
     pub samples: u64,
     /// Crash points are this far apart.
     pub stride: u64,
+    /// What is left is inspected from outside at every so many of these points, and quickly at the others.
+    pub outside: u64,
 }
 
 impl<'a> Run<'a> {
@@ -268,7 +283,7 @@ impl<'a> Run<'a> {
         }
         let struck = !runner.sim.faults.struck.is_empty();
         let world = runner.sim.after_crash(Survival::Seed(self.seed));
-        self.recover(&model, world, self.seed, 1).map_err(|error| self.fail(error))?;
+        self.recover(&model, world, self.seed, (1, &self.case.verify)).map_err(|error| self.fail(error))?;
         Ok(struck)
     }
 
@@ -334,9 +349,11 @@ impl<'a> Run<'a> {
             Err(RunError::Core(error)) => return Err(fail(&error)),
         }
         let survivals = self.survivals(runner.sim.unflushed_sectors(), stop, how);
+        let outside = (stop / how.stride).is_multiple_of(how.outside);
+        let verify = if outside { &self.case.verify } else { &self.case.verify_quickly };
         for survival in &survivals {
             let world = runner.sim.after_crash(*survival);
-            let recovered = self.recover(&model, world, stop, 0);
+            let recovered = self.recover(&model, world, stop, (0, verify));
             recovered.map_err(|error| fail(&format!("{survival:?} survives: {error}")))?;
         }
         Ok(survivals.len() as u64)
@@ -357,8 +374,15 @@ impl<'a> Run<'a> {
     /// Opens what a crash left, and checks that it is what a crash may leave; then goes on working with it.
     ///
     /// Now and then the power fails again on the way, twice at the most.
-    fn recover(&self, model: &Model, world: World, salt: u64, level: u32) -> Result<(), Failure> {
-        self.inspect(&world, Stage::Crashed, None, "inspection after the crash")?;
+    fn recover(
+        &self,
+        model: &Model,
+        world: World,
+        salt: u64,
+        (level, verify): (u32, &Verify),
+    ) -> Result<(), Failure> {
+        let inspected = verify(&world, Stage::Crashed, None);
+        inspected.map_err(|error| broken("inspection after the crash", error))?;
         let mut rng = Rng::with_seed(self.seed ^ salt.rotate_left(32) ^ u64::from(level));
         let again = level < 2 && rng.u8(..4) == 0;
         let mut runner = self.runner(world, Faults::default(), again.then(|| rng.u64(..8)));
@@ -367,7 +391,7 @@ impl<'a> Run<'a> {
             Ok(content) => content,
             Err(RunError::Stopped(_)) => {
                 let world = runner.sim.after_crash(Survival::Seed(rng.u64(..)));
-                return self.recover(model, world, salt, level + 1);
+                return self.recover(model, world, salt, (level + 1, verify));
             }
             Err(error) => return Err(broken("opening after the crash", error)),
         };
@@ -377,11 +401,11 @@ impl<'a> Run<'a> {
         }
         check(&content, "after the crash", |offset, bytes| model.check_after_crash(offset, bytes))?;
         runner.sim.stop_after = None;
-        self.go_on(runner, content)
+        self.go_on(runner, content, verify)
     }
 
     /// Works with an image that was recovered, as with any other.
-    fn go_on(&self, mut runner: SimRunner, content: Sparse) -> Result<(), Failure> {
+    fn go_on(&self, mut runner: SimRunner, content: Sparse, verify: &Verify) -> Result<(), Failure> {
         let mut model = Model::new(content.len(), content, self.image.rules);
         let mix = Mix { steps: 6, ..self.image.mix.clone() };
         let plan = mix.plan(model.size(), &mut Rng::with_seed(!self.seed));
@@ -392,17 +416,8 @@ impl<'a> Run<'a> {
         one(&mut runner, flush).map_err(|error| broken("flush after recovery", error))?;
         runner.close().map_err(|error| broken("close after recovery", error))?;
         let world = runner.sim.into_world();
-        self.inspect(&world, Stage::Recovered, Some(&content), "inspection after recovery")
-    }
-
-    fn inspect(
-        &self,
-        world: &World,
-        stage: Stage,
-        content: Option<&Sparse>,
-        when: &'static str,
-    ) -> Result<(), Failure> {
-        (self.case.verify)(world, stage, content).map_err(|error| broken(when, error))
+        let inspected = verify(&world, Stage::Recovered, Some(&content));
+        inspected.map_err(|error| broken("inspection after recovery", error))
     }
 
     fn model(&self, rules: Rules) -> Model {

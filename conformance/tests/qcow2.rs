@@ -32,7 +32,8 @@ fn a_single_fault_is_survived_wherever_it_strikes() {
 
 #[test]
 fn a_crash_at_any_intent_keeps_what_was_flushed() {
-    let how = Thoroughness { subsets_max: 1, samples: 2, stride: 9 };
+    // qemu-img, a process each time, sees a part of what is left; our own check and a guest see all of it.
+    let how = Thoroughness { subsets_max: 2, samples: 2, stride: 1, outside: 18 };
     each(0..1, |run| run.crash_everywhere(how));
 }
 

@@ -58,7 +58,7 @@ impl Check {
             }
             Self::Crash => {
                 let stride = 1 + draw.below(40);
-                let how = Thoroughness { subsets_max: 5, samples: 4, stride };
+                let how = Thoroughness { subsets_max: 5, samples: 4, stride, outside: 1 };
                 run.crash_everywhere(how).map(|_| ())
             }
             Self::Deterministic => run.deterministic().map(|_| ()),
@@ -160,7 +160,7 @@ pub fn one(cases: &[Case], data: &[u8]) {
     let run = Run::drawn(case, seed, &mut draw);
     let result = match check {
         Check::Crash => {
-            let how = Thoroughness { subsets_max: 2, samples: 2, stride: 1 };
+            let how = Thoroughness { subsets_max: 2, samples: 2, stride: 1, outside: 1 };
             run.crash_at(stop, how).map(|_| ())
         }
         check => check.run(&run, &mut draw),
