@@ -201,15 +201,20 @@ pub fn qcow2() -> Vec<Recipe> {
 /// # Errors
 /// When QEMU's tools are not there, or fail.
 pub fn qcow2_cases() -> Result<Vec<Case>, String> {
+    qcow2().into_iter().map(qcow2_case).collect()
+}
+
+/// The image of a recipe, made and opened as qcow2.
+///
+/// # Errors
+/// When QEMU's tools are not there, or fail.
+pub fn qcow2_case(recipe: Recipe) -> Result<Case, String> {
     let spec = |_: &World, path: &str| {
         let spec = from_filename(path, Some("qcow2"), WRITABLE).expect("a path");
         NodeSpec { node_name: Some("disk0".into()), ..spec }
     };
-    let make = |recipe: Recipe| {
-        let name = recipe.name.clone();
-        recipe.case(spec).map_err(|report| format!("{name}: {report}"))
-    };
-    qcow2().into_iter().map(make).collect()
+    let name = recipe.name.clone();
+    recipe.case(spec).map_err(|report| format!("{name}: {report}"))
 }
 
 const FILLED: &str =

@@ -367,7 +367,8 @@ impl World {
             _ => full.then_some(Errno::ENOSPC),
         };
         if let Some(errno) = failure {
-            if !full {
+            // A file that may not become so long takes nothing of what is beyond.
+            if !full && errno != Errno::EFBIG {
                 disk.begin_torn(offset, &bytes, moment.rng);
             }
             return (Outcome::Moved { data, result: Err(errno) }, Consequence::Nothing);
