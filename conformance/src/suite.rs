@@ -15,7 +15,9 @@ use crate::fault::{Effect, Fault, Faults, Kind, Storm};
 use crate::model::{Model, Rules};
 use crate::refusals::{Refusal, refusals};
 use crate::runner::SimRunner;
-use crate::scenario::{Ask, Conduct, Draw, Ended, Failure, Mix, RunError, Runner, Step, one, play, read_all};
+use crate::scenario::{
+    Ask, Conduct, Draw, Ended, Event, Failure, Mix, RunError, Runner, Step, one, play, read_all, replay,
+};
 use crate::sim::Sim;
 use crate::sparse::Sparse;
 use crate::world::World;
@@ -192,6 +194,51 @@ impl<'a> Run<'a> {
         world.load().map_err(|error| self.fail(error))?;
         (self.case.verify)(&world, Stage::Closed, Some(&content)).map_err(|error| self.fail(error))?;
         Ok((ended, content))
+    }
+
+    /// Writes the files to the host.
+    ///
+    /// # Errors
+    /// What the host says.
+    pub fn save(&self) -> Result<(), String> {
+        self.world.save().map_err(|error| self.fail(error))
+    }
+
+    /// Carries out the plan on files of the host that are there already. Requests may fail, where `faults` says so.
+    ///
+    /// # Errors
+    /// A report of the first thing that is wrong.
+    pub fn play_on_files(&self, runner: &mut dyn Runner, faults: bool) -> Result<(), String> {
+        runner.open(&self.image.spec).map_err(|error| self.fail(error))?;
+        let mut model = self.model(self.image.rules);
+        play(runner, &mut model, &self.plan, self.conduct(faults)).map_err(|error| self.fail(error))?;
+        match runner.close() {
+            Err(error) if !faults => Err(self.fail(error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Wants back from files of the host what was flushed, after a process that had played the plan on them ended in
+    /// whatever way, having told these events.
+    ///
+    /// # Errors
+    /// A report of the first thing that is wrong.
+    pub fn recovers_files(&self, events: &[Event]) -> Result<(), String> {
+        let mut world = self.world.clone();
+        world.load().map_err(|error| self.fail(error))?;
+        // A process may end in the middle of a sector.
+        let mut model = self.model(Rules { crash_sector: None, ..self.image.rules });
+        replay(&mut model, &self.plan, events).map_err(|error| self.fail(error))?;
+        let recovered = self.recover(&model, world, self.seed, (2, &self.case.verify));
+        recovered.map_err(|error| self.fail(format!("after {} events: {error}", events.len())))
+    }
+
+    /// Leaves out requests outside the disk.
+    #[must_use]
+    pub fn within(mut self) -> Self {
+        let size = self.image.content.len();
+        self.plan.retain(|step| step.offset.checked_add(step.len).is_some_and(|end| end <= size));
+        self
     }
 
     /// Asks the simulator for what cannot be, and returns what it says.
