@@ -5,6 +5,8 @@ pub mod disk;
 pub mod fault;
 pub mod model;
 pub mod qemu;
+pub mod real;
+pub mod refusals;
 pub mod runner;
 pub mod scenario;
 pub mod sim;

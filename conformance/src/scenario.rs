@@ -388,6 +388,39 @@ pub fn play(
     Ok(Ended::Finished(play.answers.into_values().collect()))
 }
 
+/// What somebody who watches a runner sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The request of a step was submitted.
+    Begun(u64),
+    /// Its reply came; whether it worked.
+    Ended(u64, bool),
+}
+
+/// Takes a model through what was seen of a plan that [`play`] carried out elsewhere. Steps lie within the disk; what
+/// was read is not known.
+///
+/// # Errors
+/// When an event cannot be.
+pub fn replay(model: &mut Model, plan: &[Step], events: &[Event]) -> Result<(), Violation> {
+    for event in events {
+        match *event {
+            Event::Begun(tag) => {
+                let step = plan.get(tag as usize).ok_or(Violation::UnknownTag(tag))?;
+                let bytes = matches!(step.op, Op::Write(_) | Op::WriteCompressed)
+                    .then(|| bytes_of(&buffers(step, Some(tag))));
+                model.begin(tag, step.op, step.offset, step.len, bytes);
+            }
+            // A read changes nothing, so it may as well have failed.
+            Event::Ended(tag, worked) => {
+                let read = plan.get(tag as usize).is_some_and(|step| step.op == Op::Read);
+                model.end(tag, worked && !read, None)?;
+            }
+        }
+    }
+    Ok(())
+}
+
 struct Play<'a> {
     runner: &'a mut dyn Runner,
     model: &'a mut Model,

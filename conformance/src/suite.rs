@@ -3,6 +3,7 @@
 //! A [`Run`] is a [`Case`], an image and how to open it, with a seed; a failure names both. Start at [`Run`]; [`on`] is the part for other executors.
 
 use std::fmt::Display;
+use std::path::Path;
 
 use drystone_core::buf::BufList;
 use drystone_core::engine::Op;
@@ -12,8 +13,11 @@ use fastrand::Rng;
 use crate::disk::Survival;
 use crate::fault::{Effect, Fault, Faults, Kind, Storm};
 use crate::model::{Model, Rules};
+use crate::refusals::{Refusal, refusals};
 use crate::runner::SimRunner;
-use crate::scenario::{Ask, Conduct, Draw, Ended, Failure, Mix, RunError, Runner, Step, one, play, read_all};
+use crate::scenario::{
+    Ask, Conduct, Draw, Ended, Event, Failure, Mix, RunError, Runner, Step, one, play, read_all, replay,
+};
 use crate::sim::Sim;
 use crate::sparse::Sparse;
 use crate::world::World;
@@ -56,12 +60,25 @@ pub struct Case {
     pub setup: Setup,
     /// Checks it from outside.
     pub verify: Verify,
+    /// Checks it in little time, where [`verify`](Self::verify) would take too long.
+    pub verify_quickly: Verify,
 }
 
 impl Case {
     /// A case that nobody inspects from outside.
     pub fn new(name: impl Into<String>, setup: impl Fn(&mut World) -> Image + 'static) -> Self {
-        Self { name: name.into(), setup: Box::new(setup), verify: Box::new(|_, _, _| Ok(())) }
+        let nobody = || Box::new(|_: &World, _, _: Option<&Sparse>| Ok(()));
+        Self { name: name.into(), setup: Box::new(setup), verify: nobody(), verify_quickly: nobody() }
+    }
+
+    /// The same case with an inspection that takes little time.
+    #[must_use]
+    pub fn verified_quickly(
+        mut self,
+        verify: impl Fn(&World, Stage, Option<&Sparse>) -> Result<(), String> + 'static,
+    ) -> Self {
+        self.verify_quickly = Box::new(verify);
+        self
     }
 
     /// The same case with an inspection.
@@ -104,6 +121,8 @@ pub struct Thoroughness {
     pub samples: u64,
     /// Crash points are this far apart.
     pub stride: u64,
+    /// What is left is inspected from outside at every so many of these points, and quickly at the others.
+    pub outside: u64,
 }
 
 impl<'a> Run<'a> {
@@ -114,11 +133,33 @@ impl<'a> Run<'a> {
 
     /// Returns a run whose plan is drawn from elsewhere.
     pub fn drawn(case: &'a Case, seed: u64, draw: &mut dyn Draw) -> Self {
-        let mut world = World::new();
+        Self::in_world(case, seed, World::new(), draw)
+    }
+
+    fn in_world(case: &'a Case, seed: u64, mut world: World, draw: &mut dyn Draw) -> Self {
         let mut image = (case.setup)(&mut world);
         image.mix.vary(draw);
         let plan = image.mix.plan(image.content.len(), draw);
         Self { case, seed, image, plan, world }
+    }
+
+    /// Returns the run of a seed whose files, for executors other than the simulator, are in a folder of the host.
+    pub fn in_folder(case: &'a Case, seed: u64, folder: &Path) -> Self {
+        let mut world = World::new();
+        world.folder = format!("{}/", folder.display());
+        Self::in_world(case, seed, world, &mut Rng::with_seed(seed))
+    }
+
+    /// The same run, without requests in flight together that share bytes: every executor must give the same answers.
+    ///
+    /// Discards are left out under direct I/O: one that shares a block with a write may then be without effect.
+    #[must_use]
+    pub fn apart(mut self) -> Self {
+        self.image.mix.overlap = false;
+        if self.image.spec.mode.direct {
+            self.plan.retain(|step| step.op != Op::Discard);
+        }
+        self
     }
 
     /// Returns a run of this very plan, with so many requests in flight at the most.
@@ -140,6 +181,82 @@ impl<'a> Run<'a> {
         let world = runner.sim.into_world();
         (self.case.verify)(&world, Stage::Closed, Some(&content)).map_err(|error| self.fail(error))?;
         Ok(Clean { ended, content, intents })
+    }
+
+    /// The same on files of the host, by an executor that knows only those.
+    ///
+    /// # Errors
+    /// A report of the first thing that is wrong.
+    pub fn clean_on_files(&self, runner: &mut dyn Runner) -> Result<(Ended, Sparse), String> {
+        let mut world = self.world.clone();
+        world.save().map_err(|error| self.fail(error))?;
+        let (ended, content) = on(runner, &self.image, &self.plan).map_err(|error| self.fail(error))?;
+        world.load().map_err(|error| self.fail(error))?;
+        (self.case.verify)(&world, Stage::Closed, Some(&content)).map_err(|error| self.fail(error))?;
+        Ok((ended, content))
+    }
+
+    /// Writes the files to the host.
+    ///
+    /// # Errors
+    /// What the host says.
+    pub fn save(&self) -> Result<(), String> {
+        self.world.save().map_err(|error| self.fail(error))
+    }
+
+    /// Carries out the plan on files of the host that are there already. Requests may fail, where `faults` says so.
+    ///
+    /// # Errors
+    /// A report of the first thing that is wrong.
+    pub fn play_on_files(&self, runner: &mut dyn Runner, faults: bool) -> Result<(), String> {
+        runner.open(&self.image.spec).map_err(|error| self.fail(error))?;
+        let mut model = self.model(self.image.rules);
+        play(runner, &mut model, &self.plan, self.conduct(faults)).map_err(|error| self.fail(error))?;
+        match runner.close() {
+            Err(error) if !faults => Err(self.fail(error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Wants back from files of the host what was flushed, after a process that had played the plan on them ended in
+    /// whatever way, having told these events.
+    ///
+    /// # Errors
+    /// A report of the first thing that is wrong.
+    pub fn recovers_files(&self, events: &[Event]) -> Result<(), String> {
+        let mut world = self.world.clone();
+        world.load().map_err(|error| self.fail(error))?;
+        // A process may end in the middle of a sector.
+        let mut model = self.model(Rules { crash_sector: None, ..self.image.rules });
+        replay(&mut model, &self.plan, events).map_err(|error| self.fail(error))?;
+        let recovered = self.recover(&model, world, self.seed, (2, &self.case.verify));
+        recovered.map_err(|error| self.fail(format!("after {} events: {error}", events.len())))
+    }
+
+    /// Leaves out requests outside the disk.
+    #[must_use]
+    pub fn within(mut self) -> Self {
+        let size = self.image.content.len();
+        self.plan.retain(|step| step.offset.checked_add(step.len).is_some_and(|end| end <= size));
+        self
+    }
+
+    /// Asks the simulator for what cannot be, and returns what it says.
+    ///
+    /// # Errors
+    /// A report of what works and must not, or the other way round.
+    pub fn refusals(&self) -> Result<Vec<Refusal>, String> {
+        let mut runner = self.runner(self.world.clone(), Faults::default(), None);
+        refusals(&mut runner, &self.image.spec).map_err(|error| self.fail(error))
+    }
+
+    /// The same on files of the host.
+    ///
+    /// # Errors
+    /// A report of what works and must not, or the other way round.
+    pub fn refusals_on_files(&self, runner: &mut dyn Runner) -> Result<Vec<Refusal>, String> {
+        self.world.save().map_err(|error| self.fail(error))?;
+        refusals(runner, &self.image.spec).map_err(|error| self.fail(error))
     }
 
     /// Runs the plan twice with the same faults, and wants the same trace, which it returns.
@@ -213,7 +330,7 @@ impl<'a> Run<'a> {
         }
         let struck = !runner.sim.faults.struck.is_empty();
         let world = runner.sim.after_crash(Survival::Seed(self.seed));
-        self.recover(&model, world, self.seed, 1).map_err(|error| self.fail(error))?;
+        self.recover(&model, world, self.seed, (1, &self.case.verify)).map_err(|error| self.fail(error))?;
         Ok(struck)
     }
 
@@ -279,9 +396,11 @@ impl<'a> Run<'a> {
             Err(RunError::Core(error)) => return Err(fail(&error)),
         }
         let survivals = self.survivals(runner.sim.unflushed_sectors(), stop, how);
+        let outside = (stop / how.stride).is_multiple_of(how.outside);
+        let verify = if outside { &self.case.verify } else { &self.case.verify_quickly };
         for survival in &survivals {
             let world = runner.sim.after_crash(*survival);
-            let recovered = self.recover(&model, world, stop, 0);
+            let recovered = self.recover(&model, world, stop, (0, verify));
             recovered.map_err(|error| fail(&format!("{survival:?} survives: {error}")))?;
         }
         Ok(survivals.len() as u64)
@@ -302,8 +421,15 @@ impl<'a> Run<'a> {
     /// Opens what a crash left, and checks that it is what a crash may leave; then goes on working with it.
     ///
     /// Now and then the power fails again on the way, twice at the most.
-    fn recover(&self, model: &Model, world: World, salt: u64, level: u32) -> Result<(), Failure> {
-        self.inspect(&world, Stage::Crashed, None, "inspection after the crash")?;
+    fn recover(
+        &self,
+        model: &Model,
+        world: World,
+        salt: u64,
+        (level, verify): (u32, &Verify),
+    ) -> Result<(), Failure> {
+        let inspected = verify(&world, Stage::Crashed, None);
+        inspected.map_err(|error| broken("inspection after the crash", error))?;
         let mut rng = Rng::with_seed(self.seed ^ salt.rotate_left(32) ^ u64::from(level));
         let again = level < 2 && rng.u8(..4) == 0;
         let mut runner = self.runner(world, Faults::default(), again.then(|| rng.u64(..8)));
@@ -312,7 +438,7 @@ impl<'a> Run<'a> {
             Ok(content) => content,
             Err(RunError::Stopped(_)) => {
                 let world = runner.sim.after_crash(Survival::Seed(rng.u64(..)));
-                return self.recover(model, world, salt, level + 1);
+                return self.recover(model, world, salt, (level + 1, verify));
             }
             Err(error) => return Err(broken("opening after the crash", error)),
         };
@@ -322,11 +448,11 @@ impl<'a> Run<'a> {
         }
         check(&content, "after the crash", |offset, bytes| model.check_after_crash(offset, bytes))?;
         runner.sim.stop_after = None;
-        self.go_on(runner, content)
+        self.go_on(runner, content, verify)
     }
 
     /// Works with an image that was recovered, as with any other.
-    fn go_on(&self, mut runner: SimRunner, content: Sparse) -> Result<(), Failure> {
+    fn go_on(&self, mut runner: SimRunner, content: Sparse, verify: &Verify) -> Result<(), Failure> {
         let mut model = Model::new(content.len(), content, self.image.rules);
         let mix = Mix { steps: 6, ..self.image.mix.clone() };
         let plan = mix.plan(model.size(), &mut Rng::with_seed(!self.seed));
@@ -337,17 +463,8 @@ impl<'a> Run<'a> {
         one(&mut runner, flush).map_err(|error| broken("flush after recovery", error))?;
         runner.close().map_err(|error| broken("close after recovery", error))?;
         let world = runner.sim.into_world();
-        self.inspect(&world, Stage::Recovered, Some(&content), "inspection after recovery")
-    }
-
-    fn inspect(
-        &self,
-        world: &World,
-        stage: Stage,
-        content: Option<&Sparse>,
-        when: &'static str,
-    ) -> Result<(), Failure> {
-        (self.case.verify)(world, stage, content).map_err(|error| broken(when, error))
+        let inspected = verify(&world, Stage::Recovered, Some(&content));
+        inspected.map_err(|error| broken("inspection after recovery", error))
     }
 
     fn model(&self, rules: Rules) -> Model {

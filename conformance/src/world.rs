@@ -116,6 +116,19 @@ impl World {
         })
     }
 
+    /// Takes every file's bytes from its path on the host: the inverse of [`save`](Self::save).
+    ///
+    /// # Errors
+    /// What the host says.
+    pub fn load(&mut self) -> std::io::Result<()> {
+        self.paths.iter().try_for_each(|(path, index)| {
+            let content = Sparse::from_bytes(&std::fs::read(path)?);
+            let disk = &mut self.disks[*index];
+            *disk = Disk::new(disk.config.clone(), content);
+            Ok(())
+        })
+    }
+
     /// Number of sectors, over all disks, that a crash would decide about.
     pub(crate) fn unflushed_sectors(&self, in_flight: &[(usize, Change)]) -> usize {
         let in_flight = in_flight
@@ -357,7 +370,8 @@ impl World {
             _ => full.then_some(Errno::ENOSPC),
         };
         if let Some(errno) = failure {
-            if !full {
+            // A file that may not become so long takes nothing of what is beyond.
+            if !full && errno != Errno::EFBIG {
                 disk.begin_torn(offset, &bytes, moment.rng);
             }
             return (Outcome::Moved { data, result: Err(errno) }, Consequence::Nothing);

@@ -1,9 +1,11 @@
 //! The suite on qcow2 images that QEMU's tools made, and that they check afterwards.
 
-use drystone_conformance::cases::qcow2_cases;
+use drystone_conformance::cases::{qcow2, qcow2_case, qcow2_cases};
 use drystone_conformance::fault::Effect;
+use drystone_conformance::scenario::Step;
 use drystone_conformance::suite::{Run, Thoroughness};
-use drystone_core::intent::Errno;
+use drystone_core::engine::Op;
+use drystone_core::intent::{Errno, Fua};
 
 /// Runs a check on every case and these seeds, and reports all that fails.
 fn each<T>(seeds: std::ops::Range<u64>, check: impl Fn(Run<'_>) -> Result<T, String>) {
@@ -30,9 +32,24 @@ fn a_single_fault_is_survived_wherever_it_strikes() {
     each(0..1, |run| run.every_nth_fault(Effect::Fail(Errno::EIO)));
 }
 
+/// A table was pointed to beyond the end of the file, when the first write of data after it had been made failed.
+#[test]
+fn a_table_without_data_is_part_of_the_file() {
+    let recipe = qcow2().into_iter().find(|recipe| recipe.name == "qcow2, empty").expect("a recipe");
+    let case = qcow2_case(recipe).unwrap_or_else(|report| panic!("{report}"));
+    let step = |op, len: u64| {
+        let buffers = if len > 0 { vec![(len, 0)] } else { Vec::new() };
+        Step { op, offset: 0, len, buffers, with_next: false }
+    };
+    let plan = vec![step(Op::Write(Fua::No), 4096), step(Op::Flush, 0)];
+    let run = Run::planned(&case, 1, plan, 1);
+    run.every_nth_fault(Effect::Fail(Errno::EFBIG)).unwrap_or_else(|report| panic!("{report}"));
+}
+
 #[test]
 fn a_crash_at_any_intent_keeps_what_was_flushed() {
-    let how = Thoroughness { subsets_max: 1, samples: 2, stride: 9 };
+    // qemu-img, a process each time, sees a part of what is left; our own check and a guest see all of it.
+    let how = Thoroughness { subsets_max: 2, samples: 2, stride: 1, outside: 18 };
     each(0..1, |run| run.crash_everywhere(how));
 }
 

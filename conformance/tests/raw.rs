@@ -36,14 +36,14 @@ fn every_single_fault_is_survived() {
 
 #[test]
 fn a_crash_at_any_intent_keeps_what_was_flushed() {
-    let how = Thoroughness { subsets_max: 3, samples: 3, stride: 1 };
+    let how = Thoroughness { subsets_max: 3, samples: 3, stride: 1, outside: 1 };
     each(0..2, |run| run.crash_everywhere(how));
 }
 
 /// Every plan of one or two requests, and some of three: every crash point, and every subset of what is not flushed.
 #[test]
 fn every_short_plan_survives_every_crash() {
-    let how = Thoroughness { subsets_max: 6, samples: 8, stride: 1 };
+    let how = Thoroughness { subsets_max: 6, samples: 8, stride: 1, outside: 1 };
     let cases = [RawCase::default(), RawCase::direct(512), RawCase::direct(4096)];
     for case in cases {
         let small = SmallPlans { places: vec![512, 8192], len: 1024 };
@@ -80,7 +80,7 @@ fn a_disk_that_is_never_flushed_is_caught() {
         file.mode.no_flush = true;
         image
     });
-    let how = Thoroughness { subsets_max: 3, samples: 3, stride: 1 };
+    let how = Thoroughness { subsets_max: 3, samples: 3, stride: 1, outside: 1 };
     let report = Run::new(&case, 1).crash_everywhere(how).expect_err("flushes are left out");
     assert!(report.contains("seed 1: power cut after"), "{report}");
     assert!(report.contains("a wrong byte at"), "{report}");

@@ -50,6 +50,16 @@ fn a_window_shifts_and_bounds() {
 }
 
 #[test]
+fn a_write_to_the_last_odd_block_makes_the_disk_no_longer() {
+    let mut disk = Disk::new(512, vec![7; 1000]);
+    let node = disk.open(0, None);
+    disk.run(node, Op::Write(Fua::No), 990, 0, Buf::from(vec![8; 10]).into()).result.expect("within");
+    assert_eq!(disk.engine.len(node), 1000);
+    let beyond = disk.run(node, Op::Read, 1000, 0, Buf::zeroed(1).into());
+    assert!(matches!(*beyond.result.unwrap_err(), Error::OutOfRange { size: 1000, .. }));
+}
+
+#[test]
 fn short_transfers_go_on_and_errors_keep_the_buffer() {
     let mut disk = Disk::new(1, vec![7; 100]);
     let node = disk.open(0, None);

@@ -1,13 +1,17 @@
 //! Runs of the suite from arbitrary bytes and from seeds.
 //!
-//! Start at [`raw`], which is shaped for cargo-fuzz, and [`Seeded`], which needs no fuzzer. Both end in
-//! [`Check::run`].
+//! Start at [`TARGETS`], which are shaped for cargo-fuzz, and [`Seeded`], which needs no fuzzer.
+
+mod damage;
+mod hostile;
+pub mod meter;
 
 use arbitrary::Unstructured;
 use drystone_conformance::cases;
 use drystone_conformance::fault::Effect;
 use drystone_conformance::scenario::Draw;
 use drystone_conformance::suite::{Case, Run, Thoroughness};
+use drystone_conformance::world::World;
 use drystone_core::intent::Errno;
 
 /// What is done with a run.
@@ -54,11 +58,59 @@ impl Check {
             }
             Self::Crash => {
                 let stride = 1 + draw.below(40);
-                let how = Thoroughness { subsets_max: 5, samples: 4, stride };
+                let how = Thoroughness { subsets_max: 5, samples: 4, stride, outside: 1 };
                 run.crash_everywhere(how).map(|_| ())
             }
             Self::Deterministic => run.deterministic().map(|_| ()),
         }
+    }
+}
+
+/// What a fuzzer runs: any bytes, and the program goes on or is wrong.
+#[derive(Clone, Copy)]
+pub struct Target {
+    /// The word for it on a command line, and for cargo-fuzz.
+    pub name: &'static str,
+    /// Runs one input; panics with a report of what is wrong.
+    pub run: fn(&[u8]),
+    /// Makes an input that is worth running.
+    input: fn(&mut fastrand::Rng) -> Vec<u8>,
+}
+
+/// All of them.
+pub const TARGETS: [Target; 3] = [
+    Target { name: "raw", run: raw, input: decisions },
+    Target { name: "qcow2", run: qcow2, input: |rng| damage::scrambled(rng) },
+    Target { name: "qcow2_fields", run: qcow2_fields, input: decisions },
+];
+
+fn decisions(rng: &mut fastrand::Rng) -> Vec<u8> {
+    std::iter::repeat_with(|| rng.u8(..)).take(4096).collect()
+}
+
+impl Target {
+    /// Makes the images that it begins with, which takes a moment the first time.
+    ///
+    /// # Panics
+    /// When QEMU's tools are not there, or fail.
+    pub fn prepare(&self) {
+        if self.name.starts_with("qcow2") {
+            damage::sound();
+        }
+    }
+
+    /// Runs the input of a seed; a panic is a failure.
+    ///
+    /// # Errors
+    /// What went wrong, and the arguments of `seeds` that repeat it.
+    pub fn seeded(&self, seed: u64) -> Result<(), String> {
+        let input = (self.input)(&mut fastrand::Rng::with_seed(seed));
+        let result = std::panic::catch_unwind(|| (self.run)(&input));
+        result.map_err(|panic| {
+            let report = panicked(panic.as_ref());
+            let repeat = format!("--target {} --seed {seed} --count 1", self.name);
+            format!("{report}\nrepeat: cargo run --release -p drystone-fuzz --bin seeds -- {repeat}")
+        })
     }
 }
 
@@ -68,6 +120,30 @@ impl Check {
 /// With a report of what is wrong.
 pub fn raw(data: &[u8]) {
     one(&cases::raw(), data);
+}
+
+/// `data` as a qcow2 image.
+///
+/// # Panics
+/// With a report of what is wrong.
+pub fn qcow2(data: &[u8]) {
+    let mut world = World::new();
+    world.add_file(hostile::TOP, data);
+    // What is done with it depends on all of it.
+    let seed = data
+        .iter()
+        .fold(data.len() as u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3));
+    hostile::exercise(world, &mut fastrand::Rng::with_seed(seed));
+}
+
+/// A qcow2 image of QEMU's tools with some of its metadata changed, all of it decided by `data`.
+///
+/// # Panics
+/// With a report of what is wrong.
+pub fn qcow2_fields(data: &[u8]) {
+    let mut draw = Unstructured::new(data);
+    let world = damage::damaged(&mut draw);
+    hostile::exercise(world, &mut draw);
 }
 
 /// One run on one of these cases, all of it decided by `data`.
@@ -84,7 +160,7 @@ pub fn one(cases: &[Case], data: &[u8]) {
     let run = Run::drawn(case, seed, &mut draw);
     let result = match check {
         Check::Crash => {
-            let how = Thoroughness { subsets_max: 2, samples: 2, stride: 1 };
+            let how = Thoroughness { subsets_max: 2, samples: 2, stride: 1, outside: 1 };
             run.crash_at(stop, how).map(|_| ())
         }
         check => check.run(&run, &mut draw),
@@ -146,6 +222,17 @@ mod tests {
             let bytes: Vec<u8> = std::iter::repeat_with(|| rng.u8(..)).take(len * 20).collect();
             raw(&bytes);
         }
+    }
+
+    #[test]
+    fn damaged_images_end_in_an_answer() {
+        for target in TARGETS {
+            for seed in 0..40 {
+                target.seeded(seed).unwrap_or_else(|report| panic!("{report}"));
+            }
+        }
+        qcow2(&[]);
+        qcow2_fields(&[]);
     }
 
     #[test]

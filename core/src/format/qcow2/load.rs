@@ -8,6 +8,9 @@ use crate::error::Result;
 use crate::graph::driver::{Miss, Role};
 use crate::intent::Fua;
 
+/// Bytes at the end of a new table that are written where the rest is zero of itself: a block of any host.
+const TABLE_TAIL: usize = 4096;
+
 impl Qcow2 {
     pub(super) async fn load_missing(&self, io: &Io, miss: Miss) -> Result<()> {
         match Missing::of(miss) {
@@ -110,6 +113,7 @@ impl Qcow2 {
     async fn fill_table(&self, io: &Io, old: Option<HostOffset>, at: HostOffset, zeroed: bool) -> Result<()> {
         let file = io.child(Role::File);
         let len = self.geometry.cluster_size as usize;
+        let mut place = at.0;
         let content = match old {
             Some(old) => {
                 let mut content = io.read_bytes("qcow2.own_table/read", file, old.0, len).await?;
@@ -121,9 +125,15 @@ impl Qcow2 {
                 }
                 content
             }
-            None if zeroed => return Ok(()),
+            // All zeros beyond the end of the file: the last of them make it part of the file. Nothing else may ever be
+            // written to the table, when there is no room for the data that its entries would be about.
+            None if zeroed => {
+                let tail = len.min(TABLE_TAIL);
+                place += (len - tail) as u64;
+                Buf::zeroed(tail)
+            }
             None => Buf::zeroed(len),
         };
-        io.write("qcow2.own_table/write", file, at.0, content, Fua::No).await.1
+        io.write("qcow2.own_table/write", file, place, content, Fua::No).await.1
     }
 }
