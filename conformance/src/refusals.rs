@@ -37,9 +37,7 @@ pub fn refusals(runner: &mut dyn Runner, spec: &NodeSpec) -> Result<Vec<Refusal>
             let what = format!("{mode}: {name}: {op:?} {offset}+{len} of {size}");
             let right = match (&answer, wanted) {
                 (Ok(_), Wanted::Works) => true,
-                (Err((kind, errno, _)), Wanted::Misuse) => {
-                    *kind == FaultKind::Misuse && *errno == Errno::EIO
-                }
+                (Err((kind, errno, _)), Wanted::Misuse) => *kind == FaultKind::Misuse && *errno == Errno::EIO,
                 (Err((_, errno, _)), Wanted::ReadOnly) => *errno == Errno::EPERM,
                 _ => false,
             };

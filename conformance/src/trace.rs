@@ -54,7 +54,7 @@ pub fn outcome(outcome: &Outcome) -> String {
         }
         Outcome::Locked(Err(refused)) => format!("{refused:?}"),
         Outcome::Computed(computed) => match &computed.result {
-            Ok(bytes) => format!("{} bytes", bytes.len()),
+            Ok(()) => format!("{} bytes", computed.output.len()),
             Err(error) => error.to_string(),
         },
         other => format!("{other:?}"),

@@ -36,9 +36,9 @@ fn sleep_is_virtual_and_work_is_done() {
     let packed = sim.run_job(|io| async move {
         io.sleep(Duration::from_secs(3600)).await;
         let work = Compute::Compress { codec: Codec::Zlib, plain: Buf::from(plain), limit: 100_000 };
-        io.compute("test", work).await.result.expect("compressible")
+        io.compute("test", work).await.output
     });
-    assert!(packed.expect("the power is on").len() < 1000);
+    assert!((1..1000).contains(&packed.expect("the power is on").len()));
     assert!(sim.now() >= Duration::from_secs(3600));
 }
 

@@ -27,24 +27,26 @@ pub enum Compute {
         /// Bytes that the result must stay below.
         limit: usize,
     },
-    /// Decompress `packed` into exactly `plain_len` bytes; what follows the compressed stream in `packed` is ignored.
+    /// Decompress `packed` into `plain`, which it must fill; what follows the compressed stream in `packed` is ignored.
     Decompress {
         /// How.
         codec: Codec,
         /// What.
         packed: Buf,
-        /// Bytes that must come out.
-        plain_len: usize,
+        /// Where to.
+        plain: Buf,
     },
 }
 
-/// What came of a [`Compute`]. The input buffer comes back.
+/// What came of a [`Compute`]. Buffers that were given come back, whatever came of it.
 #[derive(Debug)]
 pub struct Computed {
-    /// The buffer that was given.
+    /// The bytes that were given.
     pub input: Buf,
-    /// The bytes made.
-    pub result: Result<Buf, ComputeError>,
+    /// The bytes made; where there are none, what was there before, or nothing.
+    pub output: Buf,
+    /// Whether they were made.
+    pub result: Result<(), ComputeError>,
 }
 
 /// Why a [`Compute`] gave nothing.
@@ -63,12 +65,14 @@ impl Compute {
     pub fn run(self, workspace: &mut Workspace) -> Computed {
         match self {
             Self::Compress { codec, plain, limit } => {
-                let result = workspace.compress(codec, &plain, limit);
-                Computed { input: plain, result }
+                let mut output = Buf::zeroed(limit);
+                let result = workspace.compress(codec, &plain, &mut output);
+                drop(output.split_off(result.unwrap_or(0)));
+                Computed { input: plain, output, result: result.map(drop) }
             }
-            Self::Decompress { codec, packed, plain_len } => {
-                let result = workspace.decompress(codec, &packed, plain_len);
-                Computed { input: packed, result }
+            Self::Decompress { codec, packed, plain: mut output } => {
+                let result = workspace.decompress(codec, &packed, &mut output);
+                Computed { input: packed, output, result }
             }
         }
     }
@@ -94,26 +98,21 @@ impl std::fmt::Debug for Workspace {
 }
 
 impl Workspace {
-    fn compress(&mut self, codec: Codec, plain: &[u8], limit: usize) -> Result<Buf, ComputeError> {
-        let mut packed = Buf::zeroed(limit);
+    /// Returns how many bytes of `packed` were made: fewer than it has.
+    fn compress(&mut self, codec: Codec, plain: &[u8], packed: &mut [u8]) -> Result<usize, ComputeError> {
         let len = match codec {
-            Codec::Zlib => self.deflate(plain, &mut packed)?,
-            Codec::Zstd => self.zstd_compress(plain, &mut packed)?,
+            Codec::Zlib => self.deflate(plain, packed)?,
+            Codec::Zstd => self.zstd_compress(plain, packed)?,
         };
-        if len >= limit {
-            return Err(ComputeError::Incompressible);
-        }
-        drop(packed.split_off(len));
-        Ok(packed)
+        if len < packed.len() { Ok(len) } else { Err(ComputeError::Incompressible) }
     }
 
-    fn decompress(&mut self, codec: Codec, packed: &[u8], plain_len: usize) -> Result<Buf, ComputeError> {
-        let mut plain = Buf::zeroed(plain_len);
+    fn decompress(&mut self, codec: Codec, packed: &[u8], plain: &mut [u8]) -> Result<(), ComputeError> {
         let len = match codec {
-            Codec::Zlib => self.inflate(packed, &mut plain)?,
-            Codec::Zstd => self.zstd_decompress(packed, &mut plain)?,
+            Codec::Zlib => self.inflate(packed, plain)?,
+            Codec::Zstd => self.zstd_decompress(packed, plain)?,
         };
-        if len == plain_len { Ok(plain) } else { Err(ComputeError::Damaged) }
+        if len == plain.len() { Ok(()) } else { Err(ComputeError::Damaged) }
     }
 
     fn deflate(&mut self, plain: &[u8], packed: &mut [u8]) -> Result<usize, ComputeError> {
@@ -173,28 +172,30 @@ impl Workspace {
 mod tests {
     use super::*;
 
-    fn round_trip(codec: Codec, plain: &[u8]) {
+    fn round_trip(workspace: &mut Workspace, codec: Codec, plain: &[u8]) {
         let limit = plain.len();
-        let packed = Compute::Compress { codec, plain: Buf::from(plain), limit }
-            .run(&mut Workspace::default())
-            .result
-            .expect("compressible");
+        let done = Compute::Compress { codec, plain: Buf::from(plain), limit }.run(workspace);
+        assert_eq!((done.result, &*done.input), (Ok(()), plain));
+        let packed = done.output;
         assert!(packed.len() < limit);
         let mut with_tail = Buf::zeroed(packed.len() + 300);
         with_tail.fill(0xa5);
         with_tail[..packed.len()].copy_from_slice(&packed);
         for packed in [packed, with_tail] {
-            let unpacked =
-                Compute::Decompress { codec, packed, plain_len: limit }.run(&mut Workspace::default());
-            assert_eq!(&*unpacked.result.expect("our own stream"), plain);
+            let mut dirty = Buf::zeroed(limit);
+            dirty.fill(0x5a);
+            let done = Compute::Decompress { codec, packed, plain: dirty }.run(workspace);
+            assert_eq!((done.result, &*done.output), (Ok(()), plain));
         }
     }
 
     #[test]
     fn both_codecs_round_trip_and_ignore_what_follows() {
         let plain: Vec<u8> = (0..65536u32).map(|i| (i / 37 % 251) as u8).collect();
-        round_trip(Codec::Zlib, &plain);
-        round_trip(Codec::Zstd, &plain);
+        let workspace = &mut Workspace::default();
+        for codec in [Codec::Zlib, Codec::Zstd, Codec::Zlib, Codec::Zstd] {
+            round_trip(workspace, codec, &plain);
+        }
     }
 
     #[test]
@@ -206,13 +207,14 @@ mod tests {
         })
         .take(4096)
         .collect();
+        let workspace = &mut Workspace::default();
         for codec in [Codec::Zlib, Codec::Zstd] {
             let work = Compute::Compress { codec, plain: Buf::from(&noise[..]), limit: noise.len() };
-            assert_eq!(work.run(&mut Workspace::default()).result.unwrap_err(), ComputeError::Incompressible);
-            let work = Compute::Decompress { codec, packed: Buf::from(&noise[..]), plain_len: 4096 };
-            assert_eq!(work.run(&mut Workspace::default()).result.unwrap_err(), ComputeError::Damaged);
-            let work = Compute::Decompress { codec, packed: Buf::empty(), plain_len: 4096 };
-            assert_eq!(work.run(&mut Workspace::default()).result.unwrap_err(), ComputeError::Damaged);
+            assert_eq!(work.run(workspace).result, Err(ComputeError::Incompressible));
+            for packed in [Buf::from(&noise[..]), Buf::empty()] {
+                let done = Compute::Decompress { codec, packed, plain: Buf::zeroed(4096) }.run(workspace);
+                assert_eq!((done.result, done.output.len()), (Err(ComputeError::Damaged), 4096));
+            }
         }
     }
 }

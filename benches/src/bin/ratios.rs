@@ -235,7 +235,7 @@ fn codecs(arguments: &Arguments, drystone_img: &Path) -> Outcome {
         println!("\nBytes: {} ours, {} theirs", len(&ours)?, len(&theirs)?);
         let unpacks = |tool: &Path| {
             let mut command = Command::new(tool);
-            command.args(["convert", "-O", "raw", &theirs, &out]);
+            command.args(["convert", "-O", "raw", &ours, &out]);
             command
         };
         let mut subjects = [

@@ -69,14 +69,21 @@ impl Qcow2 {
         let file = io.child(Role::File);
         let packed = io.read_bytes("qcow2.decompress/read", file, host.0, len as usize).await?;
         let codec = self.header.borrow().compression;
-        let plain_len = self.geometry.cluster_size as usize;
-        let work = Compute::Decompress { codec, packed, plain_len };
-        let plain = io.compute("qcow2.decompress", work).await.result.map_err(|error| {
+        let cluster_size = self.geometry.cluster_size as usize;
+        let in_cluster = self.geometry.cluster_bits.offset_in(offset.0) as usize;
+        // A read of the whole cluster is decompressed where it is wanted.
+        let whole = data.len_bytes() == cluster_size && data.windows().len() == 1;
+        let plain = if whole { std::mem::take(data).into_single() } else { Buf::zeroed(cluster_size) };
+        let work = Compute::Decompress { codec, packed, plain };
+        let computed = io.compute("qcow2.decompress", work).await;
+        match whole {
+            true => *data = computed.output.into(),
+            false => data.copy_in(0, &computed.output[in_cluster..]),
+        }
+        computed.result.map_err(|error| {
             let problem = format!("{error} ({codec:?})");
             self.fail(Qcow2Error::CompressedCluster { guest: offset, host, len, problem })
-        })?;
-        data.copy_in(0, &plain[self.geometry.cluster_bits.offset_in(offset.0) as usize..]);
-        Ok(())
+        })
     }
 
     fn compressed_at(&self, offset: GuestOffset) -> Result<Ready<(HostOffset, u32)>> {
@@ -122,13 +129,13 @@ impl Qcow2 {
         let mut computed = io.compute("qcow2.compress", work).await;
         drop(computed.input.split_off(plain_len));
         *data = computed.input.into();
-        let packed = match computed.result {
-            Ok(packed) => packed,
-            Err(ComputeError::Incompressible | ComputeError::Damaged) => return Ok(false),
-        };
+        if let Err(ComputeError::Incompressible | ComputeError::Damaged) = computed.result {
+            return Ok(false);
+        }
         if self.pack_fresh_only && self.is_allocated(io, offset).await? {
             return Err(self.fail(Qcow2Error::Occupied { guest: offset }));
         }
+        let packed = computed.output;
         let len = packed.len();
         let host = loop {
             let taken = self.refcounts.borrow_mut().take_bytes(len as u64);
