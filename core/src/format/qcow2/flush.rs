@@ -154,10 +154,20 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Writes a header and its extensions.
-    pub(super) async fn write_header(&self, io: &Io, header: &Header) -> Result<()> {
+    /// Changes the header, one change at a time.
+    ///
+    /// Order on disk: a barrier, the header, a barrier. What the new header points to is durable before it, and the change
+    /// is durable on return. Memory follows the disk: a header that could not be written is not the image's.
+    pub(super) async fn change_header(&self, io: &Io, change: impl FnOnce(&mut Header)) -> Result<()> {
+        let _one_at_a_time = self.headers.enter(&io.shared().tasks).await;
+        let mut header = self.header();
+        change(&mut header);
         let bytes = header.encode().map_err(|fault| self.fail(fault))?;
-        io.write("qcow2.write_header", io.child(Role::File), 0, Buf::from(bytes), Fua::No).await.1
+        self.barrier(io).await?;
+        io.write("qcow2.change_header", io.child(Role::File), 0, Buf::from(bytes), Fua::No).await.1?;
+        self.barrier(io).await?;
+        *self.header.borrow_mut() = header;
+        Ok(())
     }
 
     /// Writes everything out, gives back what is freed, and leaves a clean image.

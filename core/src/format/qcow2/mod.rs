@@ -64,6 +64,8 @@ pub struct Qcow2 {
     tables: Gate,
     /// One refcount block is added at a time.
     blocks: Gate,
+    /// One change of the header at a time.
+    headers: Gate,
     /// One commit at a time.
     commits: Gate,
     committing: Cell<bool>,

@@ -177,6 +177,7 @@ pub async fn open(
         loaded: Default::default(),
         tables: Default::default(),
         blocks: Default::default(),
+        headers: Default::default(),
         commits: Default::default(),
         committing: Cell::new(false),
         written: Cell::new(0),

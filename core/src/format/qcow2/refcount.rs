@@ -350,14 +350,11 @@ impl Qcow2 {
         let table_at = HostOffset((cluster + plan.block_count) << bits);
         let bytes: Vec<u8> = table.iter().flat_map(|entry| entry.to_be_bytes()).collect();
         io.write("qcow2.grow_refcount_table/table", file, table_at.0, Buf::from(bytes), Fua::No).await.1?;
-        self.barrier(io).await?;
-        let mut header = self.header();
-        header.refcount_table_offset = table_at;
-        header.refcount_table_clusters = plan.table_clusters as u32;
-        self.write_header(io, &header).await?;
-        self.barrier(io).await?;
-        // Memory follows the disk: a header that could not be written is not the image's.
-        *self.header.borrow_mut() = header;
+        self.change_header(io, |header| {
+            header.refcount_table_offset = table_at;
+            header.refcount_table_clusters = plan.table_clusters as u32;
+        })
+        .await?;
         {
             let mut refcounts = self.refcounts.borrow_mut();
             let all = plan.block_count + plan.table_clusters;
