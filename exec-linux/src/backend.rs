@@ -266,6 +266,7 @@ impl Backend {
             let outcome = match carried {
                 Carried::Outcome(outcome) => outcome,
                 Carried::Opened(leaf, info) => Outcome::Opened(Ok(self.admit(leaf, info))),
+                Carried::Panicked(panic) => std::panic::resume_unwind(panic),
             };
             done(token, outcome);
         }

@@ -59,7 +59,9 @@ impl Host {
                 let leaves = self.leaves_of(&action);
                 match carry_out(leaves, action) {
                     Carried::Outcome(outcome) => outcome,
-                    Carried::Opened(..) => unreachable!("opened above"),
+                    Carried::Opened(..) | Carried::Panicked(_) => {
+                        unreachable!("opened above, on this thread")
+                    }
                 }
             }
         }
@@ -97,6 +99,8 @@ pub(crate) enum Carried {
     Outcome(Outcome),
     /// A leaf that the host is to give a number.
     Opened(OpenLeaf, LeafInfo),
+    /// A bug: what the thread panicked with, which goes on on the engine's thread.
+    Panicked(Box<dyn std::any::Any + Send>),
 }
 
 /// Does what an action says with the leaves that it names, on any thread.

@@ -4,6 +4,7 @@
 //! engine's thread takes it.
 
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 
@@ -14,6 +15,9 @@ use crate::doorbell::Doorbell;
 use crate::gather::Gathered;
 use crate::host::{Carried, Leaves, carry_out};
 use crate::leaf::OpenLeaf;
+
+/// Stands for the token of a job that has no answer any more.
+const NOBODY: Token = Token(u64::MAX);
 
 /// Something for a thread to do.
 pub(crate) enum Job {
@@ -128,16 +132,24 @@ impl Shared {
     fn work(&self) {
         let mut workspace = Workspace::default();
         while let Some(job) = self.next() {
-            match job {
-                Job::Action(token, Action::Compute(work), _) => {
-                    let computed = Outcome::Computed(work.run(&mut workspace));
-                    self.outbox.put([Finished { token, carried: Carried::Outcome(computed) }]);
-                }
-                Job::Action(token, action, leaves) => {
-                    self.outbox.put([Finished { token, carried: carry_out(leaves, action) }]);
-                }
-                Job::Writes(leaf) => leaf.write_gathered(|run| self.outbox.put(run.map(finished))),
+            let done = catch_unwind(AssertUnwindSafe(|| self.carry_out(job, &mut workspace)));
+            if let Err(panic) = done {
+                // Whoever waits for an answer must not wait for ever.
+                return self.outbox.put([Finished { token: NOBODY, carried: Carried::Panicked(panic) }]);
             }
+        }
+    }
+
+    fn carry_out(&self, job: Job, workspace: &mut Workspace) {
+        match job {
+            Job::Action(token, Action::Compute(work), _) => {
+                let computed = Outcome::Computed(work.run(workspace));
+                self.outbox.put([Finished { token, carried: Carried::Outcome(computed) }]);
+            }
+            Job::Action(token, action, leaves) => {
+                self.outbox.put([Finished { token, carried: carry_out(leaves, action) }]);
+            }
+            Job::Writes(leaf) => leaf.write_gathered(|run| self.outbox.put(run.map(finished))),
         }
     }
 
@@ -159,4 +171,28 @@ impl Shared {
 
 fn finished(Gathered { token, data, result, .. }: Gathered) -> Finished {
     Finished { token, carried: Carried::Outcome(Outcome::Moved { data, result }) }
+}
+
+#[cfg(test)]
+mod tests {
+    use drystone_core::buf::Buf;
+    use drystone_core::compute::{Codec, Compute};
+
+    use super::*;
+
+    #[test]
+    fn a_panic_is_handed_over_like_an_answer() {
+        let bell = Arc::new(Doorbell::new().expect("an eventfd"));
+        let outbox = Arc::new(Outbox::new(Arc::clone(&bell)));
+        let mut pool = Pool::new(1, Arc::clone(&outbox));
+        // No host has that much memory.
+        let work = Compute::Compress { codec: Codec::Zlib, plain: Buf::zeroed(1), limit: usize::MAX };
+        pool.push(Job::Action(Token(1), Action::Compute(Box::new(work)), Leaves::default()));
+        let mut finished = Vec::new();
+        while finished.is_empty() {
+            std::thread::yield_now();
+            outbox.take(&mut finished);
+        }
+        assert!(matches!(finished[0].carried, Carried::Panicked(_)));
+    }
 }

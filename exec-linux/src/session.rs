@@ -399,13 +399,23 @@ impl Session {
 /// `readable` waits until the session's descriptor is readable; it may also return for nothing.
 ///
 /// # Errors
-/// The kernel's, or the runtime's. Then requests in flight panic where they are awaited.
+/// The kernel's, or the runtime's. Then requests in flight panic where they are awaited, as they do when this panics.
 pub async fn drive(session: Rc<Session>, readable: impl AsyncFnMut() -> io::Result<()>) -> io::Result<()> {
+    let unless_it_ends_well = FailOnDrop(&session);
     let result = drive_to_end(&session, readable).await;
-    if result.is_err() {
-        session.fail();
+    if result.is_ok() {
+        std::mem::forget(unless_it_ends_well);
     }
     result
+}
+
+/// Has everyone who waits find out that nobody drives the session any more.
+struct FailOnDrop<'a>(&'a Session);
+
+impl Drop for FailOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.fail();
+    }
 }
 
 async fn drive_to_end(
