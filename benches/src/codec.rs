@@ -17,7 +17,8 @@ const WINDOW_BITS: u8 = 12;
 pub fn pack(zstd: bool, from: &str, to: &str) -> io::Result<()> {
     let (mut from, mut to) = (File::open(from)?, BufWriter::with_capacity(1 << 20, File::create(to)?));
     let (mut plain, mut packed) = (vec![0; CLUSTER], vec![0; CLUSTER]);
-    let mut deflate = Compress::new_with_window_bits(Compression::default(), false, WINDOW_BITS);
+    let new = || Compress::new_with_window_bits(Compression::default(), false, WINDOW_BITS);
+    let mut deflate = new();
     let mut compressor = zstd::bulk::Compressor::new(zstd::DEFAULT_COMPRESSION_LEVEL)?;
     while from.read_exact(&mut plain).is_ok() {
         let len = if zstd {
@@ -26,7 +27,11 @@ pub fn pack(zstd: bool, from: &str, to: &str) -> io::Result<()> {
             deflate.reset();
             match deflate.compress(&plain, &mut packed, FlushCompress::Finish) {
                 Ok(Status::StreamEnd) => deflate.total_out() as usize,
-                _ => CLUSTER,
+                _ => {
+                    // A stream that was left before its end cannot be reset (zlib-rs 0.6.8).
+                    deflate = new();
+                    CLUSTER
+                }
             }
         };
         to.write_all(&(len as u32).to_le_bytes())?;

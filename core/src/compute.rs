@@ -88,6 +88,7 @@ pub struct Workspace {
     deflate: Option<flate2::Compress>,
     inflate: Option<flate2::Decompress>,
     zstd_compressor: Option<zstd::bulk::Compressor<'static>>,
+    zstd_decompressor: Option<zstd::bulk::Decompressor<'static>>,
     zstd_decoder: Option<zstd::stream::raw::Decoder<'static>>,
 }
 
@@ -151,8 +152,29 @@ impl Workspace {
         compressor.compress_to_buffer(plain, packed).map_err(|_| ComputeError::Incompressible)
     }
 
-    /// Decodes frames until `plain` is full; a cluster's sectors may hold other bytes after the stream.
+    /// Decodes frames until `plain` is full, which must be the end of a frame; a cluster's sectors may hold other bytes after
+    /// the stream. A frame that goes on beyond the cluster is damaged, as for QEMU 10.0.2.
+    ///
+    /// One frame of the whole cluster, which is what everyone writes, goes straight into `plain`; a stream of several takes
+    /// the way through the decoder's own window.
     fn zstd_decompress(&mut self, packed: &[u8], plain: &mut [u8]) -> Result<usize, ComputeError> {
+        if let Ok(frame) = zstd::zstd_safe::find_frame_compressed_size(packed)
+            && let Some(len) = self.zstd_decompress_frame(&packed[..frame], plain)
+            && len == plain.len()
+        {
+            return Ok(len);
+        }
+        self.zstd_decompress_frames(packed, plain)
+    }
+
+    fn zstd_decompress_frame(&mut self, frame: &[u8], plain: &mut [u8]) -> Option<usize> {
+        if self.zstd_decompressor.is_none() {
+            self.zstd_decompressor = zstd::bulk::Decompressor::new().ok();
+        }
+        self.zstd_decompressor.as_mut()?.decompress_to_buffer(frame, plain).ok()
+    }
+
+    fn zstd_decompress_frames(&mut self, packed: &[u8], plain: &mut [u8]) -> Result<usize, ComputeError> {
         use zstd::stream::raw::{Decoder, InBuffer, Operation, OutBuffer};
         let damaged = |_| ComputeError::Damaged;
         match &mut self.zstd_decoder {
@@ -162,14 +184,15 @@ impl Workspace {
         let decoder = self.zstd_decoder.as_mut().expect("made above");
         let mut input = InBuffer::around(packed);
         let mut output = OutBuffer::around(plain);
+        let mut left = 0;
         while output.pos() < output.capacity() {
             let before = (input.pos(), output.pos());
-            decoder.run(&mut input, &mut output).map_err(damaged)?;
+            left = decoder.run(&mut input, &mut output).map_err(damaged)?;
             if before == (input.pos(), output.pos()) {
                 break;
             }
         }
-        Ok(output.pos())
+        if left == 0 { Ok(output.pos()) } else { Err(ComputeError::Damaged) }
     }
 }
 
@@ -200,6 +223,28 @@ mod tests {
         let workspace = &mut Workspace::default();
         for codec in [Codec::Zlib, Codec::Zstd, Codec::Zlib, Codec::Zstd] {
             round_trip(workspace, codec, &plain);
+        }
+    }
+
+    /// Both as qemu-io 10.0.2 reads such clusters.
+    #[test]
+    fn a_zstd_stream_may_have_several_frames_but_ends_with_the_cluster() {
+        let workspace = &mut Workspace::default();
+        let mut plain = vec![1; 3000];
+        plain.extend([2; 1096]);
+        let pack = |plain: &[u8]| zstd::bulk::compress(plain, 3).expect("compresses");
+        let two_frames = [pack(&plain[..3000]), pack(&plain[3000..])].concat();
+        let too_long = pack(&[&plain[..], &[3; 5000]].concat());
+        let too_short = pack(&plain[..4095]);
+        for (packed, expected) in [
+            (two_frames, Ok(())),
+            (too_long, Err(ComputeError::Damaged)),
+            (too_short, Err(ComputeError::Damaged)),
+        ] {
+            let (packed, room) = (Buf::from(packed), Buf::zeroed(plain.len()));
+            let done = Compute::Decompress { codec: Codec::Zstd, packed, plain: room }.run(workspace);
+            assert_eq!(done.result, expected);
+            assert!(expected.is_err() || *done.output == plain);
         }
     }
 
