@@ -324,6 +324,8 @@ impl Image {
             corruptions: number("corruptions"),
             leaks: number("leaks"),
             check_errors: number("check-errors"),
+            corruptions_fixed: 0,
+            leaks_fixed: 0,
             image_end_offset: number("image-end-offset"),
             total_clusters: number("total-clusters"),
             allocated_clusters: number("allocated-clusters"),
@@ -353,7 +355,7 @@ impl Image {
         let mode = OpenMode::default();
         let file = Box::new(NodeSpec::file(self.path.to_str().unwrap(), mode));
         let data_file = ChildSpec::FromImage;
-        let options = Qcow2Options { metadata_only: true, ..Qcow2Options::default() };
+        let options = Qcow2Options { metadata_only: true, for_check: true, ..Qcow2Options::default() };
         let driver = DriverSpec::Qcow2 { file, backing: ChildSpec::None, data_file, options };
         let spec = NodeSpec { node_name: None, mode, driver };
         let engine = Engine::new();

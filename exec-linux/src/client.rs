@@ -6,7 +6,7 @@ use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
-use drystone_core::engine::{Io, Job};
+use drystone_core::engine::{Event, Io, Job};
 use drystone_core::error::Result;
 use drystone_core::graph::open::{NodeSpec, open};
 use drystone_core::graph::{NodeId, NodeInfo};
@@ -102,6 +102,11 @@ impl Client {
     /// Access to the same engine from other threads.
     pub fn handle(&self) -> Handle {
         self.session().handle()
+    }
+
+    /// The next thing that happened to a node by itself.
+    pub fn next_event(&self) -> Option<Event> {
+        self.session().next_event()
     }
 
     /// Describes the nodes that are open.

@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 
 use drystone_core::buf::BufList;
-use drystone_core::engine::{Engine, Io, Job, Reply, Request};
+use drystone_core::engine::{Engine, Event, Io, Job, Reply, Request};
 use drystone_core::error::Result;
 use drystone_core::graph::{NodeId, NodeInfo};
 use slab::Slab;
@@ -381,6 +381,11 @@ impl Session {
             }
         }
         any
+    }
+
+    /// The next thing that happened to a node by itself.
+    pub(crate) fn next_event(&self) -> Option<Event> {
+        self.engine.next_event()
     }
 
     /// Describes the graph.

@@ -449,9 +449,12 @@ fn marked_images_are_not_written_to() {
         for run in survive(&mut side, about, "bad") {
             side.expect_alike(&format!("{about}: {}", run.stderr), &run.code, &0);
         }
-        refuse_writing(&mut side, about, "bad");
         side.both(about, "info bad");
         side.both(about, "info --output=json bad");
+        // One that is only dirty is repaired as it is opened.
+        if bits != 1 {
+            refuse_writing(&mut side, about, "bad");
+        }
     }
     side.finish();
 }

@@ -190,6 +190,11 @@ impl Io {
         }
     }
 
+    /// Tells whoever watches the engine that something happened.
+    pub(crate) fn report(&self, event: super::Event) {
+        self.shared.report(event);
+    }
+
     /// Lets time pass.
     pub async fn sleep(&self, duration: Duration) {
         // A timer that fails is a timer that rang at once.

@@ -70,6 +70,23 @@ pub enum Op {
     Flush,
 }
 
+/// Something that happened to a node by itself, for who watches it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Event {
+    /// An image that was not closed properly is repaired as it is opened: a line of the check, in the words of
+    /// `qemu-img check`.
+    Repair {
+        /// The node, or what it is made from while it is none yet.
+        node: String,
+        /// The line.
+        line: String,
+    },
+}
+
+/// Events that wait for their reader; more are dropped, the oldest first.
+const EVENTS_MAX: usize = 1024;
+
 /// What became of a request, or of a job.
 #[derive(Debug)]
 pub struct Reply {
@@ -121,6 +138,7 @@ pub(crate) struct Shared {
     pub(crate) graph: Graph,
     pub(crate) intents: RefCell<VecDeque<Intent>>,
     replies: RefCell<VecDeque<Reply>>,
+    events: RefCell<VecDeque<Event>>,
     flights: RefCell<Slab<(u32, Flight)>>,
     generation: Cell<u32>,
     pub(crate) requests: RefCell<Slab<Slot>>,
@@ -182,6 +200,11 @@ impl Engine {
     #[inline]
     pub fn next_reply(&self) -> Option<Reply> {
         self.0.replies.borrow_mut().pop_front()
+    }
+
+    /// The next thing that happened to a node by itself. Nobody has to ask: what is not read is dropped in time.
+    pub fn next_event(&self) -> Option<Event> {
+        self.0.events.borrow_mut().pop_front()
     }
 
     /// Starts a coroutine: opening, closing, a job. A reply with `tag` says that it ended.
@@ -344,6 +367,14 @@ impl Shared {
         self.generation.set(generation.wrapping_add(1));
         let key = self.flights.borrow_mut().insert((generation, flight));
         Token(u64::from(generation) << 32 | key as u64)
+    }
+
+    pub(crate) fn report(&self, event: Event) {
+        let mut events = self.events.borrow_mut();
+        if events.len() == EVENTS_MAX {
+            events.pop_front();
+        }
+        events.push_back(event);
     }
 
     /// Emits an intent that the running coroutine waits for.

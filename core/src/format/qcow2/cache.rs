@@ -117,6 +117,13 @@ impl SliceCache {
         Err(AllDirty)
     }
 
+    /// Forgets all slices, which hold no changes.
+    pub(super) fn clear(&mut self) {
+        self.slots.clear();
+        self.index.clear();
+        (self.hand, self.dirty) = (0, 0);
+    }
+
     /// Forgets the slices of a table that is no longer in use.
     pub(super) fn forget(&mut self, start: HostOffset, len: u64) {
         for slot in 0..self.slots.len() {

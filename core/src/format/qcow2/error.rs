@@ -62,10 +62,10 @@ pub enum Qcow2Error {
     #[error("qcow2: Image is corrupt; cannot be opened read/write")]
     MarkedCorrupt,
     #[error(
-        "the image was not closed properly and its refcounts may be wrong (dirty bit); open it read-only, or repair \
-         it first with 'check -r all'"
+        "Could not repair dirty image: {errors} errors of the check leave its refcounts unknown; open it read-only, or run \
+         'check -r all' on it"
     )]
-    MarkedDirty,
+    DirtyNotRepaired { errors: u64 },
     #[error(
         "the image is encrypted ({method}), and no key was given; encrypted images are not supported yet"
     )]
@@ -122,6 +122,10 @@ pub enum Qcow2Error {
     #[error("cluster {:#x} is freed, and yet its refcount is 0; the image is corrupt, run 'check' on it", .at.0)]
     RefcountUnderflow { at: HostOffset },
 
+    #[error("refcounts are lost, and have to be rebuilt: repair it with 'check -r all'")]
+    RefcountsLost,
+    #[error("the rebuilt refcounts do not agree with the references")]
+    RebuiltWrong,
     #[error("the file has {clusters} clusters, of which at most 2^31 - 1 can be checked")]
     CheckTooLarge { clusters: u64 },
     #[error("the dirty bitmaps are damaged: {problem}")]
@@ -144,8 +148,7 @@ impl FormatError for Qcow2Error {
             Self::Version { .. }
             | Self::Features { .. }
             | Self::Encrypted { .. }
-            | Self::CryptMethod { .. }
-            | Self::MarkedDirty => FaultKind::Unsupported,
+            | Self::CryptMethod { .. } => FaultKind::Unsupported,
             Self::L2CacheEntrySize { .. }
             | Self::LazyRefcountsInVersion2
             | Self::Option(_)

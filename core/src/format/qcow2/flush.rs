@@ -21,6 +21,7 @@ use crate::buf::Buf;
 use crate::engine::Io;
 use crate::engine::task::join_all;
 use crate::error::Result;
+use crate::graph::NodeId;
 use crate::graph::driver::Role;
 use crate::intent::{Fua, Label};
 
@@ -159,13 +160,24 @@ impl Qcow2 {
     /// Order on disk: a barrier, the header, a barrier. What the new header points to is durable before it, and the change
     /// is durable on return. Memory follows the disk: a header that could not be written is not the image's.
     pub(super) async fn change_header(&self, io: &Io, change: impl FnOnce(&mut Header)) -> Result<()> {
+        self.barrier(io).await?;
+        self.write_header(io, io.child(Role::File), change).await
+    }
+
+    /// Changes the header of an image that need not be a node yet. Only what is in `file` is durable before it.
+    pub(super) async fn write_header(
+        &self,
+        io: &Io,
+        file: NodeId,
+        change: impl FnOnce(&mut Header),
+    ) -> Result<()> {
         let _one_at_a_time = self.headers.enter(&io.shared().tasks).await;
         let mut header = self.header();
         change(&mut header);
         let bytes = header.encode().map_err(|fault| self.fail(fault))?;
-        self.barrier(io).await?;
-        io.write("qcow2.change_header", io.child(Role::File), 0, Buf::from(bytes), Fua::No).await.1?;
-        self.barrier(io).await?;
+        io.flush("qcow2.change_header", file).await?;
+        io.write("qcow2.change_header", file, 0, Buf::from(bytes), Fua::No).await.1?;
+        io.flush("qcow2.change_header", file).await?;
         *self.header.borrow_mut() = header;
         Ok(())
     }

@@ -5,6 +5,7 @@ use std::cell::{Cell, RefCell};
 use rustc_hash::FxHashSet;
 
 use super::cache::SliceCache;
+use super::check::{Repair, check_file};
 use super::layout::{
     Autoclear, Crypt, EntryRules, Header, HostOffset, Incompatible, L1Entry, RefcountTableEntry,
     SNAPSHOT_TABLE_LEN_MAX, SNAPSHOTS_MAX, Snapshot, check_table, extension_kind,
@@ -13,7 +14,7 @@ use super::lookup::be_u64;
 use super::refcount::Refcounts;
 use super::{Discards, Geometry, L1Table, MetadataOnly, Qcow2, Qcow2Error};
 use crate::buf::Buf;
-use crate::engine::Io;
+use crate::engine::{Event, Io};
 use crate::error::{Error, Result};
 use crate::graph::NodeId;
 use crate::graph::driver::Role;
@@ -78,6 +79,9 @@ pub struct Qcow2Options {
     /// Open for looking at metadata alone: an encrypted image opens, a data file stays
     /// closed, and the data of both cannot be read.
     pub metadata_only: bool,
+    /// Open for a check or a repair: images open that are marked corrupt or dirty, or whose refcounts are lost, and
+    /// bitmaps stay as they are. The guest's data is not to be written.
+    pub for_check: bool,
     /// Refuse compressed writes where a cluster is allocated, as QEMU does. Otherwise they replace it.
     pub pack_fresh_only: bool,
 }
@@ -92,6 +96,7 @@ impl Default for Qcow2Options {
             lazy_refcounts: false,
             snapshot: None,
             metadata_only: false,
+            for_check: false,
             pack_fresh_only: false,
         }
     }
@@ -150,11 +155,8 @@ pub async fn open(
         header.size = snapshot.disk_size.unwrap_or(header.size);
         header.check_tables().map_err(fail)?;
     }
-    let l1_len = u64::from(header.l1_entries) * 8;
-    let l1 = read_table(io, file, "Active L1 table", header.l1_offset, l1_len).await?;
+    let (l1, table) = read_tables(io, file, &header, options.for_check).await?;
     let table_at = header.refcount_table_offset;
-    let table_len = u64::from(header.refcount_table_clusters) << header.cluster_bits.bits();
-    let table = read_table(io, file, "Reference count table", table_at, table_len).await?;
     let geometry = geometry(&header, options);
     let slice_len = header.cluster_bits.size().min(SLICE_LEN) as usize;
     let cache = SliceCache::new(slice_len, options.refcount_cache_len as usize);
@@ -163,9 +165,7 @@ pub async fn open(
     if grows_as_zeroes(io, file) {
         refcounts.fresh_beyond(file_len);
     }
-    if writable {
-        refcounts.metadata = metadata_clusters(&header, &l1, &refcounts.table).map_err(fail)?;
-    }
+    let dirty = header.has(Incompatible::DIRTY);
     let qcow2 = Qcow2 {
         name: io.title(file),
         l1: RefCell::new(L1Table { at: header.l1_offset, entries: l1, dirty: None, writing: None }),
@@ -188,10 +188,33 @@ pub async fn open(
         discards: options.discards,
         pack_fresh_only: options.pack_fresh_only,
     };
-    if writable {
+    if writable && !options.for_check {
+        match dirty {
+            true => qcow2.repair_dirty(io, file).await?,
+            false => qcow2.protect_metadata()?,
+        }
         qcow2.clear_stale_features(io, file).await?;
     }
     Ok(qcow2)
+}
+
+/// Reads the active L1 table and the refcount table. For a check, a refcount table beyond the end of the file is one of
+/// zeros.
+async fn read_tables(
+    io: &Io,
+    file: NodeId,
+    header: &Header,
+    for_check: bool,
+) -> Result<(Vec<u64>, Vec<u64>)> {
+    let l1_len = u64::from(header.l1_entries) * 8;
+    let l1 = read_table(io, file, "Active L1 table", header.l1_offset, l1_len).await?;
+    let table_at = header.refcount_table_offset;
+    let table_len = u64::from(header.refcount_table_clusters) << header.cluster_bits.bits();
+    if for_check && table_at.0 >= io.len(file) {
+        return Ok((l1, vec![0; table_len as usize / 8]));
+    }
+    let table = read_table(io, file, "Reference count table", table_at, table_len).await?;
+    Ok((l1, table))
 }
 
 /// Whether an image may be used in the way that is asked for.
@@ -215,11 +238,14 @@ fn admit(header: &Header, writable: bool, options: &Qcow2Options) -> Result<(), 
     if options.lazy_refcounts && header.version < 3 {
         return Err(Qcow2Error::LazyRefcountsInVersion2);
     }
-    if writable && header.has(Incompatible::CORRUPT) {
+    if writable && header.has(Incompatible::CORRUPT) && !options.for_check {
         return Err(Qcow2Error::MarkedCorrupt);
     }
-    if writable && header.has(Incompatible::DIRTY) {
-        return Err(Qcow2Error::MarkedDirty);
+    if header.refcount_table_clusters == 0 && !options.for_check {
+        return Err(Qcow2Error::NoRefcountTable);
+    }
+    if options.for_check {
+        return Ok(());
     }
     if header.snapshot_count > SNAPSHOTS_MAX {
         let len = u64::from(header.snapshot_count) * 40;
@@ -361,6 +387,50 @@ async fn read_snapshots(io: &Io, file: NodeId, header: &Header) -> Result<Vec<Sn
 }
 
 impl Qcow2 {
+    /// Reads the tables again that memory keeps whole, and forgets all others: a repair has changed them.
+    pub(super) async fn reload(&self, io: &Io, file: NodeId) -> Result<()> {
+        let header = self.header();
+        let (l1, table) = read_tables(io, file, &header, true).await?;
+        self.l2.borrow_mut().clear();
+        self.l1.borrow_mut().entries = l1;
+        self.refcounts.borrow_mut().replace(header.refcount_table_offset, table);
+        self.protect_metadata()
+    }
+
+    fn protect_metadata(&self) -> Result<()> {
+        let (l1, mut refcounts) = (self.l1.borrow(), self.refcounts.borrow_mut());
+        let clusters = metadata_clusters(&self.header.borrow(), &l1.entries, &refcounts.table);
+        refcounts.metadata = clusters.map_err(|fault| self.fail(fault))?;
+        Ok(())
+    }
+
+    /// Repairs an image that was not closed properly, before anybody uses it.
+    ///
+    /// The dirty bit goes last, once all refcounts are right and durable (`check/repair`).
+    async fn repair_dirty(&self, io: &Io, file: NodeId) -> Result<()> {
+        let node = self.name.clone();
+        let mut say = |line: String| io.report(Event::Repair { node: node.clone(), line });
+        let what = (Some(Repair::All), None);
+        let report = Box::pin(check_file(io, file, self, what, &mut say, &|_, _| {})).await?;
+        self.reload(io, file).await?;
+        if report.check_errors > 0 {
+            return Err(self.fail(Qcow2Error::DirtyNotRepaired { errors: report.check_errors }));
+        }
+        match report.corruptions {
+            0 => self.mark_sound(io, file).await,
+            _ => Ok(()),
+        }
+    }
+
+    /// Clears the dirty and corrupt bits.
+    pub(super) async fn mark_sound(&self, io: &Io, file: NodeId) -> Result<()> {
+        const BITS: u64 = Incompatible::DIRTY | Incompatible::CORRUPT;
+        if self.header.borrow().incompatible & BITS == 0 {
+            return Ok(());
+        }
+        self.write_header(io, file, |header| header.incompatible &= !BITS).await
+    }
+
     /// Clears the autoclear bits whose promises a writer that does not know them breaks.
     ///
     /// Order on disk: the cleared bits are durable before the first change.

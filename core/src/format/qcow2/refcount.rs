@@ -105,6 +105,14 @@ impl Refcounts {
         }
     }
 
+    /// Forgets all but the width: the table is another one.
+    pub(super) fn replace(&mut self, table_at: HostOffset, table: Vec<u64>) {
+        self.cache.clear();
+        (self.table_at, self.table, self.table_dirty) = (table_at, table, None);
+        (self.first_free, self.next_packed) = (0, 0);
+        self.metadata.clear();
+    }
+
     /// Has clusters beyond `file_len` count as zeroed, on a leaf that grows with zeros.
     pub(super) fn fresh_beyond(&mut self, file_len: u64) {
         self.fresh_from = file_len.div_ceil(self.cluster_bits.size());

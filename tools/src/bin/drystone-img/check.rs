@@ -1,8 +1,12 @@
 //! `check`.
 
-use drystone_core::format::qcow2::{Qcow2, check};
-use drystone_exec_linux::Client;
-use drystone_tools::img::args::CheckArgs;
+use std::any::Any;
+
+use drystone_core::error::Error;
+use drystone_core::format::qcow2::{Qcow2, Qcow2Error, check};
+use drystone_core::graph::open::{DriverSpec, NodeSpec, OpenMode};
+use drystone_exec_linux::{Client, Image};
+use drystone_tools::img::args::{self, CheckArgs, OutputFormat};
 use drystone_tools::img::check::{CheckError, CheckReport};
 use drystone_tools::img::open::cannot_open;
 use drystone_tools::message::Failure;
@@ -10,13 +14,42 @@ use drystone_tools::message::Failure;
 use crate::image;
 
 pub async fn run(client: &Client, args: &CheckArgs) -> Result<u8, Failure> {
-    if args.repair.is_some() {
-        return Err(Failure::new(
-            "repairing images (-r) is not supported yet; check without it, or use a copy",
-        ));
-    }
     let mode = image::reading(&args.common, args.cache, args.force_share);
-    let disk = image::open(client, &args.source, mode).await?;
+    let mode = OpenMode { writable: args.repair.is_some(), ..mode };
+    let spec = for_check(image::spec(&args.source, mode)?);
+    let disk = image::open_spec(client, &args.source.name, &spec).await?;
+    let found = examine(client, &disk, args).await;
+    let closed = image::close(disk).await;
+    let report = found?;
+    closed?;
+    if !args.quiet {
+        crate::print(&report.render(args.output))?;
+    }
+    report.exit_code()
+}
+
+/// Checks, and once more where something was repaired.
+async fn examine(client: &Client, disk: &Image, args: &CheckArgs) -> Result<CheckReport, Failure> {
+    let repair = args.repair.map(|repair| match repair {
+        args::Repair::Leaks => check::Repair::Leaks,
+        args::Repair::All => check::Repair::All,
+    });
+    let report = once(client, disk, args, repair).await?;
+    if !report.repaired() {
+        return Ok(report);
+    }
+    if !args.quiet && args.output == OutputFormat::Human {
+        crate::print(&report.repair_summary())?;
+    }
+    Ok(once(client, disk, args, None).await?.with_repairs_of(&report))
+}
+
+async fn once(
+    client: &Client,
+    disk: &Image,
+    args: &CheckArgs,
+    repair: Option<check::Repair>,
+) -> Result<CheckReport, Failure> {
     let node = disk.node();
     let found = client.run(move |io| async move {
         let is_qcow2 = io.driver(node).is_some_and(|driver| driver.as_any().is::<Qcow2>());
@@ -24,28 +57,43 @@ pub async fn run(client: &Client, args: &CheckArgs) -> Result<u8, Failure> {
             return Ok(None);
         }
         let mut say = |line: String| crate::say(&format!("{line}\n"));
-        check::check(&io, node, &mut say, &|_, _| {}).await.map(Some)
+        match repair {
+            Some(what) => check::repair(&io, node, what, &mut say, &|_, _| {}).await.map(Some),
+            None => check::check(&io, node, &mut say, &|_, _| {}).await.map(Some),
+        }
     });
-    let found = found.await.map_err(|error| cannot_open(&args.source.name, &error.to_string()));
-    let closed = image::close(disk).await;
-    let Some(found) = found? else { return Err(CheckError::NotSupported.into_failure()) };
-    closed?;
-    let report = CheckReport {
+    let found = found.await.map_err(|error| match &*error {
+        Error::Format { fault, .. } if is_lost(fault.as_any()) => {
+            CheckError::Io("Input/output error".into()).into_failure()
+        }
+        _ => cannot_open(&args.source.name, &error.to_string()),
+    })?;
+    let found = found.ok_or_else(|| CheckError::NotSupported.into_failure())?;
+    Ok(CheckReport {
         filename: args.source.name.text().to_owned(),
         format: "qcow2".into(),
         check_errors: found.check_errors,
         corruptions: found.corruptions,
         leaks: found.leaks,
-        corruptions_fixed: 0,
-        leaks_fixed: 0,
+        corruptions_fixed: found.corruptions_fixed,
+        leaks_fixed: found.leaks_fixed,
         image_end_offset: found.image_end_offset,
         total_clusters: found.total_clusters,
         allocated_clusters: found.allocated_clusters,
         fragmented_clusters: found.fragmented_clusters,
         compressed_clusters: found.compressed_clusters,
-    };
-    if !args.quiet {
-        crate::print(&report.render(args.output))?;
+    })
+}
+
+/// Whether refcounts have to be rebuilt, which `-r leaks` does not do.
+fn is_lost(fault: &dyn Any) -> bool {
+    fault.downcast_ref::<Qcow2Error>() == Some(&Qcow2Error::RefcountsLost)
+}
+
+/// What is wrong with an image is no reason not to open it.
+fn for_check(mut spec: NodeSpec) -> NodeSpec {
+    if let DriverSpec::Qcow2 { options, .. } | DriverSpec::Probe { options, .. } = &mut spec.driver {
+        options.for_check = true;
     }
-    report.exit_code()
+    spec
 }

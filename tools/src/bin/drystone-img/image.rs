@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::MetadataExt;
 
-use drystone_core::engine::Io;
+use drystone_core::engine::{Event, Io};
 use drystone_core::error::Error;
 use drystone_core::graph::NodeId;
 use drystone_core::graph::open::{ChildSpec, DriverSpec, NodeSpec, OpenMode};
@@ -53,7 +53,18 @@ pub async fn open(client: &Client, source: &Source, mode: OpenMode) -> Result<Im
 
 /// Opens what was read from a name.
 pub async fn open_spec(client: &Client, name: &ImageName, spec: &NodeSpec) -> Result<Image, Failure> {
-    client.open(spec).await.map_err(|error| cannot_open(name, &error.to_string()))
+    let opened = client.open(spec).await;
+    tell_events(client);
+    opened.map_err(|error| cannot_open(name, &error.to_string()))
+}
+
+/// Tells what happened to images by themselves, as the reference does on the standard error output.
+pub fn tell_events(client: &Client) {
+    while let Some(event) = client.next_event() {
+        if let Event::Repair { line, .. } = event {
+            crate::say(&format!("{line}\n"));
+        }
+    }
 }
 
 /// Leaves out backing and data files: what a look at the metadata needs, and nothing that an image merely names.

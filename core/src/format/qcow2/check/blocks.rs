@@ -1,8 +1,8 @@
 //! The refcount table and its blocks: what they say, what they refer to, and whether they agree with the references.
 
-use super::Check;
 use super::source::{Holes, Piece, Source};
 use super::window::Counter;
+use super::{Check, Repair};
 use crate::format::qcow2::layout::{HOST_OFFSET_MAX, RefcountWidth};
 
 /// Bits of a refcount table entry that must be zero.
@@ -15,12 +15,12 @@ struct Block {
 }
 
 impl<C: Counter> Check<'_, C> {
-    fn refcount_width(&self) -> RefcountWidth {
+    pub(super) fn refcount_width(&self) -> RefcountWidth {
         RefcountWidth::new(self.plan.width_bits.trailing_zeros()).expect("the header's")
     }
 
     /// Clusters that one block counts.
-    fn per_block(&self) -> u64 {
+    pub(super) fn per_block(&self) -> u64 {
         self.plan.bits.size() * 8 / u64::from(self.plan.width_bits)
     }
 
@@ -108,7 +108,11 @@ impl<C: Counter> Check<'_, C> {
         }
     }
 
-    /// Counts the references to refcount blocks, each of which must be the only one to its block.
+    /// Counts the references to refcount blocks, each of which must be the only one to its block. Blocks of which that
+    /// is not true are lost.
+    ///
+    /// A block beyond the end of the image counts nothing. The reference grows the file to make it one that does, and
+    /// then finds that it does not count itself; here such a block is left out when refcounts are rebuilt.
     pub(super) fn check_refcount_blocks(&mut self) {
         let (bits, first, covered) = (self.plan.bits, self.first_pass, self.found.clusters());
         for index in 0..self.plan.refcount_table.len() {
@@ -118,6 +122,7 @@ impl<C: Counter> Check<'_, C> {
             if !first && !covered.contains(&cluster) {
                 continue;
             }
+            let outside = raw & RESERVED == 0 && bits.offset_in(at) == 0 && cluster >= self.compared;
             let problem = match () {
                 () if raw & RESERVED != 0 => {
                     Some(format!("ERROR refcount table entry {index} has reserved bits set"))
@@ -125,12 +130,19 @@ impl<C: Counter> Check<'_, C> {
                 () if bits.offset_in(at) != 0 => Some(format!(
                     "ERROR refcount block {index} is not cluster aligned; refcount table entry corrupted"
                 )),
-                () if cluster >= self.compared => {
-                    Some(format!("ERROR refcount block {index} is outside image"))
+                () if outside && self.what == Some(Repair::All) => {
+                    Some(format!("Repairing refcount block {index} is outside image"))
                 }
+                () if outside => Some(format!("ERROR refcount block {index} is outside image")),
                 () => None,
             };
+            // One beyond the end is only worth a new structure where everything is repaired.
+            self.lost |= problem.is_some() && (!outside || self.what == Some(Repair::All));
             match problem {
+                Some(line) if first && outside && self.what == Some(Repair::All) => {
+                    self.tell.report.corruptions_fixed += 1;
+                    self.tell.line(|| line);
+                }
                 Some(line) if first => self.tell.corruption(1, || line),
                 Some(_) => {}
                 None if at == 0 => {}
@@ -138,6 +150,7 @@ impl<C: Counter> Check<'_, C> {
                     self.reference(at, bits.size(), 1);
                     let count = self.found.try_get(cluster).filter(|count| *count != 1);
                     if let Some(count) = count {
+                        self.lost = true;
                         self.tell.corruption(1, || format!("ERROR refcount block {index} refcount={count}"));
                     }
                 }
@@ -145,8 +158,10 @@ impl<C: Counter> Check<'_, C> {
         }
     }
 
-    /// Compares what was found with the refcounts, cluster by cluster.
-    pub(super) fn compare(&mut self) {
+    /// Compares what was found with the refcounts, cluster by cluster, and changes the refcounts in memory as far as
+    /// they are to be repaired. Returns the blocks that changed.
+    pub(super) fn compare(&mut self, repair: Option<Repair>) -> Vec<u64> {
+        let mut changed = Vec::new();
         let clusters = self.found.part_of(&(0..self.compared));
         let block_bits = self.per_block().trailing_zeros();
         let mut cluster = clusters.start;
@@ -158,16 +173,21 @@ impl<C: Counter> Check<'_, C> {
                 self.unknown(cluster..end);
             } else if idle && self.on_disk.idle_chunk(cluster).0 {
                 // Neither counted nor referred to.
-            } else if idle && self.tell.is_full() {
+            } else if idle && self.tell.is_full() && repair.is_none() {
                 self.leaked(cluster..end);
-            } else {
-                self.compare_run(cluster..end);
+            } else if self.compare_run(cluster..end, repair)
+                && changed.last() != Some(&(cluster >> block_bits))
+            {
+                changed.push(cluster >> block_bits);
             }
             cluster = end;
         }
+        changed
     }
 
-    fn compare_run(&mut self, clusters: std::ops::Range<u64>) {
+    /// Whether any refcount changed.
+    fn compare_run(&mut self, clusters: std::ops::Range<u64>, repair: Option<Repair>) -> bool {
+        let mut changed = false;
         for cluster in clusters {
             let (refcount, reference) = (self.on_disk.get(cluster), self.found.get(cluster));
             if refcount | reference != 0 {
@@ -177,13 +197,25 @@ impl<C: Counter> Check<'_, C> {
                 continue;
             }
             let line = || format!("cluster {cluster} refcount={refcount} reference={reference}");
-            if refcount < reference {
+            let repaired = repair == Some(Repair::All) || (repair.is_some() && refcount > reference);
+            if repaired {
+                let report = &mut self.tell.report;
+                match refcount > reference {
+                    true => report.leaks_fixed += 1,
+                    false => report.corruptions_fixed += 1,
+                }
+                self.tell.line(|| format!("Repairing {}", line()));
+                self.on_disk.put(cluster, reference);
+                changed = true;
+            } else if refcount < reference {
+                self.lost |= refcount == 0;
                 self.tell.corruption(1, || format!("ERROR {}", line()));
             } else {
                 self.tell.report.leaks += 1;
                 self.tell.line(|| format!("Leaked {}", line()));
             }
         }
+        changed
     }
 
     /// Clusters without references, when no more lines are told.

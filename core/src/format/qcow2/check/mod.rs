@@ -1,4 +1,4 @@
-//! Check: compares the refcounts of an image with the references that its metadata holds.
+//! Check and repair: compares the refcounts of an image with the references that its metadata holds.
 //!
 //! ```text
 //!   header, L1 tables, L2 tables, snapshot table,      one reference each for every cluster that they
@@ -7,7 +7,9 @@
 //!   refcount blocks                                ──▶ `on_disk` ◀─────┘ and decide the COPIED flags
 //! ```
 //!
-//! Owns nothing of the image and changes nothing. Findings and numbers are those of `qemu-img check`.
+//! Owns nothing of the image, and changes nothing unless it is asked to repair. Findings and numbers are those of
+//! `qemu-img check`. What a repair writes, and in which order, is in `repair`, and in `rebuild` for refcounts that are
+//! lost.
 //!
 //! Memory is bounded whatever the image says. The counters cover one *window* of clusters at a time: 2^26 clusters
 //! with counters of 16 bits, or 2^24 with counters of 64 bits where refcounts have 32 or 64; a larger file takes one
@@ -16,11 +18,14 @@
 //! multiplied.
 //!
 //! `window` has the counters, `source` the reads, `overlap` what overlaps, `tables` L1 and L2 tables, `blocks` the
-//! refcounts, `bitmaps` the dirty bitmaps.
+//! refcounts, `bitmaps` the dirty bitmaps, `snapshots` the snapshot table.
 
 mod bitmaps;
 mod blocks;
 mod overlap;
+mod rebuild;
+mod repair;
+mod snapshots;
 mod source;
 mod spill;
 mod tables;
@@ -46,6 +51,15 @@ const TOLD_MAX: u64 = 1 << 20;
 /// Windows beyond the end of the file that are looked at, for the refcounts of what a damaged entry names there.
 const STRAY_WINDOWS_MAX: usize = 64;
 
+/// What a repair changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Repair {
+    /// Refcounts that are higher than the number of references, and COPIED flags once all refcounts are right.
+    Leaks,
+    /// All that can be repaired without guessing.
+    All,
+}
+
 /// What a check found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CheckReport {
@@ -55,6 +69,10 @@ pub struct CheckReport {
     pub leaks: u64,
     /// What could not be checked.
     pub check_errors: u64,
+    /// Errors that were repaired; `corruptions` are those that are left.
+    pub corruptions_fixed: u64,
+    /// Leaks that were repaired; `leaks` are those that are left.
+    pub leaks_fixed: u64,
     /// End of the last cluster that has a refcount or a reference.
     pub image_end_offset: u64,
     /// Clusters of the guest's disk.
@@ -81,6 +99,34 @@ pub async fn check(
     say: &mut dyn FnMut(String),
     progress: &dyn Fn(u64, u64),
 ) -> Result<CheckReport> {
+    examine(io, node, None, say, progress).await
+}
+
+/// Checks an image that is open for writing and that nobody else uses, and repairs what is found.
+///
+/// All of it is durable on return. An image of which no errors are left loses its dirty and corrupt bits. The report is
+/// of the check that led to the repair; another check tells what is there afterwards.
+///
+/// # Errors
+/// As for [`check`]; [`Qcow2Error::RefcountsLost`] when only [`Repair::All`] could help; and when something cannot be
+/// written, after which the image is no worse than before.
+pub async fn repair(
+    io: &Io,
+    node: NodeId,
+    what: Repair,
+    say: &mut dyn FnMut(String),
+    progress: &dyn Fn(u64, u64),
+) -> Result<CheckReport> {
+    examine(io, node, Some(what), say, progress).await
+}
+
+async fn examine(
+    io: &Io,
+    node: NodeId,
+    what: Option<Repair>,
+    say: &mut dyn FnMut(String),
+    progress: &dyn Fn(u64, u64),
+) -> Result<CheckReport> {
     let unsupported = |driver| {
         let what = "a qcow2 check";
         Box::new(Error::Unsupported { node: io.title(node), driver, what })
@@ -90,16 +136,47 @@ pub async fn check(
     let any: &dyn Any = driver.as_any();
     let image = any.downcast_ref::<Qcow2>().ok_or_else(|| unsupported(name))?;
     let file = io.edge(node, Role::File).ok_or_else(|| unsupported(name))?;
-    let plan = Plan::of(io, file, image).await?;
+    let table = match what {
+        Some(Repair::All) => snapshots::Table::read(io, file, image, say).await?,
+        _ => None,
+    };
+    let mut report = check_file(io, file, image, (what, table.as_ref()), say, progress).await?;
+    if what.is_none() {
+        return Ok(report);
+    }
+    image.reload(io, file).await?;
+    if let Some(table) = table.filter(|table| table.changes > 0) {
+        image.replace_snapshot_table(&io.for_node(node), &table).await?;
+        report.corruptions_fixed += table.changes;
+    }
+    if (report.corruptions, report.check_errors) == (0, 0) {
+        image.mark_sound(io, file).await?;
+    }
+    Ok(report)
+}
+
+/// Checks the image in `file`, which need not be a node yet.
+pub(super) async fn check_file(
+    io: &Io,
+    file: NodeId,
+    image: &Qcow2,
+    (what, table): (Option<Repair>, Option<&snapshots::Table>),
+    say: &mut dyn FnMut(String),
+    progress: &dyn Fn(u64, u64),
+) -> Result<CheckReport> {
+    let plan = Plan::of(io, file, image, table).await?;
     let tell = Tell { report: CheckReport::default(), say, told: 0 };
     match plan.width_bits {
-        ..=16 => Check::<u16>::new(plan, tell, progress).run().await,
-        _ => Check::<u64>::new(plan, tell, progress).run().await,
+        ..=16 => Check::<u16>::new(plan, what, tell, progress).run().await,
+        _ => Check::<u64>::new(plan, what, tell, progress).run().await,
     }
 }
 
 /// What is known of the image before its tables are walked.
 struct Plan<'a> {
+    image: &'a Qcow2,
+    /// The snapshot table as it is to be, where it is repaired.
+    table: Option<&'a snapshots::Table>,
     source: Source<'a>,
     geometry: Geometry,
     bits: ClusterBits,
@@ -114,6 +191,8 @@ struct Plan<'a> {
     refcount_table_at: HostOffset,
     snapshots: Vec<Snapshot>,
     snapshots_at: HostOffset,
+    /// Bytes of the snapshot table.
+    snapshots_len: u64,
     bitmaps: Option<bitmaps::Directory>,
     crypto_header: Option<(u64, u64)>,
     /// Guest offsets are the data file's.
@@ -121,7 +200,12 @@ struct Plan<'a> {
 }
 
 impl<'a> Plan<'a> {
-    async fn of(io: &'a Io, file: NodeId, image: &Qcow2) -> Result<Self> {
+    async fn of(
+        io: &'a Io,
+        file: NodeId,
+        image: &'a Qcow2,
+        table: Option<&'a snapshots::Table>,
+    ) -> Result<Self> {
         let header = image.header();
         let bits = header.cluster_bits;
         // Files are counted in sectors.
@@ -130,7 +214,14 @@ impl<'a> Plan<'a> {
         if clusters > i32::MAX as u64 {
             return Err(image.fail(Qcow2Error::CheckTooLarge { clusters }));
         }
-        let snapshots = image.snapshots(io, file).await?;
+        let (snapshots, snapshots_len) = match table {
+            Some(table) => (table.entries.clone(), table.old_len),
+            None => {
+                let entries = image.snapshots(io, file).await?;
+                let len = entries.iter().map(|snapshot| snapshot.entry_len).sum();
+                (entries, len)
+            }
+        };
         let bitmaps = match header.extension(extension_kind::BITMAPS) {
             Some(extension) if header.version >= 3 && header.autoclear & Autoclear::BITMAPS != 0 => {
                 let found = bitmaps::Directory::read(&source, extension, bits, header.size).await?;
@@ -150,6 +241,8 @@ impl<'a> Plan<'a> {
             bytes.get(at..at + 8).map_or(0, |bytes| u64::from_be_bytes(bytes.try_into().expect("eight")))
         };
         Ok(Self {
+            image,
+            table,
             source,
             geometry: image.geometry,
             bits,
@@ -162,6 +255,7 @@ impl<'a> Plan<'a> {
             refcount_table_at,
             snapshots,
             snapshots_at: header.snapshots_offset,
+            snapshots_len,
             bitmaps,
             crypto_header: header
                 .extension(extension_kind::CRYPTO_HEADER)
@@ -211,6 +305,18 @@ struct Check<'a, C> {
     plan: Plan<'a>,
     tell: Tell<'a>,
     progress: &'a dyn Fn(u64, u64),
+    /// What is repaired, if anything.
+    what: Option<Repair>,
+    /// L2 entries that are to become zero clusters: their places.
+    zeroed: Vec<u64>,
+    /// Whether refcounts cannot be repaired where they are.
+    lost: bool,
+    /// What comparing refcounts with references found.
+    differences: repair::Differences,
+    /// All metadata but L2 tables and the bitmaps themselves, once something is to be written.
+    other_metadata: Option<Vec<overlap::Named>>,
+    /// The refcount table and its blocks are not counted: they are about to be replaced.
+    without_refcounts: bool,
     /// Bytes of metadata read, and about how many there are.
     done: u64,
     of: u64,
@@ -243,7 +349,7 @@ struct Check<'a, C> {
 }
 
 impl<'a, C: Counter> Check<'a, C> {
-    fn new(plan: Plan<'a>, tell: Tell<'a>, progress: &'a dyn Fn(u64, u64)) -> Self {
+    fn new(plan: Plan<'a>, what: Option<Repair>, tell: Tell<'a>, progress: &'a dyn Fn(u64, u64)) -> Self {
         let cluster_size = plan.bits.size();
         let used = |table: &[u64]| table.iter().filter(|entry| **entry != 0).count() as u64;
         let of = (used(&plan.l1) + used(&plan.refcount_table)) * cluster_size;
@@ -255,6 +361,12 @@ impl<'a, C: Counter> Check<'a, C> {
         Self {
             of,
             done: 0,
+            what,
+            zeroed: Vec::new(),
+            lost: false,
+            differences: repair::Differences::default(),
+            other_metadata: None,
+            without_refcounts: false,
             found: Window::new(room),
             on_disk: Window::new(room),
             refcount_max: u64::MAX >> (64 - plan.width_bits),
@@ -278,17 +390,36 @@ impl<'a, C: Counter> Check<'a, C> {
 
     async fn run(mut self) -> Result<CheckReport> {
         self.snapshot_entries();
+        self.sweep().await?;
+        match self.what {
+            None => self.finish(),
+            Some(what) => Box::pin(self.repair(what)).await,
+        }
+    }
+
+    /// Counts and compares all clusters.
+    async fn sweep(&mut self) -> Result<()> {
         self.tell.report.total_clusters = self.plan.bits.count(self.plan.disk_size.next_multiple_of(512));
         let mut next = Some(0);
         while let Some(number) = next {
             self.pass(number).await?;
             self.first_pass = false;
-            let windows = self.compared.div_ceil(C::WINDOW);
-            next = match number + 1 {
-                inside if inside < windows => Some(inside),
-                beyond => self.referred.range(beyond..).next().copied(),
-            };
+            next = self.window_after(number);
         }
+        Ok(())
+    }
+
+    /// The next window that has something to look at.
+    fn window_after(&self, number: u64) -> Option<u64> {
+        let windows = self.compared.div_ceil(C::WINDOW);
+        match number + 1 {
+            inside if inside < windows => Some(inside),
+            beyond => self.referred.range(beyond..).next().copied(),
+        }
+    }
+
+    /// The report, once all is told.
+    fn finish(mut self) -> Result<CheckReport> {
         for line in std::mem::take(&mut self.copied_lines) {
             self.tell.line(|| line);
         }
@@ -318,7 +449,20 @@ impl<'a, C: Counter> Check<'a, C> {
             }
         }
         self.check_refcount_blocks();
-        self.compare();
+        let before = self.tell.report;
+        self.compare(None);
+        self.differences.add(&before, &self.tell.report);
+        Ok(())
+    }
+
+    /// Counts the clusters of a window once more, without telling what was told.
+    async fn recount(&mut self, number: u64) -> Result<()> {
+        self.found.move_to(number);
+        self.misaligned_followed = 0;
+        self.count_metadata().await?;
+        if !self.without_refcounts {
+            self.check_refcount_blocks();
+        }
         Ok(())
     }
 
@@ -331,8 +475,10 @@ impl<'a, C: Counter> Check<'a, C> {
             self.reference(at, len, 1);
         }
         self.count_bitmaps().await?;
-        let table_len = self.plan.refcount_table.len() as u64 * 8;
-        self.reference(self.plan.refcount_table_at.0, table_len, 1);
+        if !self.without_refcounts {
+            let table_len = self.plan.refcount_table.len() as u64 * 8;
+            self.reference(self.plan.refcount_table_at.0, table_len, 1);
+        }
         Ok(())
     }
 
@@ -342,6 +488,7 @@ impl<'a, C: Counter> Check<'a, C> {
             return;
         }
         for (index, snapshot) in self.plan.snapshots.iter().enumerate() {
+            // One that the repair has completed was told when it was read.
             if snapshot.disk_size.is_none() {
                 self.tell.corruption(1, || format!("ERROR snapshot table entry {index} is incomplete"));
             }

@@ -6,6 +6,7 @@ use crate::engine::task::join_all;
 use crate::error::{Error, Result};
 use crate::format::qcow2::Qcow2Error;
 use crate::graph::NodeId;
+use crate::intent::{Fua, Label};
 
 /// Bytes of one read.
 pub(super) const READ_LEN: u64 = 1 << 20;
@@ -53,6 +54,23 @@ impl Source<'_> {
         join_all(reads).await
     }
 
+    /// Writes several ranges at once.
+    pub(super) async fn write_all(&self, label: Label, writes: Vec<(u64, Buf)>) -> Result<()> {
+        for some in chunks_of(writes, BATCH_COUNT) {
+            let writes =
+                some.into_iter().map(|(at, bytes)| self.io.write(label, self.file, at, bytes, Fua::No));
+            for (_, result) in join_all(writes).await {
+                result?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes durable what was written.
+    pub(super) async fn barrier(&self) -> Result<()> {
+        self.io.flush("qcow2.repair/barrier", self.file).await
+    }
+
     /// Groups tables of `len` bytes, whose places ascend, into reads: returns the reads to begin with, and how many
     /// tables are in them.
     pub(super) fn group(places: impl Iterator<Item = u64>, len: u64) -> (Vec<(u64, u64)>, usize) {
@@ -78,6 +96,13 @@ impl Source<'_> {
         }
         (reads, count)
     }
+}
+
+fn chunks_of<T>(all: Vec<T>, len: usize) -> impl Iterator<Item = Vec<T>> {
+    let mut all = all.into_iter();
+    std::iter::from_fn(move || {
+        Some(all.by_ref().take(len).collect::<Vec<_>>()).filter(|some| !some.is_empty())
+    })
 }
 
 /// Finds the holes of a file, so that tables of zeros are not read.

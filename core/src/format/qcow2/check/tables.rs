@@ -4,7 +4,7 @@ use super::overlap::{Named, disjoint};
 use super::source::{Holes, Piece, READ_LEN, Source};
 use super::spill::Flag;
 use super::window::Counter;
-use super::{Check, TOLD_MAX};
+use super::{Check, Repair, TOLD_MAX};
 use crate::error::Result;
 use crate::format::qcow2::Qcow2Error;
 use crate::format::qcow2::layout::{EntryRules, HostOffset, L1_LEN_MAX};
@@ -12,20 +12,23 @@ use crate::format::qcow2::lookup::be_u64;
 use crate::graph::driver::Role;
 
 /// Bits 9 to 55 of an entry: a host offset.
-const OFFSET_MASK: u64 = 0x00ff_ffff_ffff_fe00;
+pub(super) const OFFSET_MASK: u64 = 0x00ff_ffff_ffff_fe00;
 /// Bits of an L1 entry that must be zero.
 const L1_RESERVED: u64 = 0x7f00_0000_0000_01ff;
 /// Bits of a standard L2 entry that must be zero.
 const L2_RESERVED: u64 = 0x3f00_0000_0000_01fe;
-const COPIED: u64 = 1 << 63;
+pub(super) const COPIED: u64 = 1 << 63;
 const COMPRESSED: u64 = 1 << 62;
-const ZERO: u64 = 1;
+pub(super) const ZERO: u64 = 1;
 
 /// L2 tables that wait in memory to be followed: sorted and read when there are so many.
 const TABLES_MAX: usize = 1 << 21;
 
 /// Bytes of L2 tables from which on the holes of the file are asked for, rather than read.
 const ASK_FOR_HOLES: u64 = 64 << 20;
+
+/// L2 entries that one repair turns into zero clusters: 8 MiB of places. Another repair does the rest.
+const ZEROED_MAX: usize = 1 << 20;
 
 /// An L2 table that L1 entries name.
 #[derive(Clone, Copy, Debug)]
@@ -40,7 +43,8 @@ pub(super) struct Table {
 }
 
 /// What an L2 entry is, as the check sees it.
-enum Class {
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Class {
     Nothing,
     Compressed,
     Cluster,
@@ -88,8 +92,7 @@ impl<C: Counter> Check<'_, C> {
             }
         }
         self.follow().await?;
-        let end = self.plan.snapshots.iter().map(|snapshot| snapshot.entry_len).sum();
-        self.reference(self.plan.snapshots_at.0, end, 1);
+        self.reference(self.plan.snapshots_at.0, self.plan.snapshots_len, 1);
         Ok(())
     }
 
@@ -157,7 +160,7 @@ impl<C: Counter> Check<'_, C> {
                 format!("ERROR l2_offset={at:x}: Table is not cluster aligned; L1 entry corrupted")
             });
         }
-        if active.is_some() && at != 0 {
+        if active.is_some() && at != 0 && self.what.is_none() {
             let cluster = at >> self.plan.bits.bits();
             self.check_copied(Flag { cluster, raw, times: 1, l1_index: active });
         }
@@ -262,7 +265,7 @@ impl<C: Counter> Check<'_, C> {
         }
     }
 
-    fn class(raw: u64, rules: &EntryRules) -> Class {
+    pub(super) fn class(raw: u64, rules: &EntryRules) -> Class {
         let at = raw & OFFSET_MASK;
         if raw & COMPRESSED != 0 {
             Class::Compressed
@@ -334,7 +337,7 @@ impl<C: Counter> Check<'_, C> {
     fn cluster(&mut self, table: &Table, index: usize, raw: u64, bitmap: u64, next: &mut Option<u64>) {
         let (at, size, first) = (raw & OFFSET_MASK, self.plan.bits.size(), self.first_pass);
         let rules = self.plan.geometry.rules;
-        if table.active > 0 && table.at != 0 {
+        if table.active > 0 && table.at != 0 && self.what.is_none() {
             let flag =
                 Flag { cluster: at >> self.plan.bits.bits(), raw, times: table.active, l1_index: None };
             match rules.data_file {
@@ -349,12 +352,19 @@ impl<C: Counter> Check<'_, C> {
                 format!("ERROR offset={at:x}: Allocated cluster has corrupted subcluster allocation bitmap")
             });
         }
-        if self.plan.bits.offset_in(at) != 0 && first {
+        if self.plan.bits.offset_in(at) != 0 {
             let has_data = if rules.extended { bitmap as u32 != 0 } else { raw & ZERO == 0 };
+            if !has_data && self.makes_zero(table, index, at) {
+                return;
+            }
             let kind = if has_data { "Data" } else { "Preallocated" };
-            self.tell.corruption(table.times, || {
-                format!("ERROR offset={at:x}: {kind} cluster is not properly aligned; L2 entry corrupted.")
-            });
+            if first {
+                self.tell.corruption(table.times, || {
+                    format!(
+                        "ERROR offset={at:x}: {kind} cluster is not properly aligned; L2 entry corrupted."
+                    )
+                });
+            }
         }
         if first {
             let active = u64::from(table.active);
@@ -368,6 +378,27 @@ impl<C: Counter> Check<'_, C> {
         } else if self.plan.raw_data_file && table.active > 0 && first {
             self.same_place_in_raw_file(table, index, at);
         }
+    }
+
+    /// Whether a repair turns an entry for nothing but zeros into one without a cluster.
+    fn makes_zero(&mut self, table: &Table, index: usize, at: u64) -> bool {
+        let geometry = &self.plan.geometry;
+        let place = table.at + (index * geometry.l2_entry_len) as u64;
+        let writable = self.what == Some(Repair::All) && geometry.version >= 3 && self.may_write(table.at);
+        if !writable || self.zeroed.len() >= ZEROED_MAX {
+            return false;
+        }
+        // Later passes come before the entry is written.
+        if self.first_pass {
+            self.zeroed.push(place);
+            self.tell.report.corruptions_fixed += table.times;
+            self.tell.line(|| {
+                format!(
+                    "Repairing offset={at:x}: Preallocated cluster is not properly aligned; L2 entry corrupted."
+                )
+            });
+        }
+        true
     }
 
     /// A raw data file holds each guest cluster at its own offset.

@@ -96,6 +96,13 @@ impl<C: Counter> Window<C> {
         self.touched[chunks].fill(true);
     }
 
+    /// Sets the counter of one cluster that is covered.
+    pub(super) fn put(&mut self, cluster: u64, count: u64) {
+        let index = (cluster - self.first) as usize;
+        self.counters[index] = C::from_count(count);
+        self.touched[index / CHUNK as usize] = true;
+    }
+
     /// How many counters of clusters that are covered are not zero, and the last cluster of them.
     pub(super) fn used(&self, clusters: &Range<u64>) -> (u64, Option<u64>) {
         let first = (clusters.start - self.first) as usize;

@@ -239,9 +239,6 @@ impl Header {
         if self.has(Incompatible::EXTENDED_L2) && bits.bits() < 14 {
             return Err(Qcow2Error::ExtendedL2ClusterSize { cluster_size: bits.size() });
         }
-        if self.refcount_table_clusters == 0 {
-            return Err(Qcow2Error::NoRefcountTable);
-        }
         let len = u64::from(self.refcount_table_clusters) << bits.bits();
         check_table("Reference count table", self.refcount_table_offset, len, REFCOUNT_TABLE_LEN_MAX, bits)?;
         let len = u64::from(self.l1_entries) * 8;
