@@ -13,6 +13,7 @@ mod help;
 mod info;
 mod map;
 mod numbers;
+mod snapshot;
 
 pub use bench::{Aio, BenchArgs, FlushEvery};
 pub use check::{CheckArgs, Repair};
@@ -23,6 +24,7 @@ pub use create::CreateArgs;
 pub use help::of_tool as tool_help;
 pub use info::InfoArgs;
 pub use map::MapArgs;
+pub use snapshot::{SnapshotAction, SnapshotArgs};
 
 use crate::getopt::{Getopt, OptionSpec, Order, Parsed};
 use crate::message::Failure;
@@ -59,6 +61,7 @@ pub enum Command {
     Create(CreateArgs),
     Info(InfoArgs),
     Map(MapArgs),
+    Snapshot(SnapshotArgs),
 }
 
 /// What a command's own parser returns: the command, or a text to print.
@@ -74,8 +77,16 @@ struct CommandSpec {
 }
 
 /// In alphabetical order.
-const COMMANDS: &[&CommandSpec] =
-    &[&bench::SPEC, &check::SPEC, &compare::SPEC, &convert::SPEC, &create::SPEC, &info::SPEC, &map::SPEC];
+const COMMANDS: &[&CommandSpec] = &[
+    &bench::SPEC,
+    &check::SPEC,
+    &compare::SPEC,
+    &convert::SPEC,
+    &create::SPEC,
+    &info::SPEC,
+    &map::SPEC,
+    &snapshot::SPEC,
+];
 
 const GLOBAL_OPTIONS: &[OptionSpec] = &[
     common::HELP,

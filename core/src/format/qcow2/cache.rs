@@ -46,6 +46,14 @@ impl SliceCache {
         Self { slice_len, slots_max, slots: Vec::new(), index: FxHashMap::default(), hand: 0, dirty: 0 }
     }
 
+    /// Forgets everything. Nothing is dirty or being written.
+    pub(super) fn clear(&mut self) {
+        assert!(self.dirty == 0 && self.slots.iter().all(|slot| !slot.writing), "changes are written first");
+        self.slots.clear();
+        self.index.clear();
+        self.hand = 0;
+    }
+
     /// Bytes of a slice.
     pub(super) fn slice_len(&self) -> usize {
         self.slice_len

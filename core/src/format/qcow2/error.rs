@@ -126,6 +126,25 @@ pub enum Qcow2Error {
     RefcountsLost,
     #[error("the rebuilt refcounts do not agree with the references")]
     RebuiltWrong,
+    #[error(
+        "cluster {:#x}, which {what}, is not counted; the image is corrupt, run 'check' on it", .at.0
+    )]
+    NotCounted { at: HostOffset, what: &'static str },
+    #[error("cluster {:#x} has as many references as fit {bits} bits; no snapshot can share it", .at.0)]
+    RefcountFull { at: HostOffset, bits: u32 },
+    #[error("Cannot decrease refcount entry width to {bits} bits: Cluster at offset {:#x} has a refcount of {count}", .at.0)]
+    RefcountTooWide { at: HostOffset, count: u64, bits: u32 },
+    #[error("two entries of the L1 table at {:#x} name the L2 table at {:#x}; run 'check' on the image", .l1.0, .at.0)]
+    L2TableShared { l1: HostOffset, at: HostOffset },
+    #[error(
+        "the header could neither be changed nor put back; nothing more is written until the image is opened again"
+    )]
+    HeaderAdrift,
+    #[error("Snapshots are not supported with an external data file")]
+    SnapshotOfDataFile,
+    #[error("the image has {max} snapshots already, as many as there can be")]
+    SnapshotsFull { max: u32 },
+
     #[error("the file has {clusters} clusters, of which at most 2^31 - 1 can be checked")]
     CheckTooLarge { clusters: u64 },
     #[error("the dirty bitmaps are damaged: {problem}")]
@@ -148,14 +167,18 @@ impl FormatError for Qcow2Error {
             Self::Version { .. }
             | Self::Features { .. }
             | Self::Encrypted { .. }
-            | Self::CryptMethod { .. } => FaultKind::Unsupported,
+            | Self::CryptMethod { .. }
+            | Self::SnapshotOfDataFile => FaultKind::Unsupported,
             Self::L2CacheEntrySize { .. }
             | Self::LazyRefcountsInVersion2
             | Self::Option(_)
             | Self::NoSnapshot
             | Self::NoDataFile
+            | Self::RefcountFull { .. }
+            | Self::RefcountTooWide { .. }
+            | Self::SnapshotsFull { .. }
             | Self::ImageFull { .. } => FaultKind::Misuse,
-            Self::CacheExhausted | Self::Occupied { .. } => FaultKind::Io,
+            Self::CacheExhausted | Self::HeaderAdrift | Self::Occupied { .. } => FaultKind::Io,
             _ => FaultKind::Corrupt,
         }
     }

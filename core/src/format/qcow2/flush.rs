@@ -14,9 +14,9 @@
 //! The changes of one commit are copied at one instant, so that an L2 entry never leaves before the refcount that it
 //! needs; what changes meanwhile waits for the next commit. Level 4 goes on beside later requests (`reclaim`).
 
-use super::Qcow2;
 use super::layout::{Header, HostOffset};
 use super::refcount::{Freed, FreedRun};
+use super::{Qcow2, Qcow2Error};
 use crate::buf::Buf;
 use crate::engine::Io;
 use crate::engine::task::join_all;
@@ -68,6 +68,9 @@ impl Qcow2 {
     /// Writes all changed metadata, level by level. The last level written is not durable yet.
     pub(super) async fn commit(&self, io: &Io) -> Result<()> {
         let _one_at_a_time = self.commits.enter(&io.shared().tasks).await;
+        if self.refcounts.borrow().adrift {
+            return Err(self.fail(Qcow2Error::HeaderAdrift));
+        }
         if !self.holds_changes() {
             return Ok(());
         }

@@ -19,6 +19,7 @@ mod create;
 mod crypt;
 mod error;
 mod flush;
+mod generation;
 pub mod layout;
 mod load;
 mod lookup;
@@ -26,6 +27,7 @@ mod open;
 mod preallocated;
 mod reclaim;
 mod refcount;
+mod snapshots;
 mod write;
 mod zero;
 
@@ -39,6 +41,7 @@ pub use error::Qcow2Error;
 use layout::{ClusterBits, EntryRules, GuestOffset, Header, HostOffset, L1Entry};
 pub use open::{Qcow2Options, SnapshotChoice, open, probe, read_header};
 use refcount::Refcounts;
+pub use snapshots::{NewSnapshot, SNAPSHOT_NAME_LEN_MAX};
 
 use crate::buf::BufList;
 use crate::engine::task::{Gate, WaitList};
@@ -68,6 +71,8 @@ pub struct Qcow2 {
     headers: Gate,
     /// One commit at a time.
     commits: Gate,
+    /// Freed clusters are given back by one at a time, and not while a new generation of metadata is written.
+    reclaims: Gate,
     committing: Cell<bool>,
     /// Commits that were written, and how many of them a barrier has made durable.
     written: Cell<u64>,

@@ -47,7 +47,7 @@ pub enum SnapshotChoice {
 }
 
 impl SnapshotChoice {
-    fn find<'a>(&self, snapshots: &'a [Snapshot]) -> Option<&'a Snapshot> {
+    pub(super) fn find<'a>(&self, snapshots: &'a [Snapshot]) -> Option<&'a Snapshot> {
         match self {
             Self::IdOrName(text) => snapshots
                 .iter()
@@ -179,6 +179,7 @@ pub async fn open(
         blocks: Default::default(),
         headers: Default::default(),
         commits: Default::default(),
+        reclaims: Default::default(),
         committing: Cell::new(false),
         written: Cell::new(0),
         durable: Cell::new(0),
@@ -300,7 +301,7 @@ fn geometry(header: &Header, options: &Qcow2Options) -> Geometry {
 }
 
 /// Reads a table of eight-byte entries.
-async fn read_table(
+pub(super) async fn read_table(
     io: &Io,
     file: NodeId,
     table: &'static str,
@@ -324,7 +325,11 @@ fn grows_as_zeroes(io: &Io, file: NodeId) -> bool {
 }
 
 /// Clusters that must never be given to data: what a wrong refcount would otherwise lead to.
-fn metadata_clusters(header: &Header, l1: &[u64], table: &[u64]) -> Result<FxHashSet<u64>, Qcow2Error> {
+pub(super) fn metadata_clusters(
+    header: &Header,
+    l1: &[u64],
+    table: &[u64],
+) -> Result<FxHashSet<u64>, Qcow2Error> {
     let bits = header.cluster_bits;
     let mut clusters = FxHashSet::default();
     let mut add = |at: HostOffset, len: u64| {

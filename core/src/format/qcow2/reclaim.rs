@@ -29,6 +29,8 @@ impl Qcow2 {
             let qcow2 = driver.as_any().downcast_ref::<Self>().expect("the driver of this node");
             // A request that looked a cluster up before it was freed may still read or write it.
             io.quiesce().await;
+            // A new generation of metadata counts what is in use, and must not see half of a change.
+            let _one_at_a_time = qcow2.reclaims.enter(&io.shared().tasks).await;
             let per_slice = qcow2.refcounts.borrow().per_slice();
             let pieces = by_slice(&freed, per_slice);
             for slice in pieces.chunk_by(|a, b| a.first / per_slice == b.first / per_slice) {
@@ -125,7 +127,7 @@ impl Qcow2 {
         refcounts.set(cluster, count - 1).map(drop)
     }
 
-    async fn punch(&self, io: &Io, hole: &Range<u64>) {
+    pub(super) async fn punch(&self, io: &Io, hole: &Range<u64>) {
         let (at, len) = (hole.start, hole.end - hole.start);
         let bits = self.geometry.cluster_bits.bits();
         // A host that keeps the bytes does no harm.
@@ -133,7 +135,7 @@ impl Qcow2 {
     }
 
     /// Drops what memory knows of a cluster that is about to become free.
-    fn forget_cluster(&self, refcounts: &mut Refcounts, cluster: u64) {
+    pub(super) fn forget_cluster(&self, refcounts: &mut Refcounts, cluster: u64) {
         let bits = self.geometry.cluster_bits;
         if refcounts.next_packed >> bits.bits() == cluster {
             refcounts.next_packed = 0;
@@ -148,6 +150,7 @@ impl Discards {
     fn covers(self, why: Freed) -> bool {
         match why {
             Freed::Request => self.request,
+            Freed::Snapshot => self.snapshot,
             Freed::Other => self.other,
         }
     }

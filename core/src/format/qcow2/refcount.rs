@@ -22,7 +22,7 @@ use crate::graph::driver::{Ready, Role};
 use crate::intent::Fua;
 
 /// Bytes of a refcount table at the most. Source: QEMU's limit, beyond which it refuses the image.
-const REFCOUNT_TABLE_MAX: u64 = 8 << 20;
+pub(super) const REFCOUNT_TABLE_MAX: u64 = 8 << 20;
 
 /// Freed clusters that wait for a commit, at the most; more of them cause one.
 const FREED_MAX: usize = 4096;
@@ -45,13 +45,15 @@ pub(super) struct Refcounts {
     /// Host clusters that hold metadata: nobody is given them, whatever their refcount says.
     pub(super) metadata: FxHashSet<u64>,
     /// No cluster below this number is free.
-    first_free: u64,
+    pub(super) first_free: u64,
     /// From this cluster on, the file was never written, and reads as zeros.
-    fresh_from: u64,
+    pub(super) fresh_from: u64,
     /// Clusters that were taken and given back unused; their refcounts still say 1.
     spare: Vec<u64>,
     /// Clusters whose last reference is gone in memory, until a commit makes that durable.
     pub(super) freed: Vec<FreedRun>,
+    /// Nobody knows which header the file has: what is free there cannot be known either.
+    pub(super) adrift: bool,
 }
 
 /// Neighbouring clusters that lost one reference each.
@@ -67,6 +69,8 @@ pub(super) struct FreedRun {
 pub(super) enum Freed {
     /// A guest's discard, or its zeros that may unmap.
     Request,
+    /// A snapshot that was deleted or gone back to.
+    Snapshot,
     /// Anything else: copy-on-write, a table that moved.
     Other,
 }
@@ -102,6 +106,7 @@ impl Refcounts {
             fresh_from: u64::MAX,
             spare: Vec::new(),
             freed: Vec::new(),
+            adrift: false,
         }
     }
 
@@ -173,6 +178,9 @@ impl Refcounts {
 
     /// Takes up to `wanted` neighbouring free clusters: the first that there are.
     pub(super) fn take(&mut self, wanted: u64) -> Result<Ready<Taken>, Qcow2Error> {
+        if self.adrift {
+            return Err(Qcow2Error::HeaderAdrift);
+        }
         if let Some(cluster) = self.spare.pop() {
             return Ok(Ready::Yes(Taken { at: self.offset_of(cluster), count: 1, zeroed: false }));
         }

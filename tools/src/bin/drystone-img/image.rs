@@ -9,7 +9,7 @@ use drystone_core::graph::open::{ChildSpec, DriverSpec, NodeSpec, OpenMode};
 use drystone_core::graph::options::{from_filename, from_options};
 use drystone_exec_linux::{Client, Image};
 use drystone_tools::img::args::{CacheMode, Common, Source};
-use drystone_tools::img::open::cannot_open;
+use drystone_tools::img::open::{cannot_open, guessed_raw};
 use drystone_tools::message::Failure;
 use drystone_tools::options::ImageName;
 
@@ -49,6 +49,22 @@ pub fn spec(source: &Source, mode: OpenMode) -> Result<NodeSpec, Failure> {
 pub async fn open(client: &Client, source: &Source, mode: OpenMode) -> Result<Image, Failure> {
     let spec = spec(source, mode)?;
     open_spec(client, &source.name, &spec).await
+}
+
+/// Opens a source for writing; says so where nobody named its format, and it was taken for raw.
+pub async fn open_writable(
+    client: &Client,
+    source: &Source,
+    mode: OpenMode,
+    tool: &str,
+) -> Result<Image, Failure> {
+    let image = open(client, source, mode).await?;
+    if let (None, ImageName::File(path)) = (&source.format, &source.name)
+        && driver_of(client, &image) == "raw"
+    {
+        crate::say(&guessed_raw(path).render(tool));
+    }
+    Ok(image)
 }
 
 /// Opens what was read from a name.

@@ -161,7 +161,8 @@ fn driver_name(io: &Io, node: NodeId) -> String {
     io.graph().into_iter().find(|info| info.id == node).map_or("raw".into(), |info| info.driver.to_owned())
 }
 
-fn snapshot(snapshot: drystone_core::format::qcow2::layout::Snapshot) -> Snapshot {
+/// A snapshot as it is shown.
+pub fn snapshot(snapshot: drystone_core::format::qcow2::layout::Snapshot) -> Snapshot {
     Snapshot {
         id: snapshot.id,
         name: snapshot.name,
