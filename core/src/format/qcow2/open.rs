@@ -15,6 +15,7 @@ use super::{Discards, Geometry, L1Table, MetadataOnly, Qcow2, Qcow2Error};
 use crate::buf::Buf;
 use crate::engine::Io;
 use crate::error::{Error, Result};
+use crate::filter::Event;
 use crate::graph::NodeId;
 use crate::graph::driver::Role;
 use crate::intent::Fua;
@@ -154,6 +155,7 @@ pub async fn open(
     let l1 = read_table(io, file, "Active L1 table", header.l1_offset, l1_len).await?;
     let table_at = header.refcount_table_offset;
     let table_len = u64::from(header.refcount_table_clusters) << header.cluster_bits.bits();
+    io.event_at(file, Event::ReftableLoad).await;
     let table = read_table(io, file, "Reference count table", table_at, table_len).await?;
     let geometry = geometry(&header, options);
     let slice_len = header.cluster_bits.size().min(SLICE_LEN) as usize;
