@@ -6,6 +6,7 @@ pub mod buf;
 pub mod compute;
 pub mod engine;
 pub mod error;
+pub mod filter;
 pub mod format;
 pub mod graph;
 pub mod intent;

@@ -7,6 +7,7 @@
 //! | module | what it owns |
 //! |---|---|
 //! | [`img`] | `drystone-img`: arguments and output |
+//! | [`io`] | `drystone-io`: commands and output |
 //! | [`getopt`] | option parsing as C's `getopt_long` does it |
 //! | [`message`] | errors and warnings, exit codes |
 //! | [`object`] | `--object` definitions |
@@ -17,6 +18,7 @@
 
 pub mod getopt;
 pub mod img;
+pub mod io;
 pub mod message;
 pub mod object;
 pub mod options;

@@ -10,6 +10,7 @@ use super::{AnswerValue, ReplyTo, Shared};
 use crate::buf::{Buf, BufList};
 use crate::compute::{Compute, Computed};
 use crate::error::{Error, Result};
+use crate::filter::{Blkdebug, Event};
 use crate::graph::driver::{Access, Driver, Mapping, Role};
 use crate::graph::{self, Edges, Kind, Leaf, NodeFlags, NodeId, NodeInfo, Use, UseId};
 use crate::intent::{
@@ -70,6 +71,24 @@ impl Io {
     /// The child at the end of an edge that need not exist.
     pub fn try_child(&self, role: Role) -> Option<NodeId> {
         self.shared.graph.node(self.node()).edges.at(role)
+    }
+
+    /// Tells the blkdebug node at the end of the `file` edge, where there is one, that the driver has come to `event`.
+    /// Costs a look at a number where the engine has no such node.
+    pub(crate) async fn event(&self, event: Event) {
+        if self.shared.debugged.get() > 0
+            && let Some(file) = self.try_child(Role::File)
+        {
+            self.event_at(file, event).await;
+        }
+    }
+
+    /// Tells `node`, if it is a blkdebug node, or the one that it is a window on, that the driver above has come to
+    /// `event`.
+    pub(crate) async fn event_at(&self, node: NodeId, event: Event) {
+        if self.shared.debugged.get() > 0 {
+            Box::pin(Blkdebug::tell(self, node, event)).await;
+        }
     }
 
     /// A request as it is, without the cache mode of the node.
@@ -260,6 +279,11 @@ impl Io {
         }
     }
 
+    /// Name of the driver of a node.
+    pub fn driver_name(&self, node: NodeId) -> &'static str {
+        self.shared.graph.node(node).driver_name()
+    }
+
     /// What the executor said of a leaf.
     pub fn leaf_info(&self, node: NodeId) -> Option<LeafInfo> {
         match &self.shared.graph.node(node).kind {
@@ -444,6 +468,11 @@ impl Io {
                 graph::Length::OfFileFrom(start) => {
                     Box::pin(self.set_len(here.child(Role::File), start + len, preallocation)).await
                 }
+                graph::Length::Growing(_) => {
+                    Box::pin(self.set_len(here.child(Role::File), len, preallocation)).await?;
+                    driver.resized(len);
+                    Ok(())
+                }
                 graph::Length::Bytes(_) => Err(Box::new(Error::Unsupported {
                     node: here.name.clone(),
                     driver: driver.name(),
@@ -460,9 +489,13 @@ impl Io {
     /// When metadata is damaged or cannot be read.
     pub async fn status(&self, node: NodeId, offset: u64, len: u64, base: Option<NodeId>) -> Result<Status> {
         let _counted = self.shared.epochs.count(&self.shared.tasks);
-        let (mut node, mut len, mut depth) = (node, len, 0);
+        let (mut node, mut offset, mut len, mut depth) = (node, offset, len, 0);
         loop {
             let here = self.shared.graph.node(node);
+            if let Some((child, there, covered)) = self.filtered(&here, offset, len).await? {
+                (node, offset, len) = (child, there, covered);
+                continue;
+            }
             let (found, place) = self.status_in(&here, offset, len).await?;
             len = found.len;
             if found.allocated {
@@ -480,6 +513,29 @@ impl Io {
                 _ => return Ok(Status { len, zero: true, depth, place, ..found }),
             }
         }
+    }
+
+    /// Where a filter has a range: the child, the offset there, and how much of the range that is good for.
+    async fn filtered(
+        &self,
+        node: &graph::Node,
+        offset: u64,
+        len: u64,
+    ) -> Result<Option<(NodeId, u64, u64)>> {
+        let Kind::Driver(driver) = &node.kind else { return Ok(None) };
+        if !driver.is_filter() {
+            return Ok(None);
+        }
+        let extent = driver.lookup(offset, len, Access::Read)?;
+        if let Some(debug) = driver.as_any().downcast_ref::<Blkdebug>() {
+            debug.admit_status(&self.for_node(node.id), offset, extent.len).await?;
+        }
+        Ok(match extent.mapping {
+            Mapping::Data { child, offset } | Mapping::Own { child, offset } => {
+                Some((node.child(child), offset, extent.len))
+            }
+            _ => None,
+        })
     }
 
     /// One image's own answer, without its backing file.
@@ -520,16 +576,11 @@ impl Io {
             Mapping::Special { compressed } => {
                 Ok((Status { allocated: true, data: true, compressed, ..nothing }, None))
             }
-            Mapping::Data { child, offset: there } => {
+            Mapping::Data { child, offset: there } | Mapping::Own { child, offset: there } => {
                 let child = image.child(child);
-                if !driver.is_filter() {
-                    // What the format calls data is data, whatever holes the host keeps it in.
-                    let place = self.leaf_place(child, there, extent.len);
-                    return Ok((Status { allocated: true, data: true, ..nothing }, place));
-                }
-                let below = self.shared.graph.node(child);
-                let (below, place) = Box::pin(self.status_in(&below, there, extent.len)).await?;
-                Ok((Status { allocated: true, ..below }, place))
+                // What the format calls data is data, whatever holes the host keeps it in.
+                let place = self.leaf_place(child, there, extent.len);
+                Ok((Status { allocated: true, data: true, ..nothing }, place))
             }
             Mapping::Allocate | Mapping::Miss(_) => unreachable!("not an answer to a read"),
         }
@@ -543,9 +594,20 @@ impl Io {
 
     /// The leaf that holds a range of a node as it is, when memory knows it.
     fn leaf_place(&self, node: NodeId, offset: u64, len: u64) -> Option<(NodeId, u64)> {
-        self.shared.graph.with(|nodes| match super::path::resolve(nodes, node, offset, len, Access::Read) {
-            Ok((_, Place::Leaf { node, offset })) => Some((node, offset)),
-            _ => None,
+        self.shared.graph.with(|nodes| {
+            let (mut node, mut offset) = (node, offset);
+            loop {
+                let at = match super::path::resolve(nodes, node, offset, len, Access::Read) {
+                    Ok((_, Place::Leaf { node, offset })) => return Some((node, offset)),
+                    Ok((_, Place::Coroutine { node, offset })) => (graph::at(nodes, node), offset),
+                    _ => return None,
+                };
+                let Kind::Driver(driver) = &at.0.kind else { return None };
+                match driver.lookup(at.1, len, Access::Read).ok()?.mapping {
+                    Mapping::Own { child, offset: there } => (node, offset) = (at.0.child(child), there),
+                    _ => return None,
+                }
+            }
         })
     }
 

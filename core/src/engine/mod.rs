@@ -146,6 +146,8 @@ pub(crate) struct Shared {
     pub(crate) answers: Answers<AnswerValue>,
     pub(crate) epochs: epoch::Epochs,
     pub(crate) cycles: Cell<u64>,
+    /// Nodes that wait for events of the drivers above them.
+    pub(crate) debugged: Cell<u32>,
     /// The engine itself, for what outlives a call.
     pub(crate) this: RefCell<std::rc::Weak<Shared>>,
 }
@@ -274,10 +276,7 @@ impl Shared {
             return self.reply(ReplyTo::Caller(tag), data, Err(error));
         }
         let verb = self.through(node, verb);
-        self.start(
-            ReplyTo::Caller(tag),
-            Piece { request: 0, label, verb, node, offset, len, position: 0, data },
-        );
+        self.start(ReplyTo::Caller(tag), Piece { len, ..Piece::new(label, verb, node, offset, data) });
     }
 
     /// The verb for a node whose writes are durable when they complete.
@@ -320,7 +319,7 @@ impl Shared {
         };
         let Piece { label, verb, node, offset, len, data, .. } = piece;
         if let Err((to, data)) = self.start_whole(to, writes, label, (node, offset), data) {
-            self.start_parts(to, Piece { request: 0, label, verb, node, offset, len, position: 0, data });
+            self.start_parts(to, Piece { len, ..Piece::new(label, verb, node, offset, data) });
         }
     }
 

@@ -69,6 +69,8 @@ pub(crate) struct Piece {
     pub(crate) len: u64,
     /// First byte in the request, to put buffers back in order.
     pub(crate) position: u64,
+    /// Whether a driver above passed the piece on to `node`.
+    pub(crate) through: bool,
     /// `len` bytes for reads and writes, nothing for the rest.
     pub(crate) data: BufList,
 }
@@ -77,12 +79,12 @@ impl Piece {
     /// A whole request that carries data.
     pub(crate) fn new(label: Label, verb: Verb, node: NodeId, offset: u64, data: BufList) -> Self {
         let len = data.len_bytes() as u64;
-        Self { request: 0, label, verb, node, offset, len, position: 0, data }
+        Self { request: 0, label, verb, node, offset, len, position: 0, through: false, data }
     }
 
     /// A whole request that carries none.
     pub(crate) fn range(label: Label, verb: Verb, node: NodeId, offset: u64, len: u64) -> Self {
-        Self { request: 0, label, verb, node, offset, len, position: 0, data: BufList::new() }
+        Self { len, ..Self::new(label, verb, node, offset, BufList::new()) }
     }
 
     /// Splits off the first `len` bytes.
@@ -171,7 +173,7 @@ pub(crate) fn resolve(
                     node = backing;
                 }
             },
-            Mapping::Special { .. } | Mapping::Allocate | Mapping::Miss(_) => {
+            Mapping::Special { .. } | Mapping::Own { .. } | Mapping::Allocate | Mapping::Miss(_) => {
                 return Ok((len, Place::Coroutine { node, offset }));
             }
         }
@@ -232,6 +234,7 @@ impl Shared {
                     Place::Coroutine { node, offset } => {
                         self.emit_run(nodes, &mut piece, run.take());
                         let mut front = piece.split_to(len);
+                        front.through |= front.node != node;
                         (front.node, front.offset) = (node, offset);
                         self.owe(request);
                         self.serve(front);
@@ -275,7 +278,7 @@ impl Shared {
 
     /// Turns a piece on a leaf into an intent.
     pub(crate) fn emit(&self, piece: Piece) {
-        let Piece { request, label, verb, node, offset, len, position, data } = piece;
+        let Piece { request, label, verb, node, offset, len, position, data, .. } = piece;
         let part = Part { request, label, verb, leaf: node, offset, len, position };
         self.graph.with(|nodes| {
             let Kind::Leaf(leaf) = &graph::at(nodes, node).kind else { unreachable!("intents go to leaves") };
@@ -338,6 +341,7 @@ impl Shared {
                     offset: part.offset + whole as u64,
                     len: part.len - whole as u64,
                     position: part.position + whole as u64,
+                    through: false,
                     data,
                 };
                 if leaf.fits(rest.offset, &rest.data) { self.emit(rest) } else { self.serve(rest) }
@@ -364,6 +368,7 @@ impl Shared {
                     offset: part.offset,
                     len: part.len,
                     position: part.position,
+                    through: false,
                     data: BufList::new(),
                 });
             }

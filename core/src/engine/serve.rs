@@ -8,12 +8,13 @@
 
 use std::rc::Rc;
 
-use super::Shared;
 use super::io::Io;
 use super::path::{Piece, Place, Verb, resolve};
 use super::task::{Serve, ServeSlot, join};
+use super::{Op, Request, Shared};
 use crate::buf::{Buf, BufList};
 use crate::error::Result;
+use crate::filter::Event;
 use crate::graph::driver::{Access, Driver, Mapping, Ready, Reservation};
 use crate::graph::{Collision, Kind, Leaf, Node, NodeId, Owner};
 use crate::intent::{Action, Errno, Fua, Preallocation, ZeroFlags};
@@ -47,7 +48,8 @@ async fn serving(shared: Rc<Shared>, mut piece: Piece) {
         }
         (Kind::Leaf(leaf), Verb::Read) => leaf_read(&io, leaf, &mut piece).await,
         (Kind::Leaf(leaf), Verb::Write(_)) => leaf_write(&io, leaf, &mut piece).await,
-        (_, Verb::Flush) => flush(&io, &node).await,
+        (Kind::Leaf(leaf), Verb::Flush) => flush_leaf(&io, &node, leaf).await,
+        (Kind::Driver(driver), Verb::Flush) => flush(&io, driver.as_ref()).await,
         (Kind::Driver(_), Verb::Write(Fua::Yes)) => Box::pin(write_through(&io, &mut piece)).await,
         (Kind::Driver(driver), Verb::WriteCompressed) => {
             Box::pin(write_compressed(&io, &node, driver.as_ref(), &mut piece)).await
@@ -55,7 +57,7 @@ async fn serving(shared: Rc<Shared>, mut piece: Piece) {
         (Kind::Leaf(_), Verb::WriteCompressed) => Box::pin(write_plainly(&io, &mut piece)).await,
         (_, Verb::WriteZeroes(flags, Fua::Yes)) => Box::pin(zero_through(&io, &piece, flags)).await,
         (Kind::Driver(driver), Verb::WriteZeroes(flags, Fua::No)) => {
-            Box::pin(write_zeroes(&io, &node, driver.as_ref(), &piece, flags)).await
+            Box::pin(write_zeroes(&io, &node, driver.as_ref(), &mut piece, flags)).await
         }
         (Kind::Leaf(leaf), Verb::WriteZeroes(_, Fua::No)) => {
             leaf_without_cycles(&io, leaf, &piece).await;
@@ -65,7 +67,9 @@ async fn serving(shared: Rc<Shared>, mut piece: Piece) {
             Box::pin(leaf_zeroes_otherwise(&io, leaf, &piece, flags)).await
         }
         (Kind::Driver(_), Verb::ZeroesOtherwise(_)) => unreachable!("a leaf refuses to zero"),
-        (Kind::Driver(driver), Verb::Discard) => Box::pin(discard(&io, &node, driver.as_ref(), &piece)).await,
+        (Kind::Driver(driver), Verb::Discard) => {
+            Box::pin(discard(&io, &node, driver.as_ref(), &mut piece)).await
+        }
         (Kind::Leaf(_), Verb::Discard) => unreachable!("a leaf takes discards as they are"),
     };
     shared.settle(piece.request, piece.position, std::mem::take(&mut piece.data), result);
@@ -86,8 +90,33 @@ async fn read(io: &Io, driver: &Rc<dyn Driver>, piece: &mut Piece) -> Result<Aft
         Mapping::Special { .. } if extent.len >= piece.len => {
             driver.read_special(io, piece.offset, &mut piece.data).await.map(|()| After::Settle)
         }
+        Mapping::Own { .. } if extent.len >= piece.len => {
+            Box::pin(own(io, driver.as_ref(), piece, Op::Read)).await.map(|()| After::Settle)
+        }
         _ => Ok(After::Dispatch),
     }
+}
+
+/// Leaves a piece to its driver.
+async fn own(io: &Io, driver: &dyn Driver, piece: &mut Piece, op: Op) -> Result<()> {
+    // A driver that passes data on says so before it does.
+    match op {
+        Op::Read if piece.through => io.event_at(piece.node, Event::ReadAio).await,
+        Op::Write(_) if piece.through => io.event_at(piece.node, Event::WriteAio).await,
+        _ => {}
+    }
+    let data = std::mem::take(&mut piece.data);
+    let Piece { node, offset, len, .. } = *piece;
+    let mut request = Request { node, op, offset, len, data, tag: 0 };
+    let result = driver.serve(io, &mut request).await;
+    piece.data = request.data;
+    result
+}
+
+/// Whether a driver carries such an access to the piece out itself.
+fn is_own(driver: &dyn Driver, piece: &Piece, access: Access) -> Result<bool> {
+    let extent = driver.lookup(piece.offset, piece.len, access)?;
+    Ok(matches!(extent.mapping, Mapping::Own { .. }))
 }
 
 async fn write(io: &Io, node: &Node, driver: &dyn Driver, piece: &mut Piece) -> Result<After> {
@@ -95,6 +124,9 @@ async fn write(io: &Io, node: &Node, driver: &dyn Driver, piece: &mut Piece) -> 
     match extent.mapping {
         Mapping::Miss(miss) => driver.load(io, miss).await.map(|()| After::Dispatch),
         Mapping::Allocate => write_allocating(io, node, driver, piece).await,
+        Mapping::Own { .. } if extent.len >= piece.len => {
+            Box::pin(own(io, driver, piece, Op::Write(Fua::No))).await.map(|()| After::Settle)
+        }
         _ => Ok(After::Dispatch),
     }
 }
@@ -151,7 +183,14 @@ impl<'a> Reserved<'a> {
     async fn take(io: &Io, driver: &'a dyn Driver, offset: u64, len: u64) -> Result<Self> {
         loop {
             match driver.reserve(offset, len)? {
-                Ready::Yes(space) => return Ok(Self { driver, space, published: false }),
+                Ready::Yes(space) => {
+                    let reserved = Self { driver, space, published: false };
+                    if space.fresh {
+                        io.event(Event::ClusterAlloc).await;
+                        io.event(Event::RefblockAlloc).await;
+                    }
+                    return Ok(reserved);
+                }
                 Ready::Miss(miss) => driver.load(io, miss).await?,
             }
         }
@@ -187,13 +226,18 @@ async fn fill(io: &Io, node: &Node, space: &Reservation, offset: u64, data: &mut
     let host = |guest: u64| space.host_offset + (guest - space.guest_start);
     let edges_len = (head.end - head.start) + (tail.end - tail.start);
     if edges_len == 0 {
+        io.event(Event::WriteAio).await;
         return write_back(io, child, host(offset), data).await;
     }
     let zero_edges = reads_zero(io, node.id, head.clone()) && reads_zero(io, node.id, tail.clone());
     if zero_edges && space.zeroed {
+        io.event(Event::WriteAio).await;
         return write_back(io, child, host(offset), data).await;
     }
     Box::pin(async {
+        if !zero_edges {
+            io.event(Event::CowRead).await;
+        }
         if zero_edges && edges_len >= ZERO_APART_MIN {
             let flags = ZeroFlags::default();
             let around = join(
@@ -209,6 +253,7 @@ async fn fill(io: &Io, node: &Node, space: &Reservation, offset: u64, data: &mut
         let mut whole = BufList::from(before);
         whole.append(std::mem::take(data));
         whole.append(BufList::from(after));
+        io.event(Event::WriteAio).await;
         let (mut whole, result) = io.write("cow/write", child, space.host_offset, whole, Fua::No).await;
         drop(whole.split_to(before_len));
         *data = whole.split_to(data_len);
@@ -276,6 +321,9 @@ async fn zero_through(io: &Io, piece: &Piece, flags: ZeroFlags) -> Result<()> {
 
 /// Writes whole units compressed, each on its own; what does not shrink, and what is no whole unit, plainly.
 async fn write_compressed(io: &Io, node: &Node, driver: &dyn Driver, piece: &mut Piece) -> Result<()> {
+    if is_own(driver, piece, Access::Write)? {
+        return own(io, driver, piece, Op::WriteCompressed).await;
+    }
     if !driver.compresses() {
         return write_plainly(io, piece).await;
     }
@@ -315,9 +363,12 @@ async fn write_zeroes(
     io: &Io,
     node: &Node,
     driver: &dyn Driver,
-    piece: &Piece,
+    piece: &mut Piece,
     flags: ZeroFlags,
 ) -> Result<()> {
+    if is_own(driver, piece, Access::Zero)? {
+        return own(io, driver, piece, Op::WriteZeroes(flags, Fua::No)).await;
+    }
     let (start, end) = (piece.offset, piece.offset + piece.len);
     let Some((first, last)) = whole_units(start, end, driver.zero_granularity(), io.len(node.id)) else {
         return zero_edge_of_unit(io, node.id, start, end).await;
@@ -371,7 +422,10 @@ async fn zeroes_as_data(io: &Io, node: NodeId, offset: u64, len: u64) -> Result<
     Ok(())
 }
 
-async fn discard(io: &Io, node: &Node, driver: &dyn Driver, piece: &Piece) -> Result<()> {
+async fn discard(io: &Io, node: &Node, driver: &dyn Driver, piece: &mut Piece) -> Result<()> {
+    if is_own(driver, piece, Access::Zero)? {
+        return own(io, driver, piece, Op::Discard).await;
+    }
     let (start, end) = (piece.offset, piece.offset + piece.len);
     let Some((first, last)) = whole_units(start, end, driver.granularity(), io.len(node.id)) else {
         return Ok(());
@@ -566,11 +620,9 @@ async fn write_whole(io: &Io, leaf: &Leaf, mut offset: u64, mut data: BufList, f
     Ok(())
 }
 
-async fn flush(io: &Io, node: &Node) -> Result<()> {
-    match &node.kind {
-        Kind::Driver(driver) => driver.flush(io).await,
-        Kind::Leaf(leaf) => flush_leaf(io, node, leaf).await,
-    }
+async fn flush(io: &Io, driver: &dyn Driver) -> Result<()> {
+    io.event(Event::FlushToOs).await;
+    driver.flush(io).await
 }
 
 /// Flushes a leaf, unless nothing was written since the last flush.

@@ -3,10 +3,13 @@
 //! A driver answers [`lookup`](Driver::lookup) from memory and never moves guest data. What memory does not answer is
 //! [`Mapping::Miss`], and [`load`](Driver::load) fetches it. Space for new data is [`reserve`](Driver::reserve)d,
 //! the data path writes into it, and [`publish`](Driver::publish) makes it reachable.
+//!
+//! A filter that must see requests themselves (to count, copy, compare, delay or refuse them) answers
+//! [`Mapping::Own`], for those kinds of access that it cares about, and carries the requests out in
+//! [`serve`](Driver::serve). Whatever it answers [`Mapping::Data`] for never comes by it.
 
 use crate::buf::BufList;
-use crate::engine::Io;
-use crate::engine::LocalFuture;
+use crate::engine::{Io, LocalFuture, Request};
 use crate::error::Result;
 use crate::intent::ZeroFlags;
 
@@ -19,6 +22,10 @@ pub enum Role {
     Backing,
     /// `data-file`: what holds the guest data of an image whose metadata is in `file`.
     DataFile,
+    /// `raw`: the copy that an image is compared with.
+    Raw,
+    /// `log`: what writes are written down in.
+    Log,
 }
 
 impl Role {
@@ -28,6 +35,8 @@ impl Role {
             Self::File => "file",
             Self::Backing => "backing",
             Self::DataFile => "data-file",
+            Self::Raw => "raw",
+            Self::Log => "log",
         }
     }
 }
@@ -78,6 +87,13 @@ pub enum Mapping {
         /// Whether the form is compression.
         compressed: bool,
     },
+    /// At `offset` of a child, and yet the driver carries the request out itself: it goes to [`Driver::serve`].
+    Own {
+        /// Which child.
+        child: Role,
+        /// First byte there.
+        offset: u64,
+    },
     /// Not writable in place.
     Allocate,
     /// Metadata must be loaded first.
@@ -126,6 +142,8 @@ pub enum Length {
     Bytes(u64),
     /// The `file` child from an offset on.
     OfFileFrom(u64),
+    /// So many bytes, until a write beyond them makes it more.
+    Growing(u64),
 }
 
 /// A format or filter.
@@ -161,6 +179,16 @@ pub trait Driver {
     fn zero_granularity(&self) -> u64 {
         self.granularity()
     }
+
+    /// Carries out a request whose place is [`Mapping::Own`]: a read, a write (compressed or not), zeros or a discard.
+    /// Writes that are to be durable come as a write here and a [`flush`](Self::flush) after it. The buffers stay in the
+    /// request, whatever comes of it.
+    fn serve<'a>(&'a self, _io: &'a Io, _request: &'a mut Request) -> LocalFuture<'a, Result<()>> {
+        unreachable!("a driver that answers `Own` serves")
+    }
+
+    /// Takes note that the node's length was changed, by way of its `file` child.
+    fn resized(&self, _len: u64) {}
 
     /// Takes space for a write to `[offset, offset + len)`, of which at least the first byte is
     /// [`Mapping::Allocate`]. The reservation covers `offset`, and as much more as is contiguous in the child.

@@ -78,6 +78,8 @@ pub(crate) struct Edges {
     file: Cell<Option<NodeId>>,
     backing: Cell<Option<NodeId>>,
     data_file: Cell<Option<NodeId>>,
+    raw: Cell<Option<NodeId>>,
+    log: Cell<Option<NodeId>>,
     /// What the node declared to do with leaves.
     uses: RefCell<SmallVec<[(NodeId, UseId); 1]>>,
 }
@@ -88,6 +90,8 @@ impl Edges {
             Role::File => &self.file,
             Role::Backing => &self.backing,
             Role::DataFile => &self.data_file,
+            Role::Raw => &self.raw,
+            Role::Log => &self.log,
         }
     }
 
@@ -109,7 +113,7 @@ impl Edges {
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (Role, NodeId)> + '_ {
-        [Role::File, Role::Backing, Role::DataFile]
+        [Role::File, Role::Backing, Role::DataFile, Role::Raw, Role::Log]
             .into_iter()
             .filter_map(|role| Some((role, self.at(role)?)))
     }
@@ -284,7 +288,7 @@ pub(crate) fn length(nodes: &[Option<Rc<Node>>], id: NodeId) -> u64 {
     match &node.kind {
         Kind::Leaf(leaf) => leaf.len.get(),
         Kind::Driver(driver) => match driver.length() {
-            Length::Bytes(len) => len,
+            Length::Bytes(len) | Length::Growing(len) => len,
             Length::OfFileFrom(start) => length(nodes, node.child(Role::File)).saturating_sub(start),
         },
     }

@@ -11,6 +11,7 @@ use super::driver::{Driver, Role};
 use super::{CHAIN_MAX, Edges, NodeFlags, NodeId, Use, options};
 use crate::engine::{Io, LocalFuture};
 use crate::error::{Error, Result};
+use crate::filter::{self, FilterSpec};
 use crate::format::qcow2::layout::{Header, Incompatible};
 use crate::format::qcow2::{self, Qcow2Error, Qcow2Options};
 use crate::format::raw::Raw;
@@ -102,6 +103,13 @@ pub enum DriverSpec {
         /// As for [`Qcow2`](Self::Qcow2).
         options: Qcow2Options,
     },
+    /// A filter.
+    Filter {
+        /// What it filters.
+        file: Box<NodeSpec>,
+        /// Which, and how.
+        filter: Box<FilterSpec>,
+    },
     /// A node that is open already.
     Node(String),
 }
@@ -159,6 +167,9 @@ impl NodeSpec {
             DriverSpec::Node(_) => true,
             DriverSpec::Raw { file, .. } => file.refers_to_nodes(),
             DriverSpec::Probe { file, backing, .. } => file.refers_to_nodes() || child(backing),
+            DriverSpec::Filter { file, filter } => {
+                file.refers_to_nodes() || filter.children().any(Self::refers_to_nodes)
+            }
             DriverSpec::Qcow2 { file, backing, data_file, .. } => {
                 file.refers_to_nodes() || child(backing) || child(data_file)
             }
@@ -182,11 +193,15 @@ impl NodeSpec {
 /// # Errors
 /// What the leaves, the locks or the formats say; then nothing of the tree stays open.
 pub fn open<'a>(io: &'a Io, spec: &'a NodeSpec) -> LocalFuture<'a, Result<NodeId>> {
-    open_at(io, spec, 0)
+    open_child(io, spec, 0)
 }
 
 /// Opens what is `depth` images below the top of a chain.
-fn open_at<'a>(io: &'a Io, spec: &'a NodeSpec, depth: usize) -> LocalFuture<'a, Result<NodeId>> {
+pub(crate) fn open_child<'a>(
+    io: &'a Io,
+    spec: &'a NodeSpec,
+    depth: usize,
+) -> LocalFuture<'a, Result<NodeId>> {
     Box::pin(async move {
         let name = spec.node_name.as_deref();
         if spec.mode.force_share && spec.mode.writable {
@@ -212,15 +227,15 @@ fn open_at<'a>(io: &'a Io, spec: &'a NodeSpec, depth: usize) -> LocalFuture<'a, 
                 })
             }
             DriverSpec::Raw { file, offset, size } => {
-                let file = open_at(io, file, depth).await?;
+                let file = open_child(io, file, depth).await?;
                 open_raw(io, spec, file, *offset, *size).await
             }
             DriverSpec::Qcow2 { file, backing, data_file, options } => {
-                let file = open_at(io, file, depth).await?;
+                let file = open_child(io, file, depth).await?;
                 open_qcow2(io, spec, file, (backing, data_file, options), depth).await
             }
             DriverSpec::Probe { file, backing, options } => {
-                let file = open_at(io, file, depth).await?;
+                let file = open_child(io, file, depth).await?;
                 match probe(io, file).await {
                     Ok(Format::Raw) => open_raw(io, spec, file, 0, None).await,
                     Ok(Format::Qcow2) => {
@@ -228,6 +243,10 @@ fn open_at<'a>(io: &'a Io, spec: &'a NodeSpec, depth: usize) -> LocalFuture<'a, 
                     }
                     Err(error) => Err(undo(io, file, error).await),
                 }
+            }
+            DriverSpec::Filter { file, filter } => {
+                let file = open_child(io, file, depth).await?;
+                open_filter(io, spec, file, filter, depth).await
             }
             DriverSpec::Node(name) => {
                 io.enter_node(name).ok_or_else(|| Box::new(Error::NoSuchNode(name.clone())))
@@ -297,6 +316,19 @@ async fn open_raw(io: &Io, spec: &NodeSpec, file: NodeId, offset: u64, size: Opt
     add_or_undo(io, spec, file, edges, made).await
 }
 
+async fn open_filter(
+    io: &Io,
+    spec: &NodeSpec,
+    file: NodeId,
+    filter: &FilterSpec,
+    depth: usize,
+) -> Result<NodeId> {
+    let edges = Edges::default();
+    edges.set(Role::File, Some(file));
+    let made = filter::open(io, spec, &edges, filter, depth).await;
+    add_or_undo(io, spec, file, edges, made).await
+}
+
 /// Makes a driver a node above `edges`, or closes what they lead to. The first error is the one that the caller needs
 /// to know.
 async fn add_or_undo(
@@ -332,7 +364,7 @@ async fn open_qcow2(
         if !options.metadata_only
             && let Some(child) = data_file_spec(io, spec, file, &header, data_file)?
         {
-            let child = open_at(io, &child, depth).await?;
+            let child = open_child(io, &child, depth).await?;
             edges.set(Role::DataFile, Some(child));
             lock_child(io, spec, &edges, Role::DataFile, Sharing::Reads).await?;
         }
@@ -341,7 +373,7 @@ async fn open_qcow2(
             if depth + 1 >= CHAIN_MAX {
                 return Err(Box::new(Error::ChainTooDeep { location: io.title(file), max: CHAIN_MAX }));
             }
-            let child = open_at(io, &child, depth + 1).await.map_err(backing_file)?;
+            let child = open_child(io, &child, depth + 1).await.map_err(backing_file)?;
             edges.set(Role::Backing, Some(child));
         }
         let image = qcow2::open(io, file, header, spec.mode.writable, options).await?;
@@ -462,7 +494,7 @@ fn raw_window(io: &Io, file: NodeId, offset: u64, size: Option<u64>) -> Result<R
 
 /// What a node tolerates that other processes do with its file.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Sharing {
+pub(crate) enum Sharing {
     /// All: there is no metadata that could go stale.
     Everything,
     /// Reading.
@@ -471,11 +503,21 @@ enum Sharing {
 
 /// Takes the byte-range locks on the leaf that holds an image, as QEMU does, so that both keep out of each other's way.
 /// What the nodes above a shared leaf do is added up.
-async fn lock_child(io: &Io, spec: &NodeSpec, edges: &Edges, role: Role, sharing: Sharing) -> Result<()> {
+pub(crate) async fn lock_child(
+    io: &Io,
+    spec: &NodeSpec,
+    edges: &Edges,
+    role: Role,
+    sharing: Sharing,
+) -> Result<()> {
     let Some(child) = edges.at(role) else { return Ok(()) };
     let mut leaf = child;
     let mut force_share = io.flags(child).force_share;
-    while let Some(below) = io.edge(leaf, Role::File) {
+    // A format has declared by itself what it does with its leaf.
+    let passes_on = |node| io.driver(node).is_some_and(|driver| driver.is_filter());
+    while passes_on(leaf)
+        && let Some(below) = io.edge(leaf, Role::File)
+    {
         leaf = below;
         force_share |= io.flags(leaf).force_share;
     }

@@ -5,14 +5,16 @@
 //!   json:{"driver": "raw", "offset": 512, "file": {…}}                         a.qcow2
 //! ```
 //!
-//! Every option is read by the driver that has it; one that is left over is an error.
+//! Every option is read by the driver that has it; one that is left over is an error. What filters have is in `filters`.
 
+mod filters;
 mod values;
 
 use serde_json::{Map, Value};
 
 use super::open::{ChildSpec, DriverSpec, NodeSpec, OpenMode, names_protocol};
 use crate::error::{Error, Result};
+use crate::filter::{FilterSpec, NullName};
 use crate::format::qcow2::Qcow2Options;
 use crate::intent::{Aio, Location};
 use values::Options;
@@ -66,7 +68,8 @@ pub(super) fn name_a_file(options: &Map<String, Value>) -> bool {
 
 /// Whether flat options name a node that is open already.
 pub(super) fn refer_to_nodes(options: &Map<String, Value>) -> bool {
-    let is_child = |key: &str| matches!(key.rsplit('.').next(), Some("file" | "backing" | "data-file"));
+    const CHILDREN: [&str; 7] = ["file", "backing", "data-file", "image", "raw", "test", "log"];
+    let is_child = |key: &str| key.rsplit('.').next().is_some_and(|last| CHILDREN.contains(&last));
     options.iter().any(|(key, value)| is_child(key) && value.as_str().is_some_and(|name| !name.is_empty()))
 }
 
@@ -102,8 +105,8 @@ fn refused(text: String) -> Box<Error> {
     Box::new(Error::Options(text))
 }
 
-fn no_file() -> Box<Error> {
-    refused("A block device must be specified for \"file\"".into())
+fn no_child(key: &str) -> Box<Error> {
+    refused(format!("A block device must be specified for \"{key}\""))
 }
 
 /// `path` is what a file name on a command line, or in an image, says.
@@ -118,7 +121,13 @@ fn node(options: Options, path: Option<&str>, mode: OpenMode, depth: usize) -> R
     }
     let node_name = options.text("node-name");
     let mode = read_mode(&mut options, mode)?;
-    if let Some(protocol @ ("file" | "host_device" | "null-co")) = driver.as_deref() {
+    if let Some(driver) = driver.as_deref().filter(|driver| filters::is_filter(driver)) {
+        let below = OpenMode { write_through: false, ..mode };
+        let spec = filters::filter(&mut options, driver, path, below, depth)?;
+        options.finish(driver)?;
+        return Ok(NodeSpec { node_name, mode, driver: spec });
+    }
+    if let Some(protocol @ ("file" | "host_device" | "null-co" | "null-aio")) = driver.as_deref() {
         let spec = leaf(&mut options, protocol, path, mode)?;
         options.finish(protocol)?;
         return Ok(NodeSpec { node_name, ..spec });
@@ -129,7 +138,7 @@ fn node(options: Options, path: Option<&str>, mode: OpenMode, depth: usize) -> R
     }
     // What is written through at the top needs one flush a write, not one for every write below.
     let below = OpenMode { write_through: false, ..mode };
-    let file = Box::new(file_child(&mut options, path, below, depth)?);
+    let file = Box::new(child(&mut options, "file", path, below, depth)?);
     let driver = match format {
         Some("raw") => {
             let size = options.size("size")?;
@@ -205,13 +214,18 @@ fn only_read(mode: OpenMode, option: &str, instead: &str) -> Result<()> {
 
 fn leaf(options: &mut Options, driver: &str, path: Option<&str>, mode: OpenMode) -> Result<NodeSpec> {
     let mut mode = mode;
-    if driver == "null-co" {
+    if let Some(name) = NullName::parse(driver) {
+        filters::check_null_name(driver, path)?;
         let len = options.size("size")?.unwrap_or(NULL_LEN);
         let read_zeroes = options.switch("read-zeroes")?.unwrap_or(false);
-        if options.number("latency-ns")?.is_some_and(|latency| latency != 0) {
-            return Err(refused("latency-ns is not supported: answers come at once".into()));
+        let latency = filters::latency(options)?;
+        let leaf = DriverSpec::Leaf(Location::Null { len, read_zeroes });
+        let spec = NodeSpec { node_name: None, mode, driver: leaf };
+        if name == NullName::Co && latency.is_zero() {
+            return Ok(spec);
         }
-        let driver = DriverSpec::Leaf(Location::Null { len, read_zeroes });
+        let filter = Box::new(FilterSpec::Null { name, latency });
+        let driver = DriverSpec::Filter { file: Box::new(spec), filter };
         return Ok(NodeSpec { node_name: None, mode, driver });
     }
     let aio = [("threads", Aio::Threads), ("io_uring", Aio::IoUring), ("native", Aio::Native)];
@@ -244,10 +258,16 @@ fn leaf(options: &mut Options, driver: &str, path: Option<&str>, mode: OpenMode)
     Ok(NodeSpec::file(filename, mode))
 }
 
-/// The `file` child, which may also be given as a file name beside the options.
-fn file_child(options: &mut Options, path: Option<&str>, mode: OpenMode, depth: usize) -> Result<NodeSpec> {
-    let mut file = options.below("file");
-    let reference = options.word("file");
+/// A child that is not optional, which may also be given as a file name beside the options.
+fn child(
+    options: &mut Options,
+    key: &str,
+    path: Option<&str>,
+    mode: OpenMode,
+    depth: usize,
+) -> Result<NodeSpec> {
+    let mut file = options.below(key);
+    let reference = options.word(key);
     if reference.is_some() && (path.is_some() || !file.is_empty()) {
         let text = "Cannot reference an existing block device with additional options or a new filename";
         return Err(refused(text.into()));
@@ -256,7 +276,7 @@ fn file_child(options: &mut Options, path: Option<&str>, mode: OpenMode, depth: 
         return Ok(NodeSpec { node_name: None, mode, driver: DriverSpec::Node(name) });
     }
     if path.is_none() && file.is_empty() {
-        return Err(no_file());
+        return Err(no_child(key));
     }
     if file.has("driver") {
         return node(file, path, mode, depth + 1);
@@ -266,7 +286,10 @@ fn file_child(options: &mut Options, path: Option<&str>, mode: OpenMode, depth: 
     }
     let node_name = file.text("node-name");
     let mode = read_mode(&mut file, mode)?;
-    let spec = leaf(&mut file, "file", path, mode)?;
+    let spec = match path.map(|path| filters::named(path, mode, depth + 1)).transpose()?.flatten() {
+        Some(spec) => spec,
+        None => leaf(&mut file, "file", path, mode)?,
+    };
     file.finish("file")?;
     Ok(NodeSpec { node_name, ..spec })
 }

@@ -18,9 +18,11 @@ mod snapshot;
 pub use bench::{Aio, BenchArgs, FlushEvery};
 pub use check::{CheckArgs, Repair};
 pub use common::{CacheMode, Common, Executor, OutputFormat, Source};
+pub(crate) use common::{parse_executor, parse_image_names};
 pub use compare::CompareArgs;
 pub use convert::{ConvertArgs, ConvertTarget, SnapshotName};
 pub use create::CreateArgs;
+pub(crate) use help::append_options;
 pub use help::of_tool as tool_help;
 pub use info::InfoArgs;
 pub use map::MapArgs;
@@ -141,7 +143,7 @@ pub fn parse(argv: &[String]) -> Result<Invocation, Failure> {
 }
 
 /// The engine's traces are chosen elsewhere, so there is no event of the given name; patterns may match nothing.
-fn trace_warnings(trace: &str) -> Result<Vec<String>, Failure> {
+pub(crate) fn trace_warnings(trace: &str) -> Result<Vec<String>, Failure> {
     let mut warnings = Vec::new();
     for pair in parse_list(trace, Some("enable")) {
         warnings.extend(pair.switch_warning());

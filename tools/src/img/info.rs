@@ -5,7 +5,7 @@ mod json;
 
 use serde_json::{Map, Value};
 
-pub use human::{render_human, snapshot_header, snapshot_line};
+pub use human::{render_human, render_specific, snapshot_header, snapshot_line};
 pub use json::render_json;
 
 /// What is known of one node, and of those below it.

@@ -21,6 +21,7 @@ use crate::buf::Buf;
 use crate::engine::Io;
 use crate::engine::task::join_all;
 use crate::error::Result;
+use crate::filter::Event;
 use crate::graph::NodeId;
 use crate::graph::driver::Role;
 use crate::intent::{Fua, Label};
@@ -52,6 +53,7 @@ impl Qcow2 {
     pub(super) async fn flush_all(&self, io: &Io) -> Result<()> {
         self.commit(io).await?;
         let covered = self.written.get();
+        io.event(Event::FlushToDisk).await;
         self.barrier(io).await?;
         self.durable.set(self.durable.get().max(covered));
         Ok(())
@@ -121,20 +123,26 @@ impl Qcow2 {
     }
 
     async fn write_batch(&self, io: &Io, batch: Batch) -> Result<()> {
+        if !batch.refcounts.is_empty() {
+            io.event(Event::RefblockUpdatePart).await;
+        }
         self.write_level(io, "qcow2.flush/refcount_blocks", batch.refcounts).await?;
         if !batch.refcount_table.is_empty() {
             // A block is durable before the table points to it.
             self.barrier(io).await?;
+            io.event(Event::RefblockAllocHookup).await;
             self.write_level(io, "qcow2.flush/refcount_table", batch.refcount_table).await?;
         }
         if !batch.l2.is_empty() {
             // Refcounts and guest data are durable before an L2 entry points to a cluster.
             self.barrier(io).await?;
+            io.event(Event::L2Update).await;
             self.write_level(io, "qcow2.flush/l2_tables", batch.l2).await?;
         }
         if !batch.l1.is_empty() {
             // An L2 table is counted and complete before an L1 entry points to it.
             self.barrier(io).await?;
+            io.event(Event::L1Update).await;
             self.write_level(io, "qcow2.flush/l1_table", batch.l1).await?;
         }
         if !batch.freed.is_empty() {

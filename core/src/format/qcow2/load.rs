@@ -5,6 +5,7 @@ use super::{Missing, Qcow2, Qcow2Error};
 use crate::buf::Buf;
 use crate::engine::Io;
 use crate::error::Result;
+use crate::filter::Event;
 use crate::graph::driver::{Miss, Role};
 use crate::intent::Fua;
 
@@ -61,6 +62,7 @@ impl Qcow2 {
             }
             _ => (self.geometry.l2_slice_len, "qcow2.load/l2_table"),
         };
+        io.event(if kind == Missing::RefcountSlice { Event::RefblockLoad } else { Event::L2Load }).await;
         let mut bytes = io.read_bytes(label, io.child(Role::File), at.0, len).await?;
         loop {
             let has_room = match kind {
@@ -116,6 +118,7 @@ impl Qcow2 {
         let mut place = at.0;
         let content = match old {
             Some(old) => {
+                io.event(Event::L2AllocCowRead).await;
                 let mut content = io.read_bytes("qcow2.own_table/read", file, old.0, len).await?;
                 // What a shared table points to is shared too, whatever a damaged table says of it.
                 for entry in content.chunks_exact_mut(self.geometry.l2_entry_len) {
@@ -134,6 +137,7 @@ impl Qcow2 {
             }
             None => Buf::zeroed(len),
         };
+        io.event(Event::L2AllocWrite).await;
         io.write("qcow2.own_table/write", file, place, content, Fua::No).await.1
     }
 }

@@ -14,8 +14,9 @@ use super::lookup::be_u64;
 use super::refcount::Refcounts;
 use super::{Discards, Geometry, L1Table, MetadataOnly, Qcow2, Qcow2Error};
 use crate::buf::Buf;
-use crate::engine::{Event, Io};
+use crate::engine::{self, Io};
 use crate::error::{Error, Result};
+use crate::filter::Event;
 use crate::graph::NodeId;
 use crate::graph::driver::Role;
 use crate::intent::Fua;
@@ -214,6 +215,7 @@ async fn read_tables(
     if for_check && table_at.0 >= io.len(file) {
         return Ok((l1, vec![0; table_len as usize / 8]));
     }
+    io.event_at(file, Event::ReftableLoad).await;
     let table = read_table(io, file, "Reference count table", table_at, table_len).await?;
     Ok((l1, table))
 }
@@ -414,7 +416,7 @@ impl Qcow2 {
     /// The dirty bit goes last, once all refcounts are right and durable (`check/repair`).
     async fn repair_dirty(&self, io: &Io, file: NodeId) -> Result<()> {
         let node = self.name.clone();
-        let mut say = |line: String| io.report(Event::Repair { node: node.clone(), line });
+        let mut say = |line: String| io.report(engine::Event::Repair { node: node.clone(), line });
         let what = (Some(Repair::All), None);
         let report = Box::pin(check_file(io, file, self, what, &mut say, &|_, _| {})).await?;
         self.reload(io, file).await?;

@@ -6,6 +6,7 @@ use std::any::Any;
 
 use crate::engine::{Io, LocalFuture};
 use crate::error::Result;
+use crate::filter::Event;
 use crate::graph::driver::{Access, Driver, Extent, Length, Mapping, Miss, Role};
 
 /// A window of the `file` child.
@@ -47,7 +48,10 @@ impl Driver for Raw {
     }
 
     fn flush<'a>(&'a self, io: &'a Io) -> LocalFuture<'a, Result<()>> {
-        Box::pin(async { io.flush("raw.flush", io.child(Role::File)).await })
+        Box::pin(async {
+            io.event(Event::FlushToDisk).await;
+            io.flush("raw.flush", io.child(Role::File)).await
+        })
     }
 
     fn close<'a>(&'a self, _: &'a Io) -> LocalFuture<'a, Result<()>> {

@@ -60,6 +60,15 @@ impl Options {
         self.0
     }
 
+    /// Every option with its value as text; what is no scalar has none.
+    pub(super) fn into_texts(mut self) -> Vec<(String, String)> {
+        let keys: Vec<String> = self.0.keys().cloned().collect();
+        keys.into_iter()
+            .map(|key| (self.text(&key).unwrap_or_default(), key))
+            .map(|(text, key)| (key, text))
+            .collect()
+    }
+
     pub(super) fn put(&mut self, key: &str, value: &str) {
         self.0.insert(key.into(), value.into());
     }
@@ -120,7 +129,7 @@ impl Options {
     pub(super) fn finish(self, driver: &str) -> Result<()> {
         let Some(key) = self.0.keys().next() else { return Ok(()) };
         Err(refused(match driver {
-            "file" | "host_device" | "null-co" => {
+            "file" | "host_device" | "null-co" | "null-aio" | "blkdebug" | "blkverify" => {
                 format!("Block protocol '{driver}' doesn't support the option '{key}'")
             }
             _ => format!("Block format '{driver}' does not support the option '{key}'"),

@@ -238,7 +238,7 @@ impl Scan {
     }
 }
 
-fn parse_executor(name: &str) -> Result<Executor, Failure> {
+pub(crate) fn parse_executor(name: &str) -> Result<Executor, Failure> {
     match name {
         "tokio" => Ok(Executor::Tokio),
         "monoio" => Ok(Executor::Monoio),
@@ -247,7 +247,7 @@ fn parse_executor(name: &str) -> Result<Executor, Failure> {
     }
 }
 
-fn parse_image_names(name: &str) -> Result<ImageNames, Failure> {
+pub(crate) fn parse_image_names(name: &str) -> Result<ImageNames, Failure> {
     match name {
         "follow" => Ok(ImageNames::Follow),
         "plain" => Ok(ImageNames::Plain),

@@ -39,7 +39,7 @@ pub(super) fn of_command(name: &str, command: &CommandSpec) -> String {
 }
 
 /// One option a line, its explanation below when it does not fit beside.
-fn append_options(text: &mut String, options: &[OptionSpec]) {
+pub(crate) fn append_options(text: &mut String, options: &[OptionSpec]) {
     for option in options {
         let short = option.short.chars().next().map_or("    ".to_owned(), |letter| format!("-{letter}, "));
         let value = option.value.map_or(String::new(), |value| format!(" {value}"));

@@ -19,6 +19,15 @@ pub fn render_human(images: &[ImageInfo], zone: &TimeZone) -> String {
     images.iter().map(one).collect::<Vec<_>>().join("\n")
 }
 
+/// Renders what only one format has, on its own.
+#[must_use]
+pub fn render_specific(data: &Map<String, Value>) -> String {
+    let mut page = Page { text: String::new(), level: 0, zone: &TimeZone::UTC };
+    page.line("Format specific information:");
+    page.indented(|page| page.map(data));
+    page.text
+}
+
 /// The heads of the columns of a snapshot list.
 #[must_use]
 pub fn snapshot_header() -> String {

@@ -1,0 +1,95 @@
+//! compress: has the format below store every write compressed.
+
+use std::any::Any;
+
+use crate::buf::BufList;
+use crate::engine::{Io, LocalFuture, Op, Request};
+use crate::error::Result;
+use crate::graph::driver::{Access, Driver, Extent, Length, Mapping, Miss, Role};
+
+/// A node whose writes are stored compressed.
+#[derive(Debug)]
+pub struct Compress {
+    /// Bytes that the format compresses at once.
+    unit: u64,
+}
+
+impl Compress {
+    pub(super) fn new(unit: u64) -> Self {
+        Self { unit }
+    }
+
+    /// Writes whole units. What a unit holds beside the request is read and written with it, while nobody else writes to
+    /// it through this node.
+    async fn write(&self, io: &Io, offset: u64, data: &mut BufList) -> Result<()> {
+        let (file, len) = (io.child(Role::File), data.len_bytes() as u64);
+        let (start, end) = super::blocks(offset, len, self.unit);
+        let end = end.min(io.len(file).max(offset + len));
+        let here = io.shared().graph.node(io.node());
+        let _claim = here.claims.take(&io.shared().tasks, start, end).await;
+        let mut whole = super::read_around(io, start, offset).await?;
+        let tail = super::read_around(io, offset + len, end).await?;
+        whole.append(std::mem::take(data));
+        whole.append(tail);
+        let (mut whole, result) = io.write_compressed("compress.write", file, start, whole).await;
+        drop(whole.split_to((offset - start) as usize));
+        *data = whole.split_to(len as usize);
+        result
+    }
+}
+
+impl Driver for Compress {
+    fn name(&self) -> &'static str {
+        "compress"
+    }
+
+    fn is_filter(&self) -> bool {
+        true
+    }
+
+    fn length(&self) -> Length {
+        Length::OfFileFrom(0)
+    }
+
+    fn granularity(&self) -> u64 {
+        self.unit
+    }
+
+    fn compresses(&self) -> bool {
+        true
+    }
+
+    fn lookup(&self, offset: u64, len: u64, access: Access) -> Result<Extent> {
+        let child = Role::File;
+        let mapping = match access {
+            Access::Write => Mapping::Own { child, offset },
+            Access::Read | Access::Zero => Mapping::Data { child, offset },
+        };
+        Ok(Extent { len, mapping })
+    }
+
+    fn load<'a>(&'a self, _: &'a Io, miss: Miss) -> LocalFuture<'a, Result<()>> {
+        unreachable!("a filter misses nothing, not even {miss:?}")
+    }
+
+    fn serve<'a>(&'a self, io: &'a Io, request: &'a mut Request) -> LocalFuture<'a, Result<()>> {
+        Box::pin(async move {
+            match request.op {
+                Op::Write(_) | Op::WriteCompressed => self.write(io, request.offset, &mut request.data).await,
+                op => unreachable!("{op:?} passes by"),
+            }
+        })
+    }
+
+    fn flush<'a>(&'a self, io: &'a Io) -> LocalFuture<'a, Result<()>> {
+        Box::pin(async { io.flush("compress.flush", io.child(Role::File)).await })
+    }
+
+    fn close<'a>(&'a self, _: &'a Io) -> LocalFuture<'a, Result<()>> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}

@@ -1,0 +1,115 @@
+//! null: a leaf without storage that takes its time (`latency-ns`), and `null-aio`, which is the same under another name.
+
+use std::any::Any;
+use std::time::Duration;
+
+use crate::buf::BufList;
+use crate::engine::{Io, LocalFuture, Op, Request};
+use crate::error::Result;
+use crate::graph::driver::{Access, Driver, Extent, Length, Mapping, Miss, Role};
+use crate::intent::Fua;
+
+/// A node that answers late.
+#[derive(Debug)]
+pub struct Null {
+    name: &'static str,
+    latency: Duration,
+}
+
+/// Which of the two names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NullName {
+    /// `null-co`.
+    Co,
+    /// `null-aio`.
+    Aio,
+}
+
+impl NullName {
+    /// The driver of that name.
+    pub fn parse(name: &str) -> Option<Self> {
+        [Self::Co, Self::Aio].into_iter().find(|known| known.text() == name)
+    }
+
+    pub(crate) const fn text(self) -> &'static str {
+        match self {
+            Self::Co => "null-co",
+            Self::Aio => "null-aio",
+        }
+    }
+}
+
+impl Null {
+    pub(super) fn new(name: NullName, latency: Duration) -> Self {
+        Self { name: name.text(), latency }
+    }
+
+    async fn wait(&self, io: &Io) {
+        if !self.latency.is_zero() {
+            io.sleep(self.latency).await;
+        }
+    }
+}
+
+impl Driver for Null {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn is_filter(&self) -> bool {
+        true
+    }
+
+    fn length(&self) -> Length {
+        Length::OfFileFrom(0)
+    }
+
+    fn lookup(&self, offset: u64, len: u64, _: Access) -> Result<Extent> {
+        let child = Role::File;
+        let mapping = match self.latency.is_zero() {
+            true => Mapping::Data { child, offset },
+            false => Mapping::Own { child, offset },
+        };
+        Ok(Extent { len, mapping })
+    }
+
+    fn load<'a>(&'a self, _: &'a Io, miss: Miss) -> LocalFuture<'a, Result<()>> {
+        unreachable!("a filter misses nothing, not even {miss:?}")
+    }
+
+    fn serve<'a>(&'a self, io: &'a Io, request: &'a mut Request) -> LocalFuture<'a, Result<()>> {
+        Box::pin(async move {
+            self.wait(io).await;
+            let (file, offset, len) = (io.child(Role::File), request.offset, request.len);
+            let data: BufList = std::mem::take(&mut request.data);
+            let (data, result) = match request.op {
+                Op::Read => io.read("null.read", file, offset, data).await,
+                Op::Write(_) | Op::WriteCompressed => {
+                    io.write("null.write", file, offset, data, Fua::No).await
+                }
+                Op::WriteZeroes(flags, _) => {
+                    (data, io.write_zeroes("null.write_zeroes", file, offset, len, flags).await)
+                }
+                Op::Discard => (data, io.discard("null.discard", file, offset, len).await),
+                Op::Flush => unreachable!("a flush goes to `flush`"),
+            };
+            request.data = data;
+            result
+        })
+    }
+
+    fn flush<'a>(&'a self, io: &'a Io) -> LocalFuture<'a, Result<()>> {
+        Box::pin(async {
+            self.wait(io).await;
+            io.flush("null.flush", io.child(Role::File)).await
+        })
+    }
+
+    fn close<'a>(&'a self, _: &'a Io) -> LocalFuture<'a, Result<()>> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}

@@ -1,0 +1,67 @@
+//! `drystone-io`: connects the commands to the engine.
+
+mod background;
+mod debug;
+mod input;
+mod open;
+mod shell;
+mod show;
+mod transfer;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use drystone_exec_linux::{Client, Config};
+use drystone_tools::img::args::{Executor, tool_name};
+use drystone_tools::io::args::{self, Action, IoArgs};
+use drystone_tools::message::{Failure, Message};
+use shell::Shell;
+
+fn main() -> ExitCode {
+    let argv: Vec<String> = std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
+    let name = tool_name(&argv).to_owned();
+    let outcome = args::parse(&argv, &name).and_then(|invocation| {
+        for warning in invocation.warnings {
+            say(&Message::Warning(warning).render(&name));
+        }
+        match invocation.action {
+            Action::Print(text) => {
+                print(&text);
+                Ok(true)
+            }
+            Action::Run(args) => run(*args, name.clone()),
+        }
+    });
+    match outcome {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(failure) => {
+            say(&failure.render(&name));
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+/// Runs the commands on the executor that was asked for. Tells whether all of them succeeded.
+fn run(args: IoArgs, name: String) -> Result<bool, Failure> {
+    let config = Config::default();
+    let executor = args.executor;
+    let commands = async |client: Client| Shell::new(client, args, name).run().await;
+    let ran = match executor {
+        Executor::Tokio => drystone_exec_tokio::run(config, commands),
+        Executor::Monoio => drystone_exec_monoio::run(config, commands),
+        Executor::Glommio => drystone_exec_glommio::run(config, commands),
+    };
+    ran.map_err(|error| Failure::new(format!("the executor could not start: {error}")))
+}
+
+/// Writes to the standard output, at once. Where that fails, there is nobody who listens.
+fn print(text: &str) {
+    let mut out = std::io::stdout().lock();
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}
+
+/// Writes to the standard error; where that fails there is nobody left to tell.
+fn say(text: &str) {
+    let _ = std::io::stderr().lock().write_all(text.as_bytes());
+}

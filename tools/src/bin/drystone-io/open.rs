@@ -1,0 +1,258 @@
+//! From what was said of an image to an open one.
+
+use std::os::unix::fs::OpenOptionsExt;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use drystone_core::filter::FilterSpec;
+use drystone_core::format::qcow2::{CreateOptions, Qcow2Options, create};
+use drystone_core::graph::NodeId;
+use drystone_core::graph::open::{ChildSpec, DriverSpec, ImageNames, NodeSpec, OpenMode, open as open_nodes};
+use drystone_core::graph::options::{from_filename_and, from_options};
+use drystone_core::intent::Aio;
+use drystone_exec_linux::{Client, Image};
+use drystone_tools::img::args::CacheMode;
+use drystone_tools::img::open::guessed_raw;
+use drystone_tools::io::args::IoArgs;
+use drystone_tools::io::command::{OpenCommand, Refusal, ReopenCommand};
+use drystone_tools::message::Message;
+use drystone_tools::options::parse_list;
+use serde_json::{Map, Value};
+
+/// How an image is opened.
+#[derive(Clone, Debug)]
+pub struct How {
+    path: Option<String>,
+    format: Option<String>,
+    options: Map<String, Value>,
+    mode: OpenMode,
+    snapshot: bool,
+    copy_on_read: bool,
+}
+
+/// An image that is open.
+pub struct Opened {
+    pub image: Image,
+    pub how: How,
+    /// The image's own node, below a filter that was put on top of it.
+    top: NodeId,
+    read_only: bool,
+}
+
+impl Opened {
+    pub fn is_read_only(&self) -> bool {
+        self.read_only
+    }
+
+    pub fn top(&self) -> NodeId {
+        self.top
+    }
+}
+
+/// Adds lists of options, and returns the warnings that they deserve.
+fn add_options(options: &mut Map<String, Value>, lists: &[String]) -> Vec<String> {
+    let mut warnings = Vec::new();
+    for pair in lists.iter().flat_map(|list| parse_list(list, None)) {
+        warnings.extend(pair.switch_warning());
+        options.insert(pair.key, Value::String(pair.value));
+    }
+    warnings
+}
+
+impl How {
+    /// What a command line says of its image; nothing where it names none.
+    pub fn of_args(args: &IoArgs) -> Option<Self> {
+        let file = args.file.clone()?;
+        let mut command = args.open.clone();
+        match args.image_opts {
+            true => command.options = vec![file],
+            false => command.path = Some(file),
+        }
+        let (how, _) = Self::of_command(&command, args.image_names).ok()?;
+        Some(Self { format: args.format.clone(), ..how })
+    }
+
+    /// What `open` says, and the warnings that it deserves.
+    pub fn of_command(
+        command: &OpenCommand,
+        image_names: ImageNames,
+    ) -> Result<(Self, Vec<String>), Refusal> {
+        let mut options = Map::new();
+        let warnings = add_options(&mut options, &command.options);
+        // Unlike all other tools, this one has every write durable at once.
+        let cache = command.cache.unwrap_or(CacheMode { writethrough: true, ..CacheMode::WRITEBACK });
+        let mode = OpenMode {
+            writable: !command.read_only,
+            discard: command.discard.unwrap_or(true),
+            aio: command.aio.unwrap_or(Aio::Auto),
+            force_share: command.force_share,
+            names: image_names,
+            ..with_cache(OpenMode::default(), cache)
+        };
+        let (snapshot, copy_on_read) = (command.snapshot, command.copy_on_read);
+        let how = Self { path: command.path.clone(), format: None, options, mode, snapshot, copy_on_read };
+        Ok((how, warnings))
+    }
+
+    /// The same, as `reopen` changes it.
+    pub fn changed(&self, command: &ReopenCommand) -> Result<Self, Refusal> {
+        if self.snapshot {
+            let text =
+                "an image with a temporary overlay cannot be opened again: what was written would be lost";
+            return Err(Refusal::Reported(text.into()));
+        }
+        let mut how = self.clone();
+        add_options(&mut how.options, &command.options);
+        how.mode.writable = command.writable.unwrap_or(how.mode.writable);
+        if let Some(cache) = command.cache {
+            how.mode = with_cache(how.mode, cache);
+        }
+        Ok(how)
+    }
+
+    fn spec(&self) -> Result<NodeSpec, String> {
+        let options = self.options.clone();
+        let spec = match &self.path {
+            Some(path) => from_filename_and(Some(path), self.format.as_deref(), options, self.mode),
+            None => from_options(options, self.mode),
+        };
+        let mut spec = spec.map_err(|error| error.to_string())?;
+        if let DriverSpec::Qcow2 { options, .. } | DriverSpec::Probe { options, .. } = &mut spec.driver {
+            options.pack_fresh_only = true;
+        }
+        Ok(spec)
+    }
+
+    fn cannot(&self, why: impl std::fmt::Display) -> String {
+        match &self.path {
+            Some(path) => format!("can't open device {path}: {why}"),
+            None => format!("can't open: {why}"),
+        }
+    }
+}
+
+fn with_cache(mode: OpenMode, cache: CacheMode) -> OpenMode {
+    OpenMode { direct: cache.direct, no_flush: cache.no_flush, write_through: cache.writethrough, ..mode }
+}
+
+/// Opens an image; also returns what is to be said of it.
+pub async fn open(client: &Client, how: How, args: &IoArgs) -> Result<(Opened, Option<Message>), String> {
+    if !args.objects.is_empty() && how.path.is_none() && how.options.is_empty() {
+        return Err(how.cannot("there is nothing that could use the objects"));
+    }
+    let spec = how.spec().map_err(|why| how.cannot(why))?;
+    let guesses = matches!(spec.driver, DriverSpec::Probe { .. });
+    let opened = match (how.snapshot, how.copy_on_read) {
+        (true, _) => open_overlay(client, spec, how.mode).await,
+        (false, true) if !how.mode.writable => Err("Can't use copy-on-read on read-only device".into()),
+        (false, true) => open_copying(client, spec).await,
+        (false, false) => {
+            client.open(&spec).await.map(|image| (image.node(), image)).map_err(|error| error.to_string())
+        }
+    };
+    let (top, image) = opened.map_err(|why| how.cannot(why))?;
+    let graph = client.graph();
+    let about = |node| graph.iter().find(|info| info.id == node).expect("the image is open");
+    let read_only = about(image.node()).flags.read_only;
+    let guessed = guesses && !read_only && about(top).driver == "raw";
+    let warning = guessed.then(|| guessed_raw(&about(top).title));
+    Ok((Opened { image, how, top, read_only }, warning))
+}
+
+/// Opens an image below a filter that keeps what is read from backing files.
+async fn open_copying(client: &Client, spec: NodeSpec) -> Result<(NodeId, Image), String> {
+    let mode = spec.mode;
+    let file = Box::new(NodeSpec { mode: OpenMode { write_through: false, ..mode }, ..spec });
+    let filter = Box::new(FilterSpec::CopyOnRead { bottom: None });
+    let spec = NodeSpec { node_name: None, mode, driver: DriverSpec::Filter { file, filter } };
+    let image = client.open(&spec).await.map_err(|error| error.to_string())?;
+    let node = image.node();
+    let top = client.run(async move |io| Ok(io.edge(node, drystone_core::graph::Role::File))).await;
+    let top = top.map_err(|error| error.to_string())?.expect("a filter has a file");
+    Ok((top, image))
+}
+
+/// Name of the image below an overlay, unless it has one.
+const BASE_NAME: &str = "snapshot-base";
+
+/// Opens an image for reading, below an empty overlay that is gone when it is closed.
+async fn open_overlay(client: &Client, spec: NodeSpec, mode: OpenMode) -> Result<(NodeId, Image), String> {
+    let below = OpenMode { writable: false, write_through: false, ..mode };
+    let name = spec.node_name.clone().unwrap_or_else(|| BASE_NAME.into());
+    let spec = NodeSpec { node_name: Some(name.clone()), ..read_only(spec) };
+    let base = client.open(&spec).await.map_err(|error| error.to_string())?;
+    let made = make_overlay(client, base.len()).await;
+    let opened = match &made {
+        Err(why) => Err(why.clone()),
+        Ok(path) => {
+            let backing = NodeSpec { node_name: None, mode: below, driver: DriverSpec::Node(name) };
+            let driver = DriverSpec::Qcow2 {
+                file: Box::new(NodeSpec::file(path, OpenMode { writable: true, ..below })),
+                backing: ChildSpec::Spec(Box::new(backing)),
+                data_file: ChildSpec::FromImage,
+                options: Qcow2Options::default(),
+            };
+            // Nothing that is lost in a crash is worth a flush.
+            let mode = OpenMode { writable: true, no_flush: true, write_through: false, ..mode };
+            let overlay = NodeSpec { node_name: None, mode, driver };
+            client.open(&overlay).await.map_err(|error| error.to_string())
+        }
+    };
+    if let Ok(path) = &made {
+        // The file lives until it is closed.
+        let _ = std::fs::remove_file(path);
+    }
+    // The overlay keeps the image open; without it, the image closes.
+    let closed = base.close().await.map_err(|error| error.to_string());
+    opened.and_then(|image| closed.map(|()| (image.node(), image)))
+}
+
+/// The same tree, opened for reading.
+fn read_only(mut spec: NodeSpec) -> NodeSpec {
+    spec.mode.writable = false;
+    spec.mode.write_through = false;
+    match &mut spec.driver {
+        DriverSpec::Raw { file, .. } | DriverSpec::Probe { file, .. } | DriverSpec::Filter { file, .. } => {
+            **file = read_only((**file).clone());
+        }
+        DriverSpec::Qcow2 { file, data_file, .. } => {
+            **file = read_only((**file).clone());
+            if let ChildSpec::Spec(child) = data_file {
+                **child = read_only((**child).clone());
+            }
+        }
+        _ => {}
+    }
+    spec
+}
+
+/// Makes an empty image in a file of its own, which nobody else can read.
+async fn make_overlay(client: &Client, len: u64) -> Result<String, String> {
+    let folder = std::env::var("TMPDIR").unwrap_or_else(|_| "/var/tmp".into());
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.subsec_nanos());
+    let mut number = 0;
+    let path = loop {
+        let path = format!("{folder}/drystone-{}-{now}-{number}.qcow2", std::process::id());
+        let made = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
+        match made {
+            Ok(_) => break path,
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists && number < 100 => number += 1,
+            Err(error) => return Err(format!("could not make the overlay '{path}': {error}")),
+        }
+    };
+    let file =
+        NodeSpec::file(path.clone(), OpenMode { writable: true, no_flush: true, ..OpenMode::default() });
+    let options = CreateOptions::new(len.next_multiple_of(512));
+    let created = client.run(async move |io| {
+        let node = open_nodes(&io, &file).await?;
+        let created = create(&io, node, &options).await;
+        let closed = io.close(node).await;
+        created.and(closed)
+    });
+    match created.await {
+        Ok(()) => Ok(path),
+        Err(error) => {
+            let _ = std::fs::remove_file(&path);
+            Err(error.to_string())
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! Commands that show something: `alloc`, `map`, `length`, `info`.
+
+use drystone_core::format::qcow2::Qcow2;
+use drystone_tools::io::info::{Info, qcow2_specific, vmstate_offset};
+use drystone_tools::io::report;
+
+use crate::print;
+use crate::shell::{Outcome, Shell, note_broken};
+
+/// What `length` counts in.
+const SECTOR: u64 = 512;
+
+/// Drivers that are protocols as well as formats, as far as names go.
+const PROTOCOLS: [&str; 6] = ["file", "host_device", "null-co", "null-aio", "blkdebug", "blkverify"];
+
+pub fn length(shell: &Shell) -> Outcome {
+    let len = shell.opened().image.len().next_multiple_of(SECTOR);
+    print(&format!("{}\n", report::amount(len as f64)));
+    Outcome::Done
+}
+
+/// Bytes from `offset` on that are alike, and whether the image itself holds them.
+async fn held(shell: &Shell, offset: u64, len: u64) -> Result<(u64, bool), String> {
+    let status = shell.wait(shell.opened().image.block_status(offset, len)).await;
+    let status = status.map_err(|error| {
+        note_broken(&shell.broken, &error);
+        format!("Failed to get allocation status: {}", error.errno())
+    })?;
+    Ok((status.len, status.allocated && status.depth == 0))
+}
+
+pub async fn alloc(shell: &Shell, offset: u64, count: u64) -> Outcome {
+    let size = shell.opened().image.len();
+    let whole = size.next_multiple_of(SECTOR);
+    let end = offset.saturating_add(count).min(whole).max(offset);
+    let (mut at, mut sum) = (offset, 0);
+    while at < end {
+        // What the last sector lacks is held as the rest of it is.
+        let asked = end.min(size).saturating_sub(at).max(1);
+        match held(shell, at.min(size.saturating_sub(1)), asked).await {
+            Ok((len, holds)) => {
+                let next = if at + len >= size { end } else { at + len };
+                sum += if holds { next - at } else { 0 };
+                at = next;
+            }
+            Err(text) => {
+                shell.report(&text);
+                return Outcome::Failed;
+            }
+        }
+    }
+    print(&report::allocated(sum, end - offset, offset));
+    Outcome::Done
+}
+
+pub async fn map(shell: &Shell) -> Outcome {
+    let size = shell.opened().image.len();
+    let mut run: Option<(bool, u64, u64)> = None;
+    let mut at = 0;
+    while at < size {
+        let (len, holds) = match held(shell, at, size - at).await {
+            Ok(found) => found,
+            Err(text) => {
+                shell.report(&text);
+                return Outcome::Failed;
+            }
+        };
+        let end = if at + len == size { size.next_multiple_of(SECTOR) } else { at + len };
+        run = match run {
+            Some((same, start, _)) if same == holds => Some((holds, start, end)),
+            other => {
+                show(other);
+                Some((holds, at, end))
+            }
+        };
+        at = end;
+    }
+    show(run);
+    Outcome::Done
+}
+
+fn show(run: Option<(bool, u64, u64)>) {
+    if let Some((holds, start, end)) = run {
+        print(&report::range(holds, start, end - start));
+    }
+}
+
+pub async fn info(shell: &Shell) -> Outcome {
+    let node = shell.opened().top();
+    let found = shell.client.run(async move |io| {
+        let driver = io.driver(node);
+        let name = io.driver_name(node);
+        let formats = if PROTOCOLS.contains(&name) { vec![name; 2] } else { vec![name] };
+        let mut info = Info { formats, clusters: None, specific: None };
+        let mut below = node;
+        while let Some(driver) =
+            io.driver(below).filter(|driver| driver.is_filter() && driver.name() != "null-aio")
+            && let Some(file) = io.edge(below, drystone_core::graph::Role::File)
+        {
+            drop(driver);
+            below = file;
+        }
+        let header = |driver: &std::rc::Rc<dyn drystone_core::graph::Driver>| {
+            driver.as_any().downcast_ref::<Qcow2>().map(Qcow2::header)
+        };
+        info.specific = driver.as_ref().and_then(header).map(|header| qcow2_specific(&header));
+        info.clusters = match io.driver(below) {
+            Some(driver) => {
+                header(&driver).map(|header| (header.cluster_bits.size(), vmstate_offset(&header)))
+            }
+            None if io.driver_name(below) == "null-co" => None,
+            None => Some((0, 0)),
+        };
+        Ok(info)
+    });
+    match shell.wait(found).await {
+        Ok(info) => {
+            print(&info.render());
+            if info.clusters.is_some() { Outcome::Done } else { Outcome::Failed }
+        }
+        Err(error) => {
+            shell.report(&error.to_string());
+            Outcome::Failed
+        }
+    }
+}

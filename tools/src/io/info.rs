@@ -1,0 +1,67 @@
+//! What `info` shows.
+
+use drystone_core::compute::Codec;
+use drystone_core::format::qcow2::layout::{Autoclear, Compatible, Header, Incompatible};
+use serde_json::{Map, Value, json};
+
+use super::report::amount;
+use crate::img::info::render_specific;
+
+/// What is known of an image.
+#[derive(Clone, Debug)]
+pub struct Info {
+    /// The driver, twice where it is a protocol too.
+    pub formats: Vec<&'static str>,
+    /// Bytes of a cluster, and place of the machine's state; `None` where the driver knows neither.
+    pub clusters: Option<(u64, u64)>,
+    /// What only this format has.
+    pub specific: Option<Map<String, Value>>,
+}
+
+impl Info {
+    /// The text.
+    #[must_use]
+    pub fn render(&self) -> String {
+        let mut text: String = self.formats.iter().map(|format| format!("format name: {format}\n")).collect();
+        if let Some((cluster, vmstate)) = self.clusters {
+            text += &format!("cluster size: {}\n", amount(cluster as f64));
+            text += &format!("vm state offset: {}\n", amount(vmstate as f64));
+        }
+        if let Some(specific) = &self.specific {
+            text += &render_specific(specific);
+        }
+        text
+    }
+}
+
+/// The first byte behind the disk that no L2 table of the disk maps: there a machine's state would be.
+#[must_use]
+pub fn vmstate_offset(header: &Header) -> u64 {
+    let cluster = header.cluster_bits.size();
+    let span = cluster * (cluster / header.l2_entry_len() as u64);
+    header.size.div_ceil(span).saturating_mul(span)
+}
+
+/// What only qcow2 has.
+#[must_use]
+pub fn qcow2_specific(header: &Header) -> Map<String, Value> {
+    let mut data = Map::new();
+    let mut put = |key: &str, value: Value| drop(data.insert(key.into(), value));
+    put("compat", json!(if header.version < 3 { "0.10" } else { "1.1" }));
+    let compression = if header.compression == Codec::Zstd { "zstd" } else { "zlib" };
+    put("compression-type", json!(compression));
+    put("refcount-bits", json!(header.refcount_width.bits()));
+    if header.version < 3 {
+        return data;
+    }
+    put("lazy-refcounts", json!(header.compatible & Compatible::LAZY_REFCOUNTS != 0));
+    if let Some(name) = &header.data_file {
+        put("data-file", json!(name));
+    }
+    if header.has(Incompatible::DATA_FILE) {
+        put("data-file-raw", json!(header.autoclear & Autoclear::RAW_DATA_FILE != 0));
+    }
+    put("corrupt", json!(header.has(Incompatible::CORRUPT)));
+    put("extended-l2", json!(header.has(Incompatible::EXTENDED_L2)));
+    data
+}

@@ -1,0 +1,51 @@
+//! Numbers of commands: offsets, lengths, patterns.
+
+use super::command::Refusal;
+use crate::size::{SizeError, parse_size};
+
+/// Bytes that one request moves at the most: the reference's limit, whole sectors below 2^31.
+pub(super) const REQUEST_MAX: u64 = 2_147_483_136;
+
+/// Bytes of a sector.
+pub(super) const SECTOR: u64 = 512;
+
+/// Reads an offset or a length.
+pub(super) fn number(text: &str) -> Result<u64, Refusal> {
+    let bytes = parse_size(text).and_then(|bytes| match i64::try_from(bytes) {
+        Ok(_) => Ok(bytes),
+        Err(_) => Err(SizeError::OutOfRange),
+    });
+    bytes.map_err(|error| {
+        let what = match error {
+            SizeError::Malformed => "non-numeric argument, or extraneous/unrecognized suffix",
+            SizeError::OutOfRange => "argument too large",
+        };
+        Refusal::Said(format!("Parsing error: {what} -- {text}"))
+    })
+}
+
+/// Reads a byte: decimal, hexadecimal with `0x`, octal with `0`.
+pub(super) fn pattern(text: &str) -> Result<u8, Refusal> {
+    let byte = crate::size::parse_number(text).ok().and_then(|number| u8::try_from(number).ok());
+    byte.ok_or_else(|| Refusal::Said(format!("{text} is not a valid pattern byte")))
+}
+
+/// Reads a whole number as C's `strtol` in base 10 does, which is held at its ends.
+pub(super) fn milliseconds(text: &str) -> Result<u64, Refusal> {
+    let digits = text.strip_prefix('+').unwrap_or(text);
+    let well_formed = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+    match well_formed {
+        true => Ok(digits.parse().unwrap_or(u64::MAX)),
+        false => Err(Refusal::Said(format!("{text} is not a valid number"))),
+    }
+}
+
+/// Refuses what begins or ends within a sector.
+pub(super) fn whole_sectors(offset: u64, count: u64) -> Result<(), Refusal> {
+    for (value, what) in [(offset, "offset"), (count, "count")] {
+        if !value.is_multiple_of(SECTOR) {
+            return Err(Refusal::Said(format!("{value} is not a sector-aligned value for '{what}'")));
+        }
+    }
+    Ok(())
+}
