@@ -7,6 +7,7 @@ mod bench;
 mod compare;
 mod convert;
 mod create;
+mod measure;
 mod status;
 
 use std::rc::Rc;
@@ -17,6 +18,7 @@ pub use bench::{Bench, bench};
 pub use compare::{Compare, Comparison, compare};
 pub use convert::{Convert, Count, convert};
 pub use create::{ImageSpec, create};
+pub use measure::measure;
 pub use status::Statuses;
 
 /// Is told how much of how much is done, in bytes or whatever the job counts.

@@ -12,6 +12,7 @@ mod create;
 mod help;
 mod info;
 mod map;
+mod measure;
 mod numbers;
 
 pub use bench::{Aio, BenchArgs, FlushEvery};
@@ -23,6 +24,7 @@ pub use create::CreateArgs;
 pub use help::of_tool as tool_help;
 pub use info::InfoArgs;
 pub use map::MapArgs;
+pub use measure::{MeasureArgs, MeasureSubject};
 
 use crate::getopt::{Getopt, OptionSpec, Order, Parsed};
 use crate::message::Failure;
@@ -59,6 +61,7 @@ pub enum Command {
     Create(CreateArgs),
     Info(InfoArgs),
     Map(MapArgs),
+    Measure(MeasureArgs),
 }
 
 /// What a command's own parser returns: the command, or a text to print.
@@ -74,8 +77,16 @@ struct CommandSpec {
 }
 
 /// In alphabetical order.
-const COMMANDS: &[&CommandSpec] =
-    &[&bench::SPEC, &check::SPEC, &compare::SPEC, &convert::SPEC, &create::SPEC, &info::SPEC, &map::SPEC];
+const COMMANDS: &[&CommandSpec] = &[
+    &bench::SPEC,
+    &check::SPEC,
+    &compare::SPEC,
+    &convert::SPEC,
+    &create::SPEC,
+    &info::SPEC,
+    &map::SPEC,
+    &measure::SPEC,
+];
 
 const GLOBAL_OPTIONS: &[OptionSpec] = &[
     common::HELP,

@@ -22,6 +22,7 @@ mod flush;
 pub mod layout;
 mod load;
 mod lookup;
+mod measure;
 mod open;
 mod preallocated;
 mod reclaim;
@@ -37,6 +38,7 @@ use cache::SliceCache;
 pub use create::{CreateOptions, create};
 pub use error::Qcow2Error;
 use layout::{ClusterBits, EntryRules, GuestOffset, Header, HostOffset, L1Entry};
+pub use measure::Shape;
 pub use open::{Qcow2Options, SnapshotChoice, open, probe, read_header};
 use refcount::Refcounts;
 

@@ -4,11 +4,13 @@ use std::os::unix::fs::MetadataExt;
 
 use drystone_core::engine::Io;
 use drystone_core::error::Error;
+use drystone_core::format::qcow2::SnapshotChoice;
 use drystone_core::graph::NodeId;
 use drystone_core::graph::open::{ChildSpec, DriverSpec, NodeSpec, OpenMode};
 use drystone_core::graph::options::{from_filename, from_options};
 use drystone_exec_linux::{Client, Image};
-use drystone_tools::img::args::{CacheMode, Common, Source};
+use drystone_tools::img::args::{CacheMode, Common, SnapshotName, Source};
+use drystone_tools::img::convert::{no_snapshot, no_snapshots_in};
 use drystone_tools::img::open::cannot_open;
 use drystone_tools::message::Failure;
 use drystone_tools::options::ImageName;
@@ -49,6 +51,34 @@ pub fn spec(source: &Source, mode: OpenMode) -> Result<NodeSpec, Failure> {
 pub async fn open(client: &Client, source: &Source, mode: OpenMode) -> Result<Image, Failure> {
     let spec = spec(source, mode)?;
     open_spec(client, &source.name, &spec).await
+}
+
+/// Opens a source for reading, at an internal snapshot where one is named.
+pub async fn open_at(
+    client: &Client,
+    source: &Source,
+    mode: OpenMode,
+    snapshot: Option<&SnapshotName>,
+) -> Result<Image, Failure> {
+    let mut spec = spec(source, mode)?;
+    if let Some(name) = snapshot
+        && let DriverSpec::Qcow2 { options, .. } | DriverSpec::Probe { options, .. } = &mut spec.driver
+    {
+        options.snapshot = Some(match name.clone() {
+            SnapshotName::IdOrName(text) => SnapshotChoice::IdOrName(text),
+            SnapshotName::Both { id, name } => SnapshotChoice::Both { id, name },
+        });
+    }
+    let opened = client.open(&spec).await.map_err(|error| {
+        let text = error.to_string();
+        if text == "Can't find snapshot" { no_snapshot() } else { cannot_open(&source.name, &text) }
+    })?;
+    let driver = driver_of(client, &opened);
+    if snapshot.is_some() && driver != "qcow2" {
+        close(opened).await?;
+        return Err(no_snapshots_in(driver));
+    }
+    Ok(opened)
 }
 
 /// Opens what was read from a name.

@@ -9,6 +9,7 @@ mod image;
 mod info;
 mod interrupt;
 mod map;
+mod measure;
 
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
@@ -54,6 +55,7 @@ fn run(command: Command, name: &str) -> Result<u8, Failure> {
         Command::Create(args) => on(&args.common.clone(), async |client| create::run(&client, &args).await),
         Command::Info(args) => on(&args.common.clone(), async |client| info::run(&client, &args).await),
         Command::Map(args) => on(&args.common.clone(), async |client| map::run(&client, &args).await),
+        Command::Measure(args) => on(&args.common.clone(), async |client| measure::run(&client, &args).await),
     }
 }
 
