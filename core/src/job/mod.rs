@@ -3,10 +3,15 @@
 //! A job holds no node open beyond its own end, moves data only through [`Io`](crate::engine::Io), and says how far it
 //! is through a [`Progress`]. Dropping the engine drops its jobs.
 
+mod above;
 mod bench;
+mod commit;
 mod compare;
 mod convert;
 mod create;
+mod dd;
+mod measure;
+mod rebase;
 mod snapshot;
 mod status;
 
@@ -15,9 +20,13 @@ use std::rc::Rc;
 use crate::error::Error;
 
 pub use bench::{Bench, bench};
+pub use commit::{Commit, commit};
 pub use compare::{Compare, Comparison, compare};
 pub use convert::{Convert, Count, convert};
 pub use create::{ImageSpec, create};
+pub use dd::{Dd, dd};
+pub use measure::measure;
+pub use rebase::{Rebase, change_backing, rebase};
 pub use snapshot::{apply_snapshot, create_snapshot, delete_snapshot};
 pub use status::Statuses;
 
@@ -54,6 +63,9 @@ pub enum Doing {
     /// Making the target durable.
     #[error("flush")]
     Flush,
+    /// Emptying a committed image.
+    #[error("emptying")]
+    Empty,
 }
 
 impl Doing {

@@ -5,27 +5,35 @@
 
 mod bench;
 mod check;
+mod commit;
 mod common;
 mod compare;
 mod convert;
 mod create;
+mod dd;
 mod help;
 mod info;
 mod map;
+mod measure;
 mod numbers;
+mod rebase;
 mod snapshot;
 
 pub use bench::{Aio, BenchArgs, FlushEvery};
 pub use check::{CheckArgs, Repair};
+pub use commit::CommitArgs;
 pub use common::{CacheMode, Common, Executor, OutputFormat, Source};
 pub(crate) use common::{parse_executor, parse_image_names};
 pub use compare::CompareArgs;
 pub use convert::{ConvertArgs, ConvertTarget, SnapshotName};
 pub use create::CreateArgs;
+pub use dd::DdArgs;
 pub(crate) use help::append_options;
 pub use help::of_tool as tool_help;
 pub use info::InfoArgs;
 pub use map::MapArgs;
+pub use measure::{MeasureArgs, MeasureSubject};
+pub use rebase::RebaseArgs;
 pub use snapshot::{SnapshotAction, SnapshotArgs};
 
 use crate::getopt::{Getopt, OptionSpec, Order, Parsed};
@@ -58,11 +66,15 @@ pub enum Action {
 pub enum Command {
     Bench(BenchArgs),
     Check(CheckArgs),
+    Commit(CommitArgs),
     Compare(CompareArgs),
     Convert(ConvertArgs),
     Create(CreateArgs),
+    Dd(DdArgs),
     Info(InfoArgs),
     Map(MapArgs),
+    Measure(MeasureArgs),
+    Rebase(RebaseArgs),
     Snapshot(SnapshotArgs),
 }
 
@@ -82,11 +94,15 @@ struct CommandSpec {
 const COMMANDS: &[&CommandSpec] = &[
     &bench::SPEC,
     &check::SPEC,
+    &commit::SPEC,
     &compare::SPEC,
     &convert::SPEC,
     &create::SPEC,
+    &dd::SPEC,
     &info::SPEC,
     &map::SPEC,
+    &measure::SPEC,
+    &rebase::SPEC,
     &snapshot::SPEC,
 ];
 

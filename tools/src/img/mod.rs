@@ -15,5 +15,6 @@ pub mod convert;
 pub mod create;
 pub mod info;
 pub mod map;
+pub mod measure;
 pub mod open;
 pub mod progress;

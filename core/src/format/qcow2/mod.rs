@@ -11,18 +11,21 @@
 //! makes it reachable (`write`), and writes its metadata in an order that a crash cannot break (`flush`).
 //! Start reading at [`lookup`](Qcow2), then `write`, then `flush`; what is on disk is in `layout`.
 
+mod backing;
 mod bitmaps;
 mod cache;
 pub mod check;
 mod compressed;
 mod create;
 mod crypt;
+mod empty;
 mod error;
 mod flush;
 mod generation;
 pub mod layout;
 mod load;
 mod lookup;
+mod measure;
 mod open;
 mod preallocated;
 mod reclaim;
@@ -39,6 +42,7 @@ use cache::SliceCache;
 pub use create::{CreateOptions, create};
 pub use error::Qcow2Error;
 use layout::{ClusterBits, EntryRules, GuestOffset, Header, HostOffset, L1Entry};
+pub use measure::Shape;
 pub use open::{Qcow2Options, SnapshotChoice, open, probe, read_header};
 use refcount::Refcounts;
 pub use snapshots::{NewSnapshot, SNAPSHOT_NAME_LEN_MAX};
@@ -282,6 +286,10 @@ impl Driver for Qcow2 {
 
     fn discard<'a>(&'a self, io: &'a Io, offset: u64, len: u64) -> LocalFuture<'a, Result<()>> {
         Box::pin(self.discard_range(io, GuestOffset(offset), len))
+    }
+
+    fn make_empty<'a>(&'a self, io: &'a Io) -> LocalFuture<'a, Result<()>> {
+        Box::pin(self.empty_image(io))
     }
 
     fn is_clean(&self) -> bool {

@@ -3,16 +3,14 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use drystone_core::format::qcow2::SnapshotChoice;
 use drystone_core::graph::Role;
 use drystone_core::graph::open::{DriverSpec, NodeSpec, OpenMode};
 use drystone_core::graph::options::{from_filename, from_options};
 use drystone_core::job::{Convert, Count, Doing, Stopped, convert};
 use drystone_exec_linux::{Client, Image};
-use drystone_tools::img::args::{ConvertArgs, ConvertTarget, SnapshotName, Source};
+use drystone_tools::img::args::{ConvertArgs, ConvertTarget};
 use drystone_tools::img::convert::{
-    TargetPlan, cannot_compress, cannot_create, check_bitmaps, check_snapshot, no_bitmaps, no_snapshot,
-    no_snapshots_in, plan_target,
+    TargetPlan, cannot_compress, cannot_create, check_bitmaps, check_snapshot, no_bitmaps, plan_target,
 };
 use drystone_tools::img::create::option_help;
 use drystone_tools::img::open::cannot_open;
@@ -40,7 +38,8 @@ pub async fn run(client: &Client, args: &ConvertArgs, _tool: &str) -> Result<u8,
     let progress = Progress::new(args.progress && !args.quiet, crate::on_terminal(), 1.0);
     let mut sources = Vec::new();
     for source in &args.sources {
-        sources.push(open_source(client, args, source).await?);
+        let mode = image::reading(&args.common, args.source_cache, args.force_share);
+        sources.push(image::open_at(client, source, mode, args.snapshot.as_ref()).await?);
     }
     if args.bitmaps {
         check_bitmaps(args, sources.first().is_some_and(|first| image::driver_of(client, first) == "qcow2"))?;
@@ -71,32 +70,6 @@ pub async fn run(client: &Client, args: &ConvertArgs, _tool: &str) -> Result<u8,
     copied?;
     closed?;
     Ok(0)
-}
-
-async fn open_source(client: &Client, args: &ConvertArgs, source: &Source) -> Result<Image, Failure> {
-    let mut spec = image::spec(source, image::reading(&args.common, args.source_cache, args.force_share))?;
-    if let Some(name) = &args.snapshot {
-        let choice = match name.clone() {
-            SnapshotName::IdOrName(text) => SnapshotChoice::IdOrName(text),
-            SnapshotName::Both { id, name } => SnapshotChoice::Both { id, name },
-        };
-        match &mut spec.driver {
-            DriverSpec::Qcow2 { options, .. } | DriverSpec::Probe { options, .. } => {
-                options.snapshot = Some(choice);
-            }
-            _ => {}
-        }
-    }
-    let opened = client.open(&spec).await.map_err(|error| {
-        let text = error.to_string();
-        if text == "Can't find snapshot" { no_snapshot() } else { cannot_open(&source.name, &text) }
-    })?;
-    let driver = image::driver_of(client, &opened);
-    if args.snapshot.is_some() && driver != "qcow2" {
-        image::close(opened).await?;
-        return Err(no_snapshots_in(driver));
-    }
-    Ok(opened)
 }
 
 async fn open_target(client: &Client, args: &ConvertArgs, plan: &TargetPlan) -> Result<Image, Failure> {
@@ -146,6 +119,7 @@ async fn copy(
     let work = Convert {
         sources: sources.iter().map(Image::node).collect(),
         target: target.node(),
+        above: None,
         compress: args.compress,
         sparse: args.sparse_size,
         workers: usize::from(args.parallel),
@@ -180,7 +154,7 @@ fn stopped_at(stopped: &Stopped) -> Failure {
         Doing::Status => format!("reading block status at offset {at}"),
         Doing::Read => format!("reading at byte {at}"),
         Doing::Write => format!("writing at byte {at}"),
-        Doing::Flush => format!("flushing the target at byte {at}"),
+        Doing::Flush | Doing::Empty => format!("flushing the target at byte {at}"),
     };
     Failure::new(format!("error while {what}: {reason}\n{source}"))
 }

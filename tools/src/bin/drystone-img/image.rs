@@ -4,11 +4,13 @@ use std::os::unix::fs::MetadataExt;
 
 use drystone_core::engine::{Event, Io};
 use drystone_core::error::Error;
+use drystone_core::format::qcow2::SnapshotChoice;
 use drystone_core::graph::NodeId;
 use drystone_core::graph::open::{ChildSpec, DriverSpec, NodeSpec, OpenMode};
 use drystone_core::graph::options::{from_filename, from_options};
 use drystone_exec_linux::{Client, Image};
-use drystone_tools::img::args::{CacheMode, Common, Source};
+use drystone_tools::img::args::{CacheMode, Common, SnapshotName, Source};
+use drystone_tools::img::convert::{no_snapshot, no_snapshots_in};
 use drystone_tools::img::open::{cannot_open, guessed_raw};
 use drystone_tools::message::Failure;
 use drystone_tools::options::ImageName;
@@ -67,6 +69,34 @@ pub async fn open_writable(
     Ok(image)
 }
 
+/// Opens a source for reading, at an internal snapshot where one is named.
+pub async fn open_at(
+    client: &Client,
+    source: &Source,
+    mode: OpenMode,
+    snapshot: Option<&SnapshotName>,
+) -> Result<Image, Failure> {
+    let mut spec = spec(source, mode)?;
+    if let Some(name) = snapshot
+        && let DriverSpec::Qcow2 { options, .. } | DriverSpec::Probe { options, .. } = &mut spec.driver
+    {
+        options.snapshot = Some(match name.clone() {
+            SnapshotName::IdOrName(text) => SnapshotChoice::IdOrName(text),
+            SnapshotName::Both { id, name } => SnapshotChoice::Both { id, name },
+        });
+    }
+    let opened = client.open(&spec).await.map_err(|error| {
+        let text = error.to_string();
+        if text == "Can't find snapshot" { no_snapshot() } else { cannot_open(&source.name, &text) }
+    })?;
+    let driver = driver_of(client, &opened);
+    if snapshot.is_some() && driver != "qcow2" {
+        close(opened).await?;
+        return Err(no_snapshots_in(driver));
+    }
+    Ok(opened)
+}
+
 /// Opens what was read from a name.
 pub async fn open_spec(client: &Client, name: &ImageName, spec: &NodeSpec) -> Result<Image, Failure> {
     let opened = client.open(spec).await;
@@ -92,6 +122,14 @@ pub fn metadata_only(mut spec: NodeSpec) -> NodeSpec {
         options.metadata_only = true;
     }
     spec
+}
+
+/// Says that an image which is written to was taken for raw, because nobody said what it is.
+pub fn warn_of_guess(client: &Client, image: &Image, source: &Source, tool: &str) {
+    let told = source.format.is_some() || matches!(source.name, ImageName::Options { .. });
+    if !told && driver_of(client, image) == "raw" {
+        crate::say(&guessed_raw(source.name.text()).render(tool));
+    }
 }
 
 /// Name of the driver of an open image.

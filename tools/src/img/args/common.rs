@@ -259,7 +259,7 @@ pub(crate) fn parse_image_names(name: &str) -> Result<ImageNames, Failure> {
 }
 
 /// Reads the argument of `--output`; the last one given counts.
-fn parse_output(name: Option<&str>) -> Result<OutputFormat, Failure> {
+pub(super) fn parse_output(name: Option<&str>) -> Result<OutputFormat, Failure> {
     match name {
         None | Some("human") => Ok(OutputFormat::Human),
         Some("json") => Ok(OutputFormat::Json),

@@ -334,7 +334,8 @@ fn parse_parallel(text: &str) -> Result<u8, Failure> {
     Ok(u8::try_from(number).expect("the number is at most 16"))
 }
 
-fn parse_snapshot(text: &str, warnings: &mut Vec<String>) -> Result<SnapshotName, Failure> {
+/// Reads the argument of `-l`.
+pub(super) fn parse_snapshot(text: &str, warnings: &mut Vec<String>) -> Result<SnapshotName, Failure> {
     if !text.starts_with("snapshot.") {
         return Ok(SnapshotName::IdOrName(text.to_owned()));
     }
