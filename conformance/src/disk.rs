@@ -113,6 +113,15 @@ struct Pending {
     completed: Option<u64>,
 }
 
+/// A change that a crash may keep.
+#[derive(Clone, Debug)]
+pub struct Unflushed {
+    /// The change.
+    pub change: Change,
+    /// The length that it left the disk with, where it changed that.
+    pub new_len: Option<u64>,
+}
+
 /// Which of the changes that are not durable survive a crash.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Survival {
@@ -262,8 +271,20 @@ impl Disk {
         self.log.iter().map(|pending| pending.change.sectors(self.config.sector)).sum()
     }
 
-    /// Stops the power. What is in flight besides the log may reach the disk too.
-    pub fn crash(&mut self, in_flight: Vec<Change>, fate: &mut Fate) {
+    /// What a crash decides about, with what is in flight besides the log.
+    pub fn unflushed(&self, in_flight: Vec<Change>) -> Vec<Unflushed> {
+        let mut disk = Self { log: self.log.clone(), ..Self::new(self.config.clone(), Sparse::default()) };
+        disk.view = Sparse::new(self.view.len());
+        disk.add_in_flight(in_flight);
+        disk.log.into_iter().map(|Pending { change, new_len, .. }| Unflushed { change, new_len }).collect()
+    }
+
+    /// A number that differs whenever the log does.
+    pub fn moment(&self) -> u64 {
+        self.next_id.wrapping_mul(0x1_0001).wrapping_add(self.log.len() as u64)
+    }
+
+    fn add_in_flight(&mut self, in_flight: Vec<Change>) {
         for change in in_flight {
             let range = match &change {
                 Change::Write(offset, bytes) => *offset..offset + bytes.len() as u64,
@@ -276,6 +297,11 @@ impl Disk {
             };
             self.record(change, range, new_len);
         }
+    }
+
+    /// Stops the power. What is in flight besides the log may reach the disk too.
+    pub fn crash(&mut self, in_flight: Vec<Change>, fate: &mut Fate) {
+        self.add_in_flight(in_flight);
         let log = std::mem::take(&mut self.log);
         let lengths: Vec<&Pending> = log.iter().filter(|pending| pending.new_len.is_some()).collect();
         let survive = fate.prefix(lengths.len());

@@ -2,7 +2,9 @@
 
 pub mod cases;
 pub mod disk;
+pub mod explore;
 pub mod fault;
+pub mod lie;
 pub mod model;
 pub mod qemu;
 pub mod real;
@@ -14,3 +16,10 @@ pub mod sparse;
 pub mod suite;
 pub mod trace;
 pub mod world;
+
+/// The words of a panic.
+pub fn panicked(panic: &(dyn std::any::Any + Send)) -> String {
+    let words = panic.downcast_ref::<String>().map(String::as_str);
+    let words = words.or_else(|| panic.downcast_ref::<&str>().copied());
+    format!("panic: {}", words.unwrap_or("without words"))
+}

@@ -265,15 +265,44 @@ impl Model {
         Ok(())
     }
 
-    /// Checks bytes that the same changes cover from the first to the last.
-    fn check_segment(
+    /// All that the disk may hold if the power goes now, in parts that follow each other and that a crash does not tear.
+    pub fn possible_after_crash(&self) -> Vec<Possible> {
+        let all: Vec<&Change> = self.changes.iter().collect();
+        let mut cuts = vec![0, self.size];
+        for Range { start, end } in all.iter().map(|change| change.range.clone()) {
+            cuts.extend([start, end]);
+            if let Some(sector) = self.rules.crash_sector {
+                cuts.extend((start.next_multiple_of(sector)..end).step_by(sector as usize));
+            }
+        }
+        cuts.retain(|cut| *cut <= self.size);
+        cuts.sort_unstable();
+        cuts.dedup();
+        let part = |pair: &[u64]| {
+            let range = pair[0]..pair[1];
+            let len = (range.end - range.start) as usize;
+            let mut contents = Vec::new();
+            for candidate in self.candidates(When::Crash, &range, &all) {
+                contents.push(match candidate {
+                    Candidate::Anything => return Possible { range, contents: None },
+                    Candidate::Initial => self.initial.bytes(range.start, len),
+                    Candidate::Zeros => vec![0; len],
+                    Candidate::Bytes(bytes) => bytes.to_vec(),
+                });
+            }
+            contents.dedup();
+            Possible { range, contents: Some(contents) }
+        };
+        cuts.windows(2).map(part).collect()
+    }
+
+    /// What bytes may be that the same changes cover from the first to the last.
+    fn candidates<'a>(
         &self,
         when: When,
-        segment: Range<u64>,
-        found: &[u8],
-        touching: &[&Change],
-        whole: bool,
-    ) -> Result<(), Mismatch> {
+        segment: &Range<u64>,
+        touching: &[&'a Change],
+    ) -> Vec<Candidate<'a>> {
         let covers =
             |change: &&&Change| change.range.start <= segment.start && segment.end <= change.range.end;
         let settled = |change: &Change| match (when, change.ended) {
@@ -284,28 +313,45 @@ impl Model {
         let here = || touching.iter().filter(covers);
         let replaced_before = here().filter(|change| settled(change)).map(|change| change.begun).max();
         let stands = |ended: u64| replaced_before.is_none_or(|begun| ended >= begun);
+        let initial = stands(0).then_some(Candidate::Initial);
+        let changes = here().filter(|change| change.ended.is_none_or(stands)).map(|change| {
+            let from = (segment.start - change.range.start) as usize;
+            match &change.content {
+                Content::Anything => Candidate::Anything,
+                Content::Zeros => Candidate::Zeros,
+                Content::Bytes(bytes) => {
+                    Candidate::Bytes(&bytes[from..from + (segment.end - segment.start) as usize])
+                }
+            }
+        });
+        initial.into_iter().chain(changes).collect()
+    }
+
+    /// Checks bytes that the same changes cover from the first to the last.
+    fn check_segment(
+        &self,
+        when: When,
+        segment: Range<u64>,
+        found: &[u8],
+        touching: &[&Change],
+        whole: bool,
+    ) -> Result<(), Mismatch> {
         let len = found.len();
         let mut allowed: Vec<Vec<u8>> = Vec::new();
-        if stands(0) {
-            let initial = self.initial.bytes(segment.start, len);
-            if initial == found {
-                return Ok(());
-            }
-            allowed.push(initial);
-        }
-        for change in here().filter(|change| change.ended.is_none_or(stands)) {
-            match &change.content {
-                Content::Anything => return Ok(()),
-                Content::Zeros if is_zero(found) => return Ok(()),
-                Content::Zeros => allowed.push(vec![0; len]),
-                Content::Bytes(bytes) => {
-                    let from = (segment.start - change.range.start) as usize;
-                    let bytes = &bytes[from..from + len];
-                    if bytes == found {
+        for candidate in self.candidates(when, &segment, touching) {
+            match candidate {
+                Candidate::Anything => return Ok(()),
+                Candidate::Zeros if is_zero(found) => return Ok(()),
+                Candidate::Zeros => allowed.push(vec![0; len]),
+                Candidate::Initial => {
+                    let initial = self.initial.bytes(segment.start, len);
+                    if initial == found {
                         return Ok(());
                     }
-                    allowed.push(bytes.to_vec());
+                    allowed.push(initial);
                 }
+                Candidate::Bytes(bytes) if bytes == found => return Ok(()),
+                Candidate::Bytes(bytes) => allowed.push(bytes.to_vec()),
             }
         }
         let wrong = (0..len).find(|at| allowed.iter().all(|bytes| bytes[*at] != found[*at]));
@@ -317,6 +363,23 @@ impl Model {
         }
         Ok(())
     }
+}
+
+/// What a part of a disk may hold after a crash.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Possible {
+    /// First byte and end of the part.
+    pub range: Range<u64>,
+    /// All that it may hold, as a whole; anything, without.
+    pub contents: Option<Vec<Vec<u8>>>,
+}
+
+/// What a segment may hold.
+enum Candidate<'a> {
+    Anything,
+    Initial,
+    Zeros,
+    Bytes(&'a [u8]),
 }
 
 /// What a runner did that no disk may do.

@@ -210,7 +210,7 @@ fn own_check(world: World, mut spec: NodeSpec, leaks: bool) -> Result<(), String
 }
 
 /// Splits a line at blanks, but not within single quotes.
-fn words(line: &str) -> Vec<String> {
+pub(crate) fn words(line: &str) -> Vec<String> {
     let quoted = line.split('\'').enumerate();
     quoted
         .flat_map(|(index, part)| match index % 2 {

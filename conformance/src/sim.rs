@@ -8,18 +8,19 @@
 //! An intent takes effect and is answered at two moments, so that intents overlap in every way that a real executor
 //! allows. The same seed, engines and calls give the same run. Start at [`Sim`].
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future::Future;
 use std::time::Duration;
 
 use drystone_core::engine::{Engine, Io, Reply, Request};
-use drystone_core::intent::{Action, Intent, Outcome, Token};
+use drystone_core::intent::{Action, Intent, Label, Outcome, Token};
 use fastrand::Rng;
 
 use crate::disk::{Change, Survival};
-use crate::fault::Faults;
+use crate::fault::{Faults, Kind};
+use crate::lie::{Lie, Lies};
 use crate::trace;
-use crate::world::{Consequence, Moment, World};
+use crate::world::{Consequence, Frozen, Moment, World};
 
 /// The tag of jobs that the simulator starts itself.
 const JOB_TAG: u64 = u64::MAX;
@@ -45,6 +46,8 @@ pub struct Sim {
     pub world: World,
     /// What fails.
     pub faults: Faults,
+    /// What is answered without having been done.
+    pub lies: Lies,
     /// Stop after this many intents were answered.
     pub stop_after: Option<u64>,
     engines: Vec<Engine>,
@@ -57,11 +60,13 @@ pub struct Sim {
     delay_max: u64,
     rng: Rng,
     trace: Option<Vec<String>>,
+    labels: BTreeSet<(Kind, Label)>,
 }
 
 struct Event {
     engine: EngineId,
     token: Token,
+    label: Label,
     number: u64,
     /// How many intents were answered when this one came.
     submitted: u64,
@@ -81,6 +86,7 @@ impl Sim {
         Self {
             world,
             faults: Faults::default(),
+            lies: Lies::default(),
             stop_after: None,
             engines: vec![Engine::new()],
             replies: VecDeque::new(),
@@ -91,6 +97,7 @@ impl Sim {
             delay_max,
             rng,
             trace: None,
+            labels: BTreeSet::new(),
         }
     }
 
@@ -108,6 +115,11 @@ impl Sim {
     /// Writes down every intent, outcome and reply from here on.
     pub fn start_trace(&mut self) {
         self.trace.get_or_insert_default();
+    }
+
+    /// Verbs and labels of the intents that came so far.
+    pub fn labels(&self) -> &BTreeSet<(Kind, Label)> {
+        &self.labels
     }
 
     /// What was written down.
@@ -215,6 +227,27 @@ impl Sim {
         }
     }
 
+    /// Runs a coroutine of the first engine, and whatever it leaves behind, to the end; `look` sees the simulation after
+    /// every step.
+    ///
+    /// # Panics
+    /// When the coroutine waits for what nobody brings.
+    pub fn run_job_watched<T: 'static, F: Future<Output = T> + 'static>(
+        &mut self,
+        coroutine: impl FnOnce(Io) -> F,
+        mut look: impl FnMut(&Self),
+    ) -> T {
+        let job = self.engines[FIRST.0].run(JOB_TAG, coroutine);
+        self.gather();
+        look(self);
+        while self.step() {
+            look(self);
+        }
+        job.take().unwrap_or_else(|| {
+            panic!("a coroutine waits for what nobody brings\n{}", self.trace().join("\n"))
+        })
+    }
+
     /// Does the next thing that is due. Returns false when nothing is, or the power is off.
     pub fn step(&mut self) -> bool {
         self.gather();
@@ -223,7 +256,19 @@ impl Sim {
         }
         let Some(((due, _), event)) = self.events.pop_first() else { return false };
         self.now = due;
+        for (disk, change) in self.lies.due() {
+            self.world.begin_late(disk, change);
+        }
         match event.state {
+            State::Begun(action) if self.lies.about(event.label, &action) == Some(Lie::Skipped) => {
+                let state = State::Done(Outcome::Done(Ok(())), Consequence::Nothing);
+                self.events.insert((due, event.number), Event { state, ..event });
+            }
+            State::Begun(action) if self.lies.about(event.label, &action) == Some(Lie::Late) => {
+                self.lies.postpone(self.world.change_of(&action));
+                let state = State::Done(Lies::answer(action), Consequence::Nothing);
+                self.events.insert((due, event.number), Event { state, ..event });
+            }
             State::Begun(action) => {
                 let struck = self.faults.strike(&action, self.world.path_of(&action), &mut self.rng);
                 let moment = Moment { rng: &mut self.rng, fault: struck };
@@ -252,6 +297,18 @@ impl Sim {
         world
     }
 
+    /// Returns what the disks hold if the power goes now, with everything that is still to be decided.
+    pub fn freeze(&self) -> Frozen {
+        self.world.freeze(self.changes_in_flight())
+    }
+
+    /// A number that differs whenever a crash would find something else.
+    pub fn moment(&self) -> u64 {
+        let begun = self.events.values().filter(|event| matches!(event.state, State::Begun(_)));
+        let newest = begun.map(|event| event.number + 1).fold(0, |sum, number| sum * 31 + number);
+        self.world.moment().wrapping_mul(1_000_003).wrapping_add(newest)
+    }
+
     /// Number of sectors that a crash would decide about.
     pub fn unflushed_sectors(&self) -> usize {
         self.world.unflushed_sectors(&self.changes_in_flight())
@@ -263,7 +320,7 @@ impl Sim {
             State::Begun(action) => self.world.change_of(action),
             State::Done(..) => None,
         });
-        begun.collect()
+        begun.chain(self.lies.postponed().cloned()).collect()
     }
 
     /// Ends the simulation, and returns the world with what reads see as what is stored.
@@ -272,6 +329,9 @@ impl Sim {
     /// When something is in flight.
     pub fn into_world(mut self) -> World {
         self.assert_idle();
+        for (disk, change) in self.lies.all() {
+            self.world.begin_late(disk, change);
+        }
         self.world.shut_down();
         self.world
     }
@@ -288,6 +348,7 @@ impl Sim {
             while let Some(Intent { token, label, action }) = self.engines[index].next_intent() {
                 let number = self.number;
                 self.number += 1;
+                self.labels.insert((Kind::of(&action), label));
                 if let Some(trace) = &mut self.trace {
                     let action = trace::action(&action);
                     trace.push(format!("{:>9} > {number:<4} {index} {label}: {action}", self.now));
@@ -298,8 +359,14 @@ impl Sim {
                     }
                     _ => self.now + self.delay(),
                 };
-                let event =
-                    Event { engine, token, number, submitted: self.answered, state: State::Begun(action) };
+                let event = Event {
+                    engine,
+                    token,
+                    label,
+                    number,
+                    submitted: self.answered,
+                    state: State::Begun(action),
+                };
                 self.events.insert((due, number), event);
             }
             while let Some(reply) = self.engines[index].next_reply() {

@@ -56,6 +56,11 @@ impl Sparse {
         self.pages.len() as u64 * PAGE
     }
 
+    /// The pages that are stored, with the offset of each.
+    pub fn pages(&self) -> impl Iterator<Item = (u64, &[u8; PAGE as usize])> {
+        self.pages.iter().map(|(index, page)| (index * PAGE, &**page))
+    }
+
     /// Copies the bytes from `offset` on into `out`; what lies beyond the end is zero.
     pub fn read(&self, offset: u64, out: &mut [u8]) {
         out.fill(0);

@@ -14,7 +14,7 @@ use drystone_core::intent::{
 };
 use fastrand::Rng;
 
-use crate::disk::{Change, ChangeId, DiscardEffect, Disk, DiskConfig, Fate, GARBAGE, Survival};
+use crate::disk::{Change, ChangeId, DiscardEffect, Disk, DiskConfig, Fate, GARBAGE, Survival, Unflushed};
 use crate::fault::Effect;
 use crate::sparse::Sparse;
 
@@ -43,6 +43,26 @@ struct Leaf {
 enum Storage {
     Disk(usize),
     Null { len: u64, read_zeroes: bool },
+}
+
+/// What disks hold at one moment, with all that a crash then decides about.
+#[derive(Clone, Debug)]
+pub struct Frozen {
+    /// The files by their paths.
+    pub disks: Vec<FrozenDisk>,
+}
+
+/// One disk at one moment.
+#[derive(Clone, Debug)]
+pub struct FrozenDisk {
+    /// Its path.
+    pub path: String,
+    /// What it is like.
+    pub config: DiskConfig,
+    /// What every crash keeps.
+    pub stable: Sparse,
+    /// What a crash may keep, in the order in which it was begun.
+    pub unflushed: Vec<Unflushed>,
 }
 
 /// What delivering an outcome brings about.
@@ -136,6 +156,33 @@ impl World {
             .map(|(disk, change)| change.sectors(self.disks[*disk].config.sector))
             .sum::<usize>();
         in_flight + self.disks.iter().map(Disk::unflushed_sectors).sum::<usize>()
+    }
+
+    /// What a crash finds now, with what is still in flight.
+    pub(crate) fn freeze(&self, in_flight: Vec<(usize, Change)>) -> Frozen {
+        let frozen = |(path, index): (&String, &usize)| {
+            let mine = in_flight.iter().filter(|(disk, _)| disk == index).map(|(_, change)| change.clone());
+            let disk = &self.disks[*index];
+            FrozenDisk {
+                path: path.clone(),
+                config: disk.config.clone(),
+                stable: disk.stable().clone(),
+                unflushed: disk.unflushed(mine.collect()),
+            }
+        };
+        Frozen { disks: self.paths.iter().map(frozen).collect() }
+    }
+
+    /// A number that differs whenever a disk does, or what of it is durable.
+    pub(crate) fn moment(&self) -> u64 {
+        self.disks
+            .iter()
+            .fold(self.paths.len() as u64, |sum, disk| sum.wrapping_mul(31).wrapping_add(disk.moment()))
+    }
+
+    /// Makes a change of which nobody waits for the end.
+    pub(crate) fn begin_late(&mut self, disk: usize, change: Change) {
+        self.disks[disk].begin(change);
     }
 
     /// Number of leaves that are open.
@@ -263,6 +310,16 @@ impl World {
                 (leaf, Change::Zero(*offset..offset + len, flags.may_unmap))
             }
             Action::SetLen { leaf, len, .. } => (leaf, Change::SetLen(*len)),
+            // What cannot discard answers at once; what promises nothing may do anything.
+            Action::Discard { leaf, offset, len } => {
+                let Storage::Disk(disk) = self.leaf(*leaf).storage else { return None };
+                let Disk { config, .. } = &self.disks[disk];
+                let end = (offset + len).min(self.disks[disk].view().len());
+                if config.discard != DiscardEffect::Zeroes || *offset >= end {
+                    return None;
+                }
+                (leaf, Change::Zero(*offset..end, true))
+            }
             _ => return None,
         };
         match self.leaf(*leaf).storage {

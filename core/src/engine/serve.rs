@@ -17,7 +17,7 @@ use crate::error::Result;
 use crate::filter::Event;
 use crate::graph::driver::{Access, Driver, Mapping, Ready, Reservation};
 use crate::graph::{Collision, Kind, Leaf, Node, NodeId, Owner};
-use crate::intent::{Action, Errno, Fua, Preallocation, ZeroFlags};
+use crate::intent::{Action, Errno, Fua, Label, Preallocation, ZeroFlags};
 
 /// Bytes of zeros written at once where a leaf cannot zero a range.
 const ZERO_CHUNK: u64 = 256 * 1024;
@@ -48,7 +48,7 @@ async fn serving(shared: Rc<Shared>, mut piece: Piece) {
         }
         (Kind::Leaf(leaf), Verb::Read) => leaf_read(&io, leaf, &mut piece).await,
         (Kind::Leaf(leaf), Verb::Write(_)) => leaf_write(&io, leaf, &mut piece).await,
-        (Kind::Leaf(leaf), Verb::Flush) => flush_leaf(&io, &node, leaf).await,
+        (Kind::Leaf(leaf), Verb::Flush) => flush_leaf(&io, &node, leaf, piece.label).await,
         (Kind::Driver(driver), Verb::Flush) => flush(&io, driver.as_ref()).await,
         (Kind::Driver(_), Verb::Write(Fua::Yes)) => Box::pin(write_through(&io, &mut piece)).await,
         (Kind::Driver(driver), Verb::WriteCompressed) => {
@@ -442,13 +442,7 @@ async fn leaf_read(io: &Io, leaf: &Leaf, piece: &mut Piece) -> Result<()> {
 }
 
 /// Reads the whole blocks around a range; what lies beyond the end of the leaf is zero.
-async fn read_blocks(
-    io: &Io,
-    leaf: &Leaf,
-    label: crate::intent::Label,
-    offset: u64,
-    len: u64,
-) -> Result<(u64, Buf)> {
+async fn read_blocks(io: &Io, leaf: &Leaf, label: Label, offset: u64, len: u64) -> Result<(u64, Buf)> {
     let block = u64::from(leaf.info.request_align.max(1));
     let start = offset - offset % block;
     let len_bytes = ((offset + len).next_multiple_of(block) - start) as usize;
@@ -628,7 +622,7 @@ async fn flush(io: &Io, driver: &dyn Driver) -> Result<()> {
 /// Flushes a leaf, unless nothing was written since the last flush.
 ///
 /// A failed flush stays failed: the host may have dropped what it could not write, and would call the next one good.
-async fn flush_leaf(io: &Io, node: &Node, leaf: &Leaf) -> Result<()> {
+async fn flush_leaf(io: &Io, node: &Node, leaf: &Leaf, label: Label) -> Result<()> {
     if let Some(errno) = leaf.flush_failed.get() {
         return Err(leaf.error("flush", 0, 0, errno));
     }
@@ -636,7 +630,7 @@ async fn flush_leaf(io: &Io, node: &Node, leaf: &Leaf) -> Result<()> {
     if node.flags.no_flush || leaf.flushed.get() >= written {
         return Ok(());
     }
-    let result = io.done("flush", Action::Flush { leaf: leaf.info.leaf }).await;
+    let result = io.done(label, Action::Flush { leaf: leaf.info.leaf }).await;
     result.map_err(|errno| {
         leaf.flush_failed.set(Some(errno));
         leaf.error("flush", 0, 0, errno)

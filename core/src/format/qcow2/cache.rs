@@ -46,14 +46,6 @@ impl SliceCache {
         Self { slice_len, slots_max, slots: Vec::new(), index: FxHashMap::default(), hand: 0, dirty: 0 }
     }
 
-    /// Forgets everything. Nothing is dirty or being written.
-    pub(super) fn clear(&mut self) {
-        assert!(self.dirty == 0 && self.slots.iter().all(|slot| !slot.writing), "changes are written first");
-        self.slots.clear();
-        self.index.clear();
-        self.hand = 0;
-    }
-
     /// Bytes of a slice.
     pub(super) fn slice_len(&self) -> usize {
         self.slice_len
@@ -125,13 +117,6 @@ impl SliceCache {
         Err(AllDirty)
     }
 
-    /// Forgets all slices, which hold no changes.
-    pub(super) fn clear(&mut self) {
-        self.slots.clear();
-        self.index.clear();
-        (self.hand, self.dirty) = (0, 0);
-    }
-
     /// Forgets the slices of a table that is no longer in use.
     pub(super) fn forget(&mut self, start: HostOffset, len: u64) {
         for slot in 0..self.slots.len() {
@@ -139,14 +124,19 @@ impl SliceCache {
             if (start.0..start.0 + len).contains(&at) && self.index.remove(&at).is_some() {
                 let slot = &mut self.slots[slot];
                 self.dirty -= usize::from(slot.dirty);
-                (slot.dirty, slot.at) = (false, HostOffset(u64::MAX));
+                // A write that is under way and fails must not bring the slice back to life.
+                (slot.dirty, slot.writing, slot.at) = (false, false, HostOffset(u64::MAX));
                 slot.used.set(false);
             }
         }
     }
 
-    /// Forgets everything: no slice is one of the image's any more, and none is being written.
+    /// Forgets everything, changes too: no slice is one of the image's any more, and none is being written.
     pub(super) fn clear(&mut self) {
+        assert!(
+            self.slots.iter().all(|slot| !slot.writing),
+            "what is being written stays until it has landed"
+        );
         self.slots.clear();
         self.index.clear();
         (self.hand, self.dirty) = (0, 0);
@@ -228,8 +218,9 @@ mod tests {
         assert!(cache.find(HostOffset(512)).is_some());
         cache.failed();
         assert_eq!((cache.dirty(), cache.take_dirty().len()), (1, 1));
-        cache.written();
         cache.forget(HostOffset(0), 1024);
         assert_eq!(cache.find(HostOffset(512)), None);
+        cache.failed();
+        assert_eq!(cache.dirty(), 0, "what is forgotten is not written again");
     }
 }

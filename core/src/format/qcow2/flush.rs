@@ -61,10 +61,16 @@ impl Qcow2 {
 
     /// Flushes the leaves that hold the image.
     pub(super) async fn barrier(&self, io: &Io) -> Result<()> {
+        self.barrier_for(io, "qcow2.barrier").await
+    }
+
+    /// Flushes the leaves that hold the image; the label says what for. Each has its own, so that a trace, and the
+    /// simulator when it drops one, can tell them apart.
+    pub(super) async fn barrier_for(&self, io: &Io, label: Label) -> Result<()> {
         if let Some(data) = io.try_child(Role::DataFile) {
-            io.flush("qcow2.barrier/data_file", data).await?;
+            io.flush(label, data).await?;
         }
-        io.flush("qcow2.barrier", io.child(Role::File)).await
+        io.flush(label, io.child(Role::File)).await
     }
 
     /// Writes all changed metadata, level by level. The last level written is not durable yet.
@@ -129,25 +135,25 @@ impl Qcow2 {
         self.write_level(io, "qcow2.flush/refcount_blocks", batch.refcounts).await?;
         if !batch.refcount_table.is_empty() {
             // A block is durable before the table points to it.
-            self.barrier(io).await?;
+            self.barrier_for(io, "qcow2.flush/before_refcount_table").await?;
             io.event(Event::RefblockAllocHookup).await;
             self.write_level(io, "qcow2.flush/refcount_table", batch.refcount_table).await?;
         }
         if !batch.l2.is_empty() {
             // Refcounts and guest data are durable before an L2 entry points to a cluster.
-            self.barrier(io).await?;
+            self.barrier_for(io, "qcow2.flush/before_l2_tables").await?;
             io.event(Event::L2Update).await;
             self.write_level(io, "qcow2.flush/l2_tables", batch.l2).await?;
         }
         if !batch.l1.is_empty() {
             // An L2 table is counted and complete before an L1 entry points to it.
-            self.barrier(io).await?;
+            self.barrier_for(io, "qcow2.flush/before_l1_table").await?;
             io.event(Event::L1Update).await;
             self.write_level(io, "qcow2.flush/l1_table", batch.l1).await?;
         }
         if !batch.freed.is_empty() {
             // Nothing on disk points to a cluster any more before it is given back.
-            self.barrier(io).await?;
+            self.barrier_for(io, "qcow2.flush/before_reclaim").await?;
         }
         Ok(())
     }
@@ -186,9 +192,9 @@ impl Qcow2 {
         let mut header = self.header();
         change(&mut header);
         let bytes = header.encode().map_err(|fault| self.fail(fault))?;
-        io.flush("qcow2.change_header", file).await?;
+        io.flush("qcow2.change_header/before", file).await?;
         io.write("qcow2.change_header", file, 0, Buf::from(bytes), Fua::No).await.1?;
-        io.flush("qcow2.change_header", file).await?;
+        io.flush("qcow2.change_header/after", file).await?;
         *self.header.borrow_mut() = header;
         Ok(())
     }
@@ -207,7 +213,7 @@ impl Qcow2 {
             self.reclaimed.wait(tasks, || (self.reclaiming.get() == 0).then_some(())).await;
             committed?;
             if !self.holds_changes() {
-                self.barrier(io).await?;
+                self.barrier_for(io, "qcow2.close").await?;
                 return self.reclaim_error.take().map_or(Ok(()), Err);
             }
         }

@@ -1,0 +1,377 @@
+//! Crash exploration: one run of an operation, and then every disk that a crash at any moment of it may leave.
+//!
+//! ```text
+//!   Operation ─ one run on the simulator ─▶ Recording: for each moment, what is stable, what may survive, and what the
+//!   guest may find ─▶ Crashes: every combination of sectors, or a sample ─▶ opened, checked, read, compared
+//!                                                                       └▶ now and then repaired by going on: crashed again
+//! ```
+//!
+//! Owns the crash model of `disk`, applied without running anything twice. Refuses to know any format: an [`Operation`]
+//! brings its image and its work. Start at [`explore`]; the operations are listed in [`operations`], and the rules of
+//! order that are broken on purpose in [`rules`].
+
+mod crashes;
+pub mod faults;
+mod operation;
+pub mod operations;
+pub mod rules;
+mod straight;
+
+use std::collections::{BTreeSet, HashSet};
+use std::hash::BuildHasherDefault;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use drystone_core::buf::Buf;
+use drystone_core::engine::Io;
+use drystone_core::error::{Error, FaultKind};
+use drystone_core::format::qcow2::check::{CheckReport, check};
+use drystone_core::graph::open::{NodeSpec, open};
+use drystone_core::intent::Label;
+use fastrand::Rng;
+
+pub use crashes::fingerprint;
+pub use operation::{Do, Guest, Operation, TOP, qcow2, qcow2_in};
+pub use straight::straight;
+
+use crate::fault::Kind;
+use crate::lie::Lies;
+use crate::qemu::Folder;
+use crate::sim::Sim;
+use crate::sparse::Sparse;
+use crate::world::{Frozen, World};
+use crashes::{Crashes, Outcome};
+use operation::{Allowed, Body};
+
+/// How much of what a crash may leave is looked at.
+#[derive(Clone, Copy, Debug)]
+pub struct Thoroughness {
+    /// Where there are more outcomes of a moment than every subset of 12 sector writes, so many are drawn.
+    pub samples: u64,
+    /// One of so many different states is recovered, and the recovery crashed too; none, for 0.
+    pub recover_every: u64,
+    /// Outcomes drawn of each moment of a recovery.
+    pub recover_samples: u64,
+    /// One of so many different states is handed to QEMU's tools; none, for 0.
+    pub qemu_every: u64,
+}
+
+impl Thoroughness {
+    /// What a test has time for.
+    pub fn quick() -> Self {
+        Self { samples: 40, recover_every: 97, recover_samples: 3, qemu_every: 0 }
+    }
+
+    /// The whole of it.
+    pub fn full() -> Self {
+        Self { samples: 2000, recover_every: 211, recover_samples: 20, qemu_every: 0 }
+    }
+}
+
+/// What was explored.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Explored {
+    /// Moments at which the power was cut.
+    pub moments: u64,
+    /// Crashed disks that were built.
+    pub states: u64,
+    /// Those among them that differ, in bytes or in what the guest may find; each was opened, checked and read.
+    pub different: u64,
+    /// Recoveries that were run to their end.
+    pub recoveries: u64,
+    /// Crashed disks of recoveries.
+    pub recovery_states: u64,
+    /// States that QEMU's tools looked at.
+    pub by_qemu: u64,
+    /// Verbs and labels of the intents.
+    pub labels: BTreeSet<(Kind, Label)>,
+    /// How long it took.
+    pub time: Duration,
+}
+
+impl Explored {
+    /// Adds what another run explored.
+    pub fn add(&mut self, other: Self) {
+        self.moments += other.moments;
+        self.states += other.states;
+        self.different += other.different;
+        self.recoveries += other.recoveries;
+        self.recovery_states += other.recovery_states;
+        self.by_qemu += other.by_qemu;
+        self.labels.extend(other.labels);
+        self.time += other.time;
+    }
+}
+
+/// Runs an operation once, with completions in the order of a seed, and looks at what crashes may leave of it.
+///
+/// # Errors
+/// A report of the first state that is wrong, with what repeats it.
+pub fn explore(operation: &Operation, how: &Thoroughness, seed: u64) -> Result<Explored, String> {
+    explore_lying(operation, how, seed, Lies::default())
+}
+
+/// The same on an executor that lies about one rule of order.
+///
+/// # Errors
+/// A report of the first state that is wrong.
+pub fn explore_lying(
+    operation: &Operation,
+    how: &Thoroughness,
+    seed: u64,
+    lies: Lies,
+) -> Result<Explored, String> {
+    let begun = Instant::now();
+    let name = operation.name;
+    let fail = |report: String| {
+        let repeat = format!("--operation '{name}' --seed {seed}");
+        format!(
+            "operation {name}, seed {seed}: {report}\n\
+             repeat: cargo run --release -p drystone-conformance --bin explore -- {repeat}"
+        )
+    };
+    let attempt = || {
+        let recording = record(operation, seed, lies)?;
+        let mut explorer = Explorer {
+            operation,
+            how,
+            rng: Rng::with_seed(seed),
+            seen: HashSet::default(),
+            explored: Explored { labels: recording.labels.clone(), ..Explored::default() },
+        };
+        explorer.all(&recording)?;
+        Ok(explorer.explored)
+    };
+    let explored: Result<Explored, String> =
+        catch_unwind(AssertUnwindSafe(attempt)).unwrap_or_else(|panic| Err(crate::panicked(panic.as_ref())));
+    explored.map(|explored| Explored { time: begun.elapsed(), ..explored }).map_err(fail)
+}
+
+/// A moment of a run.
+struct Point {
+    frozen: Frozen,
+    allowed: Rc<Allowed>,
+    /// Lines of the trace until then.
+    traced: usize,
+}
+
+struct Recording {
+    points: Vec<Point>,
+    trace: Vec<String>,
+    labels: BTreeSet<(Kind, Label)>,
+}
+
+/// Runs an operation, and keeps what a crash would find after each step.
+fn record(operation: &Operation, seed: u64, lies: Lies) -> Result<Recording, String> {
+    let guest = Guest::new(operation);
+    let spec = (!operation.makes).then(|| operation.spec(!operation.reads));
+    let mut sim = Sim::new(seed, operation.world.clone());
+    sim.lies = lies;
+    let recording = record_on(&mut sim, &guest, spec, &operation.body)?;
+    let world = sim.into_world();
+    if operation.reads
+        && recording
+            .points
+            .iter()
+            .any(|point| !point.frozen.disks.iter().all(|disk| disk.unflushed.is_empty()))
+    {
+        return Err("an operation that reads writes".into());
+    }
+    // Without a crash all of it must be there; what the executor lied about has happened by now.
+    let found = look(world, operation.spec(false)).map_err(|error| format!("at the end: {error}"))?;
+    guest.allowed().check(&found).map_err(|error| format!("at the end: {error}"))?;
+    Ok(recording)
+}
+
+fn record_on(sim: &mut Sim, guest: &Guest, spec: Option<NodeSpec>, body: &Body) -> Result<Recording, String> {
+    sim.start_trace();
+    let mut points: Vec<Point> = Vec::new();
+    let mut last = None;
+    let ended = sim.run_job_watched(
+        {
+            let (guest, body) = (guest.clone(), Rc::clone(body));
+            |io: Io| async move { guest.run(&io, spec.as_ref(), &body).await }
+        },
+        |sim| {
+            let now = (sim.moment(), guest.version());
+            if last == Some(now) {
+                return;
+            }
+            let allowed = match points.last() {
+                Some(point) if last.is_some_and(|(_, version)| version == now.1) => Rc::clone(&point.allowed),
+                _ => Rc::new(guest.allowed()),
+            };
+            last = Some(now);
+            points.push(Point { frozen: sim.freeze(), allowed, traced: sim.trace().len() });
+        },
+    );
+    ended.map_err(|error| format!("without a crash: {error}"))?;
+    Ok(Recording { points, trace: sim.trace().to_vec(), labels: sim.labels().clone() })
+}
+
+/// What a guest finds on a disk that a crash left.
+enum Found {
+    Nothing(Box<Error>),
+    Disk(Buf),
+}
+
+/// Opens an image for reading, checks it and reads all of it. Space that nothing points to is in order.
+fn look(world: World, spec: NodeSpec) -> Result<Buf, String> {
+    read_checked(world, spec, Checked::Yes)
+}
+
+fn read_checked(world: World, spec: NodeSpec, checked: Checked) -> Result<Buf, String> {
+    match looked(world, spec, checked)? {
+        Found::Disk(content) => Ok(content),
+        Found::Nothing(error) => Err(format!("it does not open: {error}")),
+    }
+}
+
+/// Whether an image's refcounts are checked.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Checked {
+    Yes,
+    /// A snapshot's view has no refcounts of its own.
+    No,
+}
+
+fn looked(world: World, spec: NodeSpec, checked: Checked) -> Result<Found, String> {
+    let (found, _) = straight(world, |io| async move {
+        let node = match open(&io, &spec).await {
+            Ok(node) => node,
+            Err(error) => return Ok(Found::Nothing(error)),
+        };
+        let mut findings = Vec::new();
+        let report = match checked {
+            Checked::Yes => check(&io, node, &mut |line| findings.push(line), &|_, _| {}).await,
+            Checked::No => Ok(CheckReport::default()),
+        };
+        let content = io.read_bytes("explore/read", node, 0, io.len(node) as usize).await;
+        let closed = io.close(node).await;
+        match report {
+            Ok(report) if report.corruptions > 0 || report.check_errors > 0 => {
+                return Err(format!("{report:?}\n{}", findings.join("\n")));
+            }
+            Err(error) if error.kind() != FaultKind::Unsupported => return Err(format!("check: {error}")),
+            _ => {}
+        }
+        closed.map_err(|error| format!("closing: {error}"))?;
+        content.map(Found::Disk).map_err(|error| format!("reading: {error}"))
+    });
+    found
+}
+
+struct Explorer<'a> {
+    operation: &'a Operation,
+    how: &'a Thoroughness,
+    rng: Rng,
+    /// States that were in order: what the disks hold, and what may be found.
+    seen: HashSet<(u64, u64), BuildHasherDefault<rustc_hash::FxHasher>>,
+    explored: Explored,
+}
+
+impl Explorer<'_> {
+    fn all(&mut self, recording: &Recording) -> Result<(), String> {
+        for (number, point) in recording.points.iter().enumerate() {
+            let crashes = Crashes::new(&point.frozen);
+            self.explored.moments += 1;
+            let mut rng = self.rng.fork();
+            let samples = self.how.samples;
+            let states = crashes.each(samples, &mut rng, |outcome| {
+                let verdict = self.state(&crashes, outcome, &point.allowed);
+                verdict.map_err(|report| {
+                    let from = point.traced.saturating_sub(40);
+                    let trace = recording.trace[from..point.traced].join("\n");
+                    format!(
+                        "power cut at moment {number} of {}: {report}\nwhat survived: {}\nthe last steps:\n{trace}",
+                        recording.points.len(),
+                        crashes.describe(outcome)
+                    )
+                })
+            })?;
+            self.explored.states += states;
+        }
+        Ok(())
+    }
+
+    /// Looks at one state, unless one like it was in order.
+    fn state(&mut self, crashes: &Crashes, outcome: &Outcome, allowed: &Allowed) -> Result<(), String> {
+        if !self.seen.insert((outcome.sum, allowed.sum)) {
+            return Ok(());
+        }
+        self.explored.different += 1;
+        let operation = self.operation;
+        let world = crashes.world(outcome);
+        let content = match looked(world.clone(), operation.spec(false), Checked::Yes)? {
+            Found::Nothing(_) if !allowed.opens => return Ok(()),
+            Found::Nothing(error) => return Err(format!("it does not open: {error}")),
+            Found::Disk(content) => content,
+        };
+        allowed.check(&content)?;
+        for (view, expected) in &operation.views {
+            let shown = read_checked(world.clone(), view.clone(), Checked::No);
+            let shown = shown.map_err(|error| format!("another view: {error}"))?;
+            if *shown != expected[..] {
+                return Err("another view of the image shows something else than before".into());
+            }
+        }
+        if let Some(inspect) = &operation.inspect {
+            inspect(&world)?;
+        }
+        let due = |every: u64| every > 0 && self.explored.different.is_multiple_of(every);
+        let (recover, by_qemu) = (due(self.how.recover_every) && !operation.reads, due(self.how.qemu_every));
+        if by_qemu {
+            self.explored.by_qemu += 1;
+            ask_qemu(&world, operation.format, &content)?;
+        }
+        if recover { self.recover(world, &content) } else { Ok(()) }
+    }
+
+    /// Goes on with what a crash left, as if nothing had happened, and crashes that too.
+    fn recover(&mut self, world: World, content: &[u8]) -> Result<(), String> {
+        self.explored.recoveries += 1;
+        let size = content.len() as u64;
+        let guest = Guest::of(self.operation, Sparse::from_bytes(content), true);
+        let places = [self.rng.u64(..size.max(1)) & !511, self.rng.u64(..size.max(1)) & !511];
+        let body: Body = Rc::new(move |guest: Guest| {
+            Box::pin(async move {
+                for place in places {
+                    guest.write(place, 512.min(size - place)).await?;
+                    guest.flush().await?;
+                }
+                Ok(())
+            })
+        });
+        let mut sim = Sim::new(self.rng.u64(..), world);
+        let recording = record_on(&mut sim, &guest, Some(self.operation.spec(true)), &body)
+            .map_err(|error| format!("going on: {error}"))?;
+        for point in &recording.points {
+            let crashes = Crashes::new(&point.frozen);
+            let mut rng = self.rng.fork();
+            let states = crashes.each(self.how.recover_samples, &mut rng, |outcome| {
+                if !self.seen.insert((outcome.sum, point.allowed.sum)) {
+                    return Ok(());
+                }
+                let content = look(crashes.world(outcome), self.operation.spec(false))?;
+                point.allowed.check(&content)
+            });
+            self.explored.recovery_states +=
+                states.map_err(|report: String| format!("power cut while going on: {report}"))?;
+        }
+        let found = look(sim.into_world(), self.operation.spec(false))?;
+        guest.allowed().check(&found).map_err(|error| format!("after going on: {error}"))
+    }
+}
+
+/// QEMU's check finds no more than leaks, and its convert reads what our guest reads.
+fn ask_qemu(world: &World, format: &str, content: &[u8]) -> Result<(), String> {
+    let folder = Folder::of(world).map_err(|error| error.to_string())?;
+    if format != "raw" {
+        folder.check(TOP, format, true)?;
+    }
+    match folder.guest(TOP, format)?.to_vec() == content {
+        true => Ok(()),
+        false => Err("qemu-img reads other bytes than our guest".into()),
+    }
+}

@@ -1,0 +1,162 @@
+//! The rules of order that qcow2 declares, each broken on purpose.
+//!
+//! Every row is a sentence at the head of `flush.rs`, or at the function that enforces it, and names the line of core
+//! that does: its label. The executor answers that intent without having done it (`lie`), which is what leaving the line
+//! out of core would be. Exploring the operation must then find a broken image. Start at [`RULES`].
+
+use drystone_core::intent::Label;
+
+use super::{Explored, Operation, Thoroughness, explore_lying};
+use crate::lie::{Lie, Lies};
+
+/// A rule of order.
+#[derive(Clone, Copy, Debug)]
+pub struct Rule {
+    /// The line that enforces it, by the label of its intent.
+    pub label: Label,
+    /// How it is broken.
+    pub lie: Lie,
+    /// The rule.
+    pub rule: &'static str,
+    /// An operation that a crash breaks without it, by its name.
+    pub operation: &'static str,
+}
+
+const fn barrier(label: Label, rule: &'static str, operation: &'static str) -> Rule {
+    Rule { label, lie: Lie::Skipped, rule, operation }
+}
+
+const fn awaited(label: Label, rule: &'static str, operation: &'static str) -> Rule {
+    Rule { label, lie: Lie::Late, rule, operation }
+}
+
+/// All of them.
+pub const RULES: &[Rule] = &[
+    barrier(
+        "qcow2.flush/before_refcount_table",
+        "a refcount block is durable before the table points to it",
+        "new refcount blocks",
+    ),
+    barrier(
+        "qcow2.flush/before_l2_tables",
+        "refcounts and data are durable before an L2 entry points to a cluster",
+        "allocating write",
+    ),
+    barrier(
+        "qcow2.flush/before_l1_table",
+        "an L2 table is counted and complete before an L1 entry points to it",
+        "flushes while tables are made",
+    ),
+    barrier(
+        "qcow2.flush/before_reclaim",
+        "nothing on disk points to a cluster before it is given back",
+        "freed clusters used again",
+    ),
+    barrier("qcow2.barrier", "what a flush covers is durable when it is answered", "allocating write"),
+    barrier("qcow2.close", "a closed image is durable", "bitmaps that this writer does not know"),
+    barrier(
+        "qcow2.change_header/before",
+        "what a new header points to is durable before it",
+        "a larger refcount table",
+    ),
+    barrier(
+        "qcow2.open/autoclear",
+        "the cleared autoclear bits are durable before the first change",
+        "bitmaps that this writer does not know",
+    ),
+    barrier("qcow2.create/barrier", "all other metadata is durable before the header", "create"),
+    barrier("qcow2.create/header", "a created image is durable", "create"),
+    awaited("write/data", "data is written before an entry points to its cluster", "allocating write"),
+    awaited(
+        "cow/write",
+        "a copied cluster is written before an entry points to it",
+        "copy-on-write above a backing file",
+    ),
+    awaited(
+        "qcow2.compress/write",
+        "compressed bytes are written before an entry points to them",
+        "compressed write",
+    ),
+    awaited(
+        "qcow2.own_table/write",
+        "an L2 table is complete before an L1 entry points to it",
+        "new L2 tables",
+    ),
+    awaited(
+        "qcow2.add_refcount_block/write",
+        "a new refcount block is written before what changes it",
+        "new refcount blocks",
+    ),
+    awaited(
+        "qcow2.grow_refcount_table/block",
+        "the blocks that count a new refcount table are written before the header",
+        "a larger refcount table",
+    ),
+    awaited(
+        "qcow2.grow_refcount_table/table",
+        "a new refcount table is written before the header points to it",
+        "a larger refcount table",
+    ),
+    awaited("qcow2.change_header", "memory follows the header on the disk", "a larger refcount table"),
+    awaited(
+        "qcow2.flush/refcount_blocks",
+        "refcounts are written before the barrier that covers them",
+        "allocating write",
+    ),
+    awaited(
+        "qcow2.flush/refcount_table",
+        "the refcount table is written before the barrier that covers it",
+        "new refcount blocks",
+    ),
+    awaited(
+        "qcow2.flush/l2_tables",
+        "L2 entries are written before the barrier that covers them",
+        "allocating write",
+    ),
+    awaited(
+        "qcow2.flush/l1_table",
+        "L1 entries are written before the barrier that covers them",
+        "new L2 tables",
+    ),
+    awaited(
+        "qcow2.reclaim/discard",
+        "a hole is punched before its cluster's refcount drops",
+        "freed clusters used again",
+    ),
+];
+
+/// Flushes that no operation here needs, with why they are there all the same. A row moves to [`RULES`] with the first
+/// operation that needs it.
+pub const PROMISES: &[(Label, &str)] = &[(
+    "qcow2.change_header/after",
+    "a changed header is durable on return; a larger refcount table could do without, because whatever uses it is \
+     written after a barrier of its own",
+)];
+
+impl Rule {
+    /// Explores the rule's operation while the executor breaks the rule, with one order of completions after the other;
+    /// returns the report of the first state that is broken.
+    ///
+    /// # Errors
+    /// When no crash shows that the rule is broken: what was explored in vain.
+    ///
+    /// # Panics
+    /// When there is no such operation.
+    pub fn broken(
+        &self,
+        operations: &[Operation],
+        how: &Thoroughness,
+        seeds: u64,
+    ) -> Result<String, Explored> {
+        let operation = operations.iter().find(|operation| operation.name == self.operation);
+        let operation = operation.unwrap_or_else(|| panic!("no operation '{}'", self.operation));
+        let mut explored = Explored::default();
+        for seed in 0..seeds {
+            match explore_lying(operation, how, seed, Lies::about_label(self.label, self.lie)) {
+                Ok(more) => explored.add(more),
+                Err(report) => return Ok(report),
+            }
+        }
+        Err(explored)
+    }
+}
