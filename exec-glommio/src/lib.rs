@@ -31,7 +31,7 @@ use std::io;
 use std::os::fd::{FromRawFd, IntoRawFd};
 use std::rc::Rc;
 
-use drystone_exec_linux::{Session, drive};
+use drystone_exec_linux::{Session, drive, try_io_uring};
 use glommio::io::BufferedFile;
 use glommio::{LocalExecutorBuilder, Task};
 
@@ -67,6 +67,8 @@ fn spawn_driver(session: &Rc<Session>) -> io::Result<Task<io::Result<()>>> {
 /// # Errors
 /// The kernel's, where it refuses the executor or what `config` asks for.
 pub fn run<T>(config: Config, main: impl AsyncFnOnce(Client) -> T) -> io::Result<T> {
+    // glommio has no other way, and panics without.
+    try_io_uring()?;
     let executor = LocalExecutorBuilder::default().make()?;
     executor.run(async {
         let session = Session::new(&config)?;

@@ -40,4 +40,5 @@ pub use handle::{Handle, RemoteImage};
 pub use host::Host;
 pub use image::{Image, Transfer};
 pub use promise::Ticket;
+pub use ring::try_io_uring;
 pub use session::{Session, drive};

@@ -137,7 +137,9 @@ impl Ring {
     /// Hands everything for the leaf to the kernel, and forgets its file. To be called before the file closes: a number
     /// that the kernel has not looked up yet must not become another file's.
     pub(crate) fn close(&mut self, leaf: LeafId) -> io::Result<()> {
-        self.submit()?;
+        while !self.ring.submission().is_empty() {
+            self.submit()?;
+        }
         if let Some(known) = self.files.get_mut(leaf.0 as usize)
             && std::mem::take(known)
         {
@@ -368,9 +370,10 @@ impl Ring {
         // The kernel looks at the switch after it has published a completion; this looks after it has turned the switch.
         fence(Ordering::SeqCst);
         let queue = self.ring.submission();
-        let deferred = queue.taskrun() || queue.cq_overflow();
+        // Entries that the kernel did not take for now are told of by nobody else.
+        let waiting = !queue.is_empty() || queue.taskrun() || queue.cq_overflow();
         drop(queue);
-        deferred || !self.ring.completion().is_empty()
+        waiting || !self.ring.completion().is_empty()
     }
 
     /// Spares the kernel the ringing while this thread is looking anyway.
@@ -462,7 +465,8 @@ impl RingOp {
         match self {
             Self::WriteZeroes { .. } | Self::Discard { .. } => errno != Errno::ENOSPC,
             Self::Write { fua: Fua::Yes, .. } if errno == Errno::ENOTSUP => true,
-            _ => matches!(errno, Errno::EINTR | Errno::EAGAIN | Errno::ENOSYS),
+            // The kernel cancels what it has no thread of its own for; nothing is cancelled by us while answers count.
+            _ => matches!(errno, Errno::EINTR | Errno::EAGAIN | Errno::ENOSYS | Errno::ECANCELED),
         }
     }
 
@@ -487,6 +491,14 @@ fn len_u32(window: &Buf) -> u32 {
 
 fn is_busy(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EAGAIN | libc::ENOMEM))
+}
+
+/// Tells whether this process may have an io_uring, for runtimes that panic where it may not.
+///
+/// # Errors
+/// The kernel's reason why not.
+pub fn try_io_uring() -> io::Result<()> {
+    build(1).map(drop)
 }
 
 /// Sets up a ring with the cheapest way of completing that the kernel has.
@@ -526,4 +538,26 @@ fn check_operations(ring: &IoUring) -> io::Result<()> {
         return Ok(());
     }
     Err(io::Error::from_raw_os_error(libc::ENOSYS))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The kernel may refuse entries for a while, which leaves them where they are.
+    #[test]
+    fn entries_that_wait_are_something_to_do() {
+        let bell = Doorbell::new().expect("an eventfd");
+        // A host without io_uring has nothing to lose here.
+        let Ok(mut ring) = Ring::new(8, &bell) else { return };
+        assert!(!ring.arm());
+        ring.sleep(Token(1), Duration::ZERO).expect("queued");
+        assert!(ring.arm());
+        ring.submit().expect("the kernel takes it");
+        while ring.next().is_none() {
+            ring.submit().expect("the kernel goes on");
+            std::thread::yield_now();
+        }
+        assert!(!ring.arm());
+    }
 }

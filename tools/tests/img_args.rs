@@ -284,3 +284,13 @@ fn run(line: &str) -> Command {
 fn words(line: &str) -> Vec<String> {
     line.split_whitespace().map(str::to_owned).collect()
 }
+
+#[test]
+fn a_name_that_is_not_utf8_is_refused() {
+    use std::os::unix::ffi::OsStringExt as _;
+    let name = std::ffi::OsString::from_vec(b"n\xe9w.raw".to_vec());
+    let argv = ["drystone-img".into(), "info".into(), name];
+    let failure = drystone_tools::img::args::words(argv.into_iter()).expect_err("no such word");
+    let expected = "x: argument 2, \"n\\xE9w.raw\", is not UTF-8; give the file another name\n";
+    assert_eq!(failure.render("x"), expected);
+}

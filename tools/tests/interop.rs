@@ -256,6 +256,9 @@ fn backing_chains_are_made() {
         "create -f qcow2 -o preallocation=foo c.qcow2 1M",
         "create -f qcow2 c.qcow2 1000",
         "create -f qcow2 c.qcow2 0",
+        &format!("create -f qcow2 -u -b {} -F raw c.qcow2 1M", "b".repeat(1023)),
+        &format!("create -f qcow2 -u -b {} -F raw c.qcow2 1M", "b".repeat(1024)),
+        &format!("create -f qcow2 -u -b {} c.qcow2 1M", "b".repeat(1024)),
     ] {
         side.remove("c.qcow2");
         side.both("create", line);
@@ -268,6 +271,7 @@ fn ways_to_convert() {
     let mut side = Side::new();
     side.write("a.raw", &disk(1_500_000 / 512 * 512, 1));
     side.write("b.raw", &disk((2 << 20) + 512, 2));
+    side.write("odd.raw", &disk(1 << 20, 3)[..700_001]);
     side.make("convert -f raw -O qcow2 a.raw a.qcow2");
     side.make("snapshot -c first a.qcow2");
     side.io("a.qcow2", "write -P 3 0 300k");
@@ -316,6 +320,9 @@ const WAYS: &[&str] = &[
     "convert -l third -O qcow2 a.qcow2 OUT",
     "convert -l first -O qcow2 -f raw a.raw OUT",
     "convert -f raw -O raw a.raw b.raw OUT",
+    "convert -f raw -O raw odd.raw b.raw odd.raw OUT",
+    "convert -f raw -O qcow2 odd.raw a.raw OUT",
+    "convert -c -f raw -O qcow2 -o cluster_size=4k odd.raw odd.raw a.raw OUT",
     "convert -f raw -O qcow2 b.raw a.raw b.raw OUT",
     "convert -f raw -c -O qcow2 b.raw a.raw b.raw OUT",
     "convert -S 0 -f raw -O raw b.raw OUT",

@@ -23,6 +23,9 @@ const CHUNK: u64 = 512 << 10;
 /// data, and its file may be one large hole. One question a mebibyte costs nothing beside the copy that it may save.
 const HOLES_FROM: u64 = 1 << 20;
 
+/// Bytes of a sector, in which the reference counts the lengths of sources.
+const SECTOR: u64 = 512;
+
 /// What to copy, and how.
 #[derive(Clone, Debug)]
 pub struct Convert {
@@ -125,10 +128,13 @@ pub async fn convert(
     progress: Progress,
     stop: &dyn Fn() -> bool,
 ) -> Result<(), Stopped> {
-    let mut starts = vec![0];
+    // A source begins at a sector; what the one before it lacks up to there reads as zeros.
+    let (mut starts, mut end) = (Vec::new(), 0u64);
     for source in &plan.sources {
-        starts.push(starts.last().expect("one at least") + io.len(*source));
+        starts.push(end.next_multiple_of(SECTOR));
+        end = end.next_multiple_of(SECTOR) + io.len(*source);
     }
+    starts.push(end);
     let unit = io.granularity(plan.target);
     let state = State {
         io,
@@ -155,6 +161,11 @@ pub async fn convert(
     results.into_iter().collect::<Result<(), Stopped>>()?;
     (state.progress)(1, 1);
     io.flush("convert/flush", plan.target).await.map_err(Doing::Flush.failed(0, state.total()))
+}
+
+/// The status of what no source holds.
+fn nothing(len: u64) -> Status {
+    Status { len, allocated: true, zero: true, data: false, compressed: false, depth: 0, place: None }
 }
 
 impl State<'_> {
@@ -271,15 +282,16 @@ impl State<'_> {
         Ok(len)
     }
 
-    /// Source that holds a byte of the disk, and the byte's place in it.
-    fn source_at(&self, at: u64) -> (NodeId, u64) {
+    /// Source that holds a byte of the disk, the byte's place in it, and the bytes from there to its end; none where the
+    /// next source has not begun yet.
+    fn source_at(&self, at: u64) -> (NodeId, u64, u64) {
         let index = self.starts.partition_point(|start| *start <= at) - 1;
-        (self.plan.sources[index], at - self.starts[index])
+        let (source, offset) = (self.plan.sources[index], at - self.starts[index]);
+        (source, offset, self.io.len(source).saturating_sub(offset))
     }
 
     async fn status(&self, at: u64) -> Result<Run, Stopped> {
-        let (source, offset) = self.source_at(at);
-        let len = self.io.len(source) - offset;
+        let (source, offset, len) = self.source_at(at);
         if let Some(base) = self.plan.above {
             let found = above(self.io, source, base, offset, len).await;
             let (len, above) = found.map_err(Doing::Status.failed(0, at))?;
@@ -292,7 +304,10 @@ impl State<'_> {
         }
         let only_top = self.plan.target_has_backing;
         let base = if only_top { self.io.edge(source, crate::graph::Role::Backing) } else { None };
-        let status = self.io.status(source, offset, len, base).await;
+        let status = match len {
+            0 => Ok(nothing(at.next_multiple_of(SECTOR) - at)),
+            _ => self.io.status(source, offset, len, base).await,
+        };
         let status = match status {
             Ok(status) => status,
             Err(_) if self.plan.salvage => {
@@ -393,10 +408,16 @@ impl State<'_> {
         let (mut rest, mut done) = (BufList::from(data), BufList::new());
         let mut at = at;
         while !rest.is_empty() {
-            let (source, offset) = self.source_at(at);
-            let len = (rest.len_bytes() as u64).min(self.io.len(source) - offset);
-            let part = rest.split_to(len as usize);
-            let (mut part, result) = self.io.read("convert/read", source, offset, part).await;
+            let (source, offset, left) = self.source_at(at);
+            let end = if left > 0 { at + left } else { at.next_multiple_of(SECTOR) };
+            let len = (rest.len_bytes() as u64).min(end - at);
+            let mut part = rest.split_to(len as usize);
+            let mut result = Ok(());
+            if left > 0 {
+                (part, result) = self.io.read("convert/read", source, offset, part).await;
+            } else {
+                part.zero_from(0);
+            }
             match result {
                 Err(_) if self.plan.salvage => part.zero_from(0),
                 Err(error) => {

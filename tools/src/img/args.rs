@@ -36,6 +36,8 @@ pub use measure::{MeasureArgs, MeasureSubject};
 pub use rebase::RebaseArgs;
 pub use snapshot::{SnapshotAction, SnapshotArgs};
 
+use std::ffi::OsString;
+
 use crate::getopt::{Getopt, OptionSpec, Order, Parsed};
 use crate::message::Failure;
 use crate::options::parse_list;
@@ -121,6 +123,18 @@ const GLOBAL_OPTIONS: &[OptionSpec] = &[
 #[must_use]
 pub fn tool_name(argv: &[String]) -> &str {
     argv.first().and_then(|path| path.rsplit('/').next()).unwrap_or("drystone-img")
+}
+
+/// The words of a command line.
+///
+/// # Errors
+/// When one of them is not UTF-8: with a part of it lost, it would name another file.
+pub fn words(argv: impl Iterator<Item = OsString>) -> Result<Vec<String>, Failure> {
+    let word = |(number, word): (usize, OsString)| {
+        let refused = |word| format!("argument {number}, {word:?}, is not UTF-8; give the file another name");
+        word.into_string().map_err(|word| Failure::new(refused(word)))
+    };
+    argv.enumerate().map(word).collect()
 }
 
 /// Reads a command line; `argv[0]` is the tool's path.

@@ -5,9 +5,14 @@
 use std::fmt::Write as _;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::PathBuf;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
 
 use tempfile::TempDir;
+
+/// How long a run may take before it counts as hanging.
+const PATIENCE: Duration = Duration::from_secs(180);
 
 /// The three executors.
 pub const EXECUTORS: &[&str] = &["tokio", "monoio", "glommio"];
@@ -75,13 +80,12 @@ impl Side {
 
     /// Runs our tool.
     pub fn ours(&self, args: &str) -> Run {
-        self.our_command(args).output().expect("our own tool runs").into()
+        in_time(&mut self.our_command(args)).into()
     }
 
     /// Runs the reference.
     pub fn theirs(&self, args: &str) -> Run {
-        let output = self.command("qemu-img", args).output();
-        output.expect("qemu-img is installed (package qemu-utils)").into()
+        in_time(&mut self.command("qemu-img", args)).into()
     }
 
     /// Runs the reference, which must succeed.
@@ -130,6 +134,23 @@ impl Side {
     pub fn finish(self) {
         assert!(self.differences.is_empty(), "\n{}", self.differences);
     }
+}
+
+/// Runs a command to its end, or kills it when it hangs, so that what it said is seen.
+fn in_time(command: &mut Command) -> Output {
+    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+    let child = child.unwrap_or_else(|error| panic!("{:?} does not run: {error}", command.get_program()));
+    let pid = child.id().to_string();
+    let (ended, end) = mpsc::channel::<()>();
+    let watch = std::thread::spawn(move || {
+        if end.recv_timeout(PATIENCE) == Err(mpsc::RecvTimeoutError::Timeout) {
+            let _ = Command::new("kill").args(["-KILL", &pid]).status();
+        }
+    });
+    let output = child.wait_with_output().expect("its output can be read");
+    drop(ended);
+    watch.join().expect("watching does not panic");
+    output
 }
 
 /// Splits at spaces; an underscore between two spaces stands for an empty word.

@@ -1,12 +1,9 @@
 //! Backing: the name and the format of the backing file, as the image states them.
 
-use super::layout::{Autoclear, Header};
+use super::layout::{Autoclear, BACKING_NAME_MAX, Header};
 use super::{Qcow2, Qcow2Error};
 use crate::engine::Io;
 use crate::error::Result;
-
-/// Bytes of a backing file's name at the most. Source: \[qcow2\] "Header", backing_file_size.
-const NAME_MAX: usize = 1023;
 
 /// Bytes of a format's name at the most, which the reference reads back.
 const FORMAT_MAX: usize = 15;
@@ -23,8 +20,11 @@ impl Qcow2 {
     fn with_backing(&self, backing: Option<(&str, Option<&str>)>) -> Result<Header, Qcow2Error> {
         let mut header = self.header();
         if let Some((name, format)) = backing {
-            if name.len() > NAME_MAX {
-                return Err(Qcow2Error::BackingNameLen { len: name.len() as u64, max: NAME_MAX as u64 });
+            if name.len() > BACKING_NAME_MAX {
+                return Err(Qcow2Error::BackingNameLen {
+                    len: name.len() as u64,
+                    max: BACKING_NAME_MAX as u64,
+                });
             }
             if let Some(format) = format.filter(|format| format.len() > FORMAT_MAX) {
                 let text = format!("a backing format has at most {FORMAT_MAX} bytes, '{format}' has more");

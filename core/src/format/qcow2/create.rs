@@ -8,8 +8,8 @@
 
 use super::Qcow2Error;
 use super::layout::{
-    Autoclear, ClusterBits, Compatible, Crypt, Header, HostOffset, Incompatible, L1_LEN_MAX,
-    REFCOUNT_TABLE_LEN_MAX, RefcountWidth,
+    Autoclear, BACKING_NAME_MAX, ClusterBits, Compatible, Crypt, Header, HostOffset, Incompatible,
+    L1_LEN_MAX, REFCOUNT_TABLE_LEN_MAX, RefcountWidth,
 };
 use crate::buf::Buf;
 use crate::compute::Codec;
@@ -117,6 +117,13 @@ impl CreateOptions {
             return refuse(
                 "Non-zlib compression type is only supported with compatibility level 1.1 and above (use version=v3 or greater)",
             );
+        }
+        if let Some((name, format)) = self.backing.as_ref().filter(|(name, _)| name.len() > BACKING_NAME_MAX)
+        {
+            let format = format.as_ref().map(|format| format!(" with format '{format}'")).unwrap_or_default();
+            return Err(Qcow2Error::Option(format!(
+                "Could not assign backing file '{name}'{format}: Invalid argument"
+            )));
         }
         let entry_len = if self.extended_l2 { 16 } else { 8 };
         if self.size.div_ceil(self.cluster_size).div_ceil(self.cluster_size / entry_len) * 8 > L1_LEN_MAX {

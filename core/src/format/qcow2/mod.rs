@@ -220,8 +220,10 @@ impl Driver for Qcow2 {
         "qcow2"
     }
 
+    /// Disks are whole sectors; QEMU 10.0.2 leaves out the rest of a size that is not.
     fn length(&self) -> Length {
-        Length::Bytes(self.header.borrow().size)
+        let size = self.header.borrow().size;
+        Length::Bytes(size - size % 512)
     }
 
     fn lookup(&self, offset: u64, len: u64, access: Access) -> Result<Extent> {

@@ -48,7 +48,8 @@ pub async fn run(client: &Client, args: &ConvertArgs, _tool: &str) -> Result<u8,
             _ => Failure::new("copying bitmaps (--bitmaps) is not supported yet"),
         });
     }
-    let bytes = sources.iter().map(Image::len).sum();
+    // Sources begin at sectors.
+    let bytes = sources.iter().fold(0, |end: u64, source| end.next_multiple_of(512) + source.len());
     let plan = plan_target(args, known(filename), bytes)?;
     if let Some(options) = &plan.options {
         let made = create::make(client, filename, options).await;

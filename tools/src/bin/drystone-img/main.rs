@@ -27,7 +27,13 @@ use drystone_tools::message::{Failure, Message};
 const FORMATS: &[&str] = &["file", "host_device", "null-co", "qcow2", "raw"];
 
 fn main() -> ExitCode {
-    let argv: Vec<String> = std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
+    let argv = match args::words(std::env::args_os()) {
+        Ok(argv) => argv,
+        Err(failure) => {
+            say(&failure.render(env!("CARGO_BIN_NAME")));
+            return ExitCode::from(failure.code);
+        }
+    };
     let name = args::tool_name(&argv).to_owned();
     let outcome = args::parse(&argv).and_then(|invocation| {
         for warning in invocation.warnings {

@@ -12,13 +12,19 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use drystone_exec_linux::{Client, Config};
-use drystone_tools::img::args::{Executor, tool_name};
+use drystone_tools::img::args::{Executor, tool_name, words};
 use drystone_tools::io::args::{self, Action, IoArgs};
 use drystone_tools::message::{Failure, Message};
 use shell::Shell;
 
 fn main() -> ExitCode {
-    let argv: Vec<String> = std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
+    let argv = match words(std::env::args_os()) {
+        Ok(argv) => argv,
+        Err(failure) => {
+            say(&failure.render(env!("CARGO_BIN_NAME")));
+            return ExitCode::from(failure.code);
+        }
+    };
     let name = tool_name(&argv).to_owned();
     let outcome = args::parse(&argv, &name).and_then(|invocation| {
         for warning in invocation.warnings {

@@ -399,7 +399,7 @@ impl<'a, C: Counter> Check<'a, C> {
 
     /// Counts and compares all clusters.
     async fn sweep(&mut self) -> Result<()> {
-        self.tell.report.total_clusters = self.plan.bits.count(self.plan.disk_size.next_multiple_of(512));
+        self.tell.report.total_clusters = self.plan.bits.count(self.plan.disk_size / 512 * 512);
         let mut next = Some(0);
         while let Some(number) = next {
             self.pass(number).await?;

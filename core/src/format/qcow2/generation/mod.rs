@@ -176,9 +176,7 @@ impl Qcow2 {
             if counts_references {
                 self.renew_flags(io, &mut window, &mut next).await?;
             }
-            let refcounts = self.refcounts.borrow();
-            next.forgotten.extend(refcounts.metadata.iter().filter(|at| window.count(**at) == Some(0)));
-            drop(refcounts);
+            self.note_forgotten(&window, &mut next.forgotten);
             next.first_free = next.first_free.min(window.first_free());
             for (place, index) in window.indices().iter().map(|index| (next.layout.block_at(*index), *index))
             {
@@ -192,6 +190,12 @@ impl Qcow2 {
         next.forgotten.sort_unstable();
         self.write_tables(io, change, &next).await?;
         Ok(next)
+    }
+
+    /// Adds the clusters of our metadata that the window says nobody uses any more.
+    fn note_forgotten(&self, window: &window::Window, forgotten: &mut Vec<u64>) {
+        let refcounts = self.refcounts.borrow();
+        forgotten.extend(refcounts.metadata.iter().filter(|at| window.count(**at) == Some(0)));
     }
 
     async fn write_tables(&self, io: &Io, change: &Change, next: &Next) -> Result<()> {

@@ -15,7 +15,7 @@ const V3_LEN_MIN: usize = 104;
 /// Bytes of the header that we write.
 const V3_LEN: usize = 112;
 /// Bytes of a backing file's name at the most.
-const BACKING_NAME_MAX: usize = 1023;
+pub(in crate::format::qcow2) const BACKING_NAME_MAX: usize = 1023;
 
 /// Numbers that name header extensions.
 pub mod extension_kind {

@@ -13,6 +13,7 @@ pub use entry::{
     EntryRules, ExtendedL2Entry, L1Entry, L2Entry, RefcountTableEntry, RefcountWidth, SUBCLUSTERS,
     SubclusterKind,
 };
+pub(super) use header::BACKING_NAME_MAX;
 pub use header::{Autoclear, Compatible, Crypt, Extension, Header, Incompatible, extension_kind};
 pub use luks::{LUKS_HEADER_LEN, LuksHeader, LuksSlot};
 pub use snapshot::Snapshot;
