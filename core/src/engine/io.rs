@@ -451,8 +451,7 @@ impl Io {
     /// Closes what a node had open below it.
     pub(crate) async fn close_children(&self, edges: &Edges) -> Result<()> {
         for (leaf, id) in edges.take_uses() {
-            let goes =
-                edges.iter().any(|(_, child)| child == leaf) && !self.shared.graph.node(leaf).is_shared();
+            let goes = edges.iter().any(|(_, child)| self.goes_with(child, leaf));
             self.end_use(leaf, id, goes).await;
         }
         let mut result = Ok(());
@@ -460,6 +459,21 @@ impl Io {
             result = result.and(self.close(child).await);
         }
         result
+    }
+
+    /// Whether a leaf goes when `node` is closed: it is the node's file, and nobody else has either open.
+    fn goes_with(&self, node: NodeId, leaf: NodeId) -> bool {
+        let mut node = node;
+        loop {
+            if self.shared.graph.node(node).is_shared() {
+                return false;
+            }
+            match self.edge(node, Role::File) {
+                _ if node == leaf => return true,
+                Some(file) => node = file,
+                None => return false,
+            }
+        }
     }
 
     /// Opens a node that is open already: closing it is owed once more.

@@ -50,7 +50,9 @@ async fn serving(shared: Rc<Shared>, mut piece: Piece) {
         (Kind::Leaf(leaf), Verb::Write(_)) => leaf_write(&io, leaf, &mut piece).await,
         (Kind::Leaf(leaf), Verb::Flush) => flush_leaf(&io, &node, leaf, piece.label).await,
         (Kind::Driver(driver), Verb::Flush) => flush(&io, driver.as_ref()).await,
-        (Kind::Driver(_), Verb::Write(Fua::Yes)) => Box::pin(write_through(&io, &mut piece)).await,
+        (Kind::Driver(driver), Verb::Write(Fua::Yes)) => {
+            Box::pin(write_through(&io, driver.as_ref(), &mut piece)).await
+        }
         (Kind::Driver(driver), Verb::WriteCompressed) => {
             Box::pin(write_compressed(&io, &node, driver.as_ref(), &mut piece)).await
         }
@@ -297,7 +299,10 @@ fn reads_zero(io: &Io, node: NodeId, range: std::ops::Range<u64>) -> bool {
     })
 }
 
-async fn write_through(io: &Io, piece: &mut Piece) -> Result<()> {
+async fn write_through(io: &Io, driver: &dyn Driver, piece: &mut Piece) -> Result<()> {
+    if is_own(driver, piece, Access::Write)? {
+        return own(io, driver, piece, Op::Write(Fua::Yes)).await;
+    }
     let data = std::mem::take(&mut piece.data);
     let plain = Piece::new(piece.label, Verb::Write(Fua::No), piece.node, piece.offset, data);
     let (data, result) = io.request(plain).await;

@@ -79,13 +79,13 @@ fn first_difference(data: &BufList, copy: &[u8]) -> Option<usize> {
     None
 }
 
-async fn write(io: &Io, offset: u64, data: &mut BufList) -> Result<()> {
+async fn write(io: &Io, offset: u64, data: &mut BufList, fua: Fua) -> Result<()> {
     let len = data.len_bytes();
     let mut copy = Buf::zeroed(len);
     data.copy_out(0, &mut copy);
     let ((back, test), (_, raw)) = join(
-        io.write("blkverify.write/test", io.child(Role::File), offset, std::mem::take(data), Fua::No),
-        io.write("blkverify.write/raw", io.child(Role::Raw), offset, copy, Fua::No),
+        io.write("blkverify.write/test", io.child(Role::File), offset, std::mem::take(data), fua),
+        io.write("blkverify.write/raw", io.child(Role::Raw), offset, copy, fua),
     )
     .await;
     *data = back;
@@ -132,7 +132,7 @@ impl Driver for Blkverify {
             let _claim = here.claims.take(&io.shared().tasks, offset, offset + len).await;
             match request.op {
                 Op::Read => read(io, offset, &mut request.data).await,
-                Op::Write(_) => write(io, offset, &mut request.data).await,
+                Op::Write(fua) => write(io, offset, &mut request.data, fua).await,
                 Op::WriteZeroes(flags, _) => write_zeroes(io, offset, len, flags).await,
                 // What a discarded range reads as is each one's own business, so there would be nothing to compare.
                 Op::Discard => Ok(()),

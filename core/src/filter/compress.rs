@@ -6,6 +6,7 @@ use crate::buf::BufList;
 use crate::engine::{Io, LocalFuture, Op, Request};
 use crate::error::Result;
 use crate::graph::driver::{Access, Driver, Extent, Length, Mapping, Miss, Role};
+use crate::intent::Fua;
 
 /// A node whose writes are stored compressed.
 #[derive(Debug)]
@@ -24,9 +25,9 @@ impl Compress {
     async fn write(&self, io: &Io, offset: u64, data: &mut BufList) -> Result<()> {
         let (file, len) = (io.child(Role::File), data.len_bytes() as u64);
         let (start, end) = super::blocks(offset, len, self.unit);
-        let end = end.min(io.len(file).max(offset + len));
         let here = io.shared().graph.node(io.node());
         let _claim = here.claims.take(&io.shared().tasks, start, end).await;
+        let end = end.min(io.len(file).max(offset + len));
         let mut whole = super::read_around(io, start, offset).await?;
         let tail = super::read_around(io, offset + len, end).await?;
         whole.append(std::mem::take(data));
@@ -35,6 +36,20 @@ impl Compress {
         drop(whole.split_to((offset - start) as usize));
         *data = whole.split_to(len as usize);
         result
+    }
+}
+
+impl Compress {
+    /// Passes zeros and discards on, while nobody writes to their units.
+    async fn clear(&self, io: &Io, request: &Request) -> Result<()> {
+        let (file, offset, len) = (io.child(Role::File), request.offset, request.len);
+        let (start, end) = super::blocks(offset, len, self.unit);
+        let here = io.shared().graph.node(io.node());
+        let _claim = here.claims.take(&io.shared().tasks, start, end).await;
+        match request.op {
+            Op::WriteZeroes(flags, _) => io.write_zeroes("compress.zero", file, offset, len, flags).await,
+            _ => io.discard("compress.discard", file, offset, len).await,
+        }
     }
 }
 
@@ -62,8 +77,9 @@ impl Driver for Compress {
     fn lookup(&self, offset: u64, len: u64, access: Access) -> Result<Extent> {
         let child = Role::File;
         let mapping = match access {
-            Access::Write => Mapping::Own { child, offset },
-            Access::Read | Access::Zero => Mapping::Data { child, offset },
+            // Zeros too: a write must not bring back what it read around itself before they came.
+            Access::Write | Access::Zero => Mapping::Own { child, offset },
+            Access::Read => Mapping::Data { child, offset },
         };
         Ok(Extent { len, mapping })
     }
@@ -75,8 +91,13 @@ impl Driver for Compress {
     fn serve<'a>(&'a self, io: &'a Io, request: &'a mut Request) -> LocalFuture<'a, Result<()>> {
         Box::pin(async move {
             match request.op {
-                Op::Write(_) | Op::WriteCompressed => self.write(io, request.offset, &mut request.data).await,
-                op => unreachable!("{op:?} passes by"),
+                Op::Write(fua) => {
+                    self.write(io, request.offset, &mut request.data).await?;
+                    if fua == Fua::Yes { self.flush(io).await } else { Ok(()) }
+                }
+                Op::WriteCompressed => self.write(io, request.offset, &mut request.data).await,
+                Op::WriteZeroes(..) | Op::Discard => self.clear(io, request).await,
+                Op::Read | Op::Flush => unreachable!("both pass by"),
             }
         })
     }

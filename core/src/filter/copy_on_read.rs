@@ -118,7 +118,7 @@ impl CopyOnRead {
         let _claim = here.claims.take(&io.shared().tasks, start, end).await;
         let data = std::mem::take(&mut request.data);
         let (data, result) = match request.op {
-            Op::Write(_) => io.write("copy_on_read.write", file, offset, data, Fua::No).await,
+            Op::Write(fua) => io.write("copy_on_read.write", file, offset, data, fua).await,
             Op::WriteCompressed => io.write_compressed("copy_on_read.write", file, offset, data).await,
             Op::WriteZeroes(flags, _) => {
                 (data, io.write_zeroes("copy_on_read.write_zeroes", file, offset, len, flags).await)

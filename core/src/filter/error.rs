@@ -31,6 +31,8 @@ pub enum FilterError {
         "the log says it has {entries} entries, and entry {entry} at byte {at} lies beyond its end at {len}"
     )]
     LogTooShort { entries: u64, entry: u64, at: u64, len: u64 },
+    #[error("entry {entry} of the log, at byte {at}, is about nothing")]
+    LogEntry { entry: u64, at: u64 },
 
     #[error("Compression is not supported for underlying format: {0}")]
     CannotCompress(&'static str),
@@ -44,9 +46,11 @@ impl FormatError for FilterError {
     fn kind(&self) -> FaultKind {
         match self {
             Self::Mismatch { .. } | Self::Outcomes { .. } | Self::ConfigUnreadable(_) => FaultKind::Io,
-            Self::LogMagic | Self::LogVersion(_) | Self::LogSectorSize(_) | Self::LogTooShort { .. } => {
-                FaultKind::Corrupt
-            }
+            Self::LogMagic
+            | Self::LogVersion(_)
+            | Self::LogSectorSize(_)
+            | Self::LogTooShort { .. }
+            | Self::LogEntry { .. } => FaultKind::Corrupt,
             _ => FaultKind::Misuse,
         }
     }

@@ -84,9 +84,8 @@ impl Driver for Null {
             let data: BufList = std::mem::take(&mut request.data);
             let (data, result) = match request.op {
                 Op::Read => io.read("null.read", file, offset, data).await,
-                Op::Write(_) | Op::WriteCompressed => {
-                    io.write("null.write", file, offset, data, Fua::No).await
-                }
+                Op::Write(fua) => io.write("null.write", file, offset, data, fua).await,
+                Op::WriteCompressed => io.write("null.write", file, offset, data, Fua::No).await,
                 Op::WriteZeroes(flags, _) => {
                     (data, io.write_zeroes("null.write_zeroes", file, offset, len, flags).await)
                 }

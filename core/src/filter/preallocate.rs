@@ -15,7 +15,7 @@ use crate::engine::task::Gate;
 use crate::engine::{Io, LocalFuture, Op, Request};
 use crate::error::Result;
 use crate::graph::driver::{Access, Driver, Extent, Length, Mapping, Miss, Role};
-use crate::intent::{Fua, Preallocation, ZeroFlags};
+use crate::intent::{Preallocation, ZeroFlags};
 
 /// How much is made ahead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,7 +86,7 @@ impl Preallocate {
         }
         let data: BufList = std::mem::take(&mut request.data);
         let (data, result) = match request.op {
-            Op::Write(_) => io.write("preallocate.write", file, offset, data, Fua::No).await,
+            Op::Write(fua) => io.write("preallocate.write", file, offset, data, fua).await,
             Op::WriteZeroes(flags, _) => {
                 (data, io.write_zeroes("preallocate.write_zeroes", file, offset, len, flags).await)
             }

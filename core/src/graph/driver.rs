@@ -181,7 +181,7 @@ pub trait Driver {
     }
 
     /// Carries out a request whose place is [`Mapping::Own`]: a read, a write (compressed or not), zeros or a discard.
-    /// Writes that are to be durable come as a write here and a [`flush`](Self::flush) after it. The buffers stay in the
+    /// Zeros that are to be durable come as zeros here and a [`flush`](Self::flush) after them. The buffers stay in the
     /// request, whatever comes of it.
     fn serve<'a>(&'a self, _io: &'a Io, _request: &'a mut Request) -> LocalFuture<'a, Result<()>> {
         unreachable!("a driver that answers `Own` serves")

@@ -26,8 +26,7 @@ pub(super) fn read(known: &str, words: &[String]) -> Flags {
             found.operands.push(word.clone());
             continue;
         };
-        let mut letters = cluster.char_indices();
-        while let Some((at, letter)) = letters.next() {
+        for (at, letter) in cluster.char_indices() {
             let place = known.find(letter).filter(|_| letter != ':');
             let Some(place) = place else {
                 found.bad = Some(Bad(format!("{name}: invalid option -- '{letter}'")));

@@ -144,19 +144,17 @@ impl Blkdebug {
         self.breaks.borrow_mut().set.push((event, tag.into()));
     }
 
-    /// Takes back all breakpoints of that tag, and lets go on who waits at them. Tells whether there were any.
+    /// Takes back all breakpoints of that tag, and lets go on who waits at them. Tells whether there were any that nobody
+    /// had met yet.
     pub fn remove_break(&self, io: &Io, tag: &str) -> bool {
-        let before = {
+        let removed = {
             let mut breaks = self.breaks.borrow_mut();
             let before = breaks.set.len();
             breaks.set.retain(|(_, other)| other != tag);
             before - breaks.set.len()
         };
-        let mut any = before > 0;
-        while self.resume(io, tag) {
-            any = true;
-        }
-        any
+        while self.resume(io, tag) {}
+        removed > 0
     }
 
     /// Lets the first request go on that waits under that tag. Tells whether there was one.
@@ -199,28 +197,33 @@ impl Blkdebug {
 
     async fn hear(&self, io: &Io, event: Event) {
         self.machine.borrow_mut().tell(event);
-        while let Some(number) = self.stop_at(event) {
-            let goes_on = || {
-                let waits = self.breaks.borrow().waiting.iter().any(|(other, _)| *other == number);
-                (!waits).then_some(())
-            };
-            self.resumed.wait(&io.shared().tasks, goes_on).await;
+        let met = self.stop_at(event);
+        if met.is_empty() {
+            return;
         }
+        let goes_on = || {
+            let waits = self.breaks.borrow().waiting.iter().any(|(number, _)| met.contains(number));
+            (!waits).then_some(())
+        };
+        self.resumed.wait(&io.shared().tasks, goes_on).await;
     }
 
-    /// Takes a breakpoint that the caller has met, and gives the number under which it waits.
-    fn stop_at(&self, event: Event) -> Option<u64> {
-        let (number, tag) = {
-            let mut breaks = self.breaks.borrow_mut();
-            let at = breaks.set.iter().position(|(other, _)| *other == event)?;
-            let (_, tag) = breaks.set.remove(at);
-            let number = breaks.next;
-            breaks.next += 1;
-            breaks.waiting.push((number, tag.clone()));
-            (number, tag)
-        };
-        self.notice(Notice::Suspended(tag));
-        Some(number)
+    /// Takes the breakpoints that the caller has met, the newest first, and gives the numbers under which it waits.
+    fn stop_at(&self, event: Event) -> Vec<u64> {
+        let mut met = Vec::new();
+        loop {
+            let tag = {
+                let mut breaks = self.breaks.borrow_mut();
+                let Some(at) = breaks.set.iter().rposition(|(other, _)| *other == event) else { return met };
+                let (_, tag) = breaks.set.remove(at);
+                let number = breaks.next;
+                breaks.next += 1;
+                breaks.waiting.push((number, tag.clone()));
+                met.push(number);
+                tag
+            };
+            self.notice(Notice::Suspended(tag));
+        }
     }
 
     /// Lets a request pass, or fails it.
@@ -263,7 +266,10 @@ impl Blkdebug {
             let (part, moved) = match self.admit(io, io_type, at, len).await {
                 Err(error) => (part, Err(error)),
                 Ok(()) if op == Op::Read => io.read("blkdebug.read", file, at, part).await,
-                Ok(()) => io.write("blkdebug.write", file, at, part, Fua::No).await,
+                Ok(()) => {
+                    let fua = if op == Op::Write(Fua::Yes) { Fua::Yes } else { Fua::No };
+                    io.write("blkdebug.write", file, at, part, fua).await
+                }
             };
             data.append(part);
             result = moved;
@@ -287,7 +293,7 @@ impl Blkdebug {
     }
 
     /// Writes. What is not whole blocks is read, changed and written while nobody else writes to those blocks.
-    async fn write(&self, io: &Io, offset: u64, data: &mut BufList) -> Result<()> {
+    async fn write(&self, io: &Io, offset: u64, data: &mut BufList, fua: Fua) -> Result<()> {
         let len = data.len_bytes() as u64;
         let (start, end) = super::blocks(offset, len, self.align());
         let here = io.shared().graph.node(io.node());
@@ -313,7 +319,7 @@ impl Blkdebug {
         whole.append(std::mem::take(data));
         whole.append(tail);
         io.event_at(io.node(), Event::Pwritev).await;
-        let result = self.transfer(io, Op::Write(Fua::No), start, &mut whole).await;
+        let result = self.transfer(io, Op::Write(fua), start, &mut whole).await;
         io.event_at(io.node(), Event::PwritevDone).await;
         drop(whole.split_to((offset - start) as usize));
         *data = whole.split_to(len as usize);
@@ -340,14 +346,14 @@ impl Blkdebug {
         let mut at = offset;
         while at < end {
             let next_unit = (at / unit + 1) * unit;
-            if at % unit != 0 || end - at < unit {
+            if !at.is_multiple_of(unit) || end - at < unit {
                 let part = next_unit.min(end) - at;
                 if flags.no_fallback {
                     let (location, operation) = (io.title(io.node()), "write of zeros");
                     let errno = Errno::ENOTSUP;
                     return Err(Box::new(Error::Leaf { location, operation, offset: at, len: part, errno }));
                 }
-                self.write(io, at, &mut Buf::zeroed(part as usize).into()).await?;
+                self.write(io, at, &mut Buf::zeroed(part as usize).into(), Fua::No).await?;
                 at += part;
                 continue;
             }
@@ -376,6 +382,11 @@ impl Blkdebug {
         let unit = self.limits.opt_discard.max(self.align());
         let max = whole_limit(self.limits.max_discard, unit);
         let (mut at, end) = (offset.next_multiple_of(unit), (offset + len) / unit * unit);
+        let here = io.shared().graph.node(io.node());
+        let _claim = match self.align() {
+            1 => None,
+            _ => Some(here.claims.take(&io.shared().tasks, at, end.max(at)).await),
+        };
         while at < end {
             let part = (end - at).min(max);
             self.admit(io, IoType::Discard, at, part).await?;
@@ -433,7 +444,7 @@ impl Driver for Blkdebug {
         Box::pin(async move {
             match request.op {
                 Op::Read => self.read(io, request).await,
-                Op::Write(_) => self.write(io, request.offset, &mut request.data).await,
+                Op::Write(fua) => self.write(io, request.offset, &mut request.data, fua).await,
                 Op::WriteZeroes(flags, _) => self.write_zeroes(io, request.offset, request.len, flags).await,
                 Op::Discard => self.discard(io, request.offset, request.len).await,
                 Op::WriteCompressed => Err(super::unsupported(io, self.name(), "compressed writes")),

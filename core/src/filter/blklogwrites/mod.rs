@@ -17,7 +17,7 @@ use crate::engine::{Io, LocalFuture, Op, Request};
 use crate::error::{Error, Result};
 use crate::graph::NodeId;
 use crate::graph::driver::{Access, Driver, Extent, Length, Mapping, Miss, Role};
-use crate::intent::{Fua, ZeroFlags};
+use crate::intent::{Errno, Fua, ZeroFlags};
 use layout::{Entry, HEAD_LEN, Superblock, flag};
 
 /// How a log is written.
@@ -46,6 +46,8 @@ pub struct Blklogwrites {
     entries: Cell<u64>,
     /// Something was written down since the last flush.
     unflushed: Cell<bool>,
+    /// Something could not be written down: the log is not whole any more, and every flush says so. Sticky.
+    failed: Cell<Option<Errno>>,
     /// One superblock is written at a time, or an old one could land last.
     superblocks: Gate,
 }
@@ -73,12 +75,22 @@ impl Blklogwrites {
             next: Cell::new(next),
             entries: Cell::new(entries),
             unflushed: Cell::new(false),
+            failed: Cell::new(None),
             superblocks: Gate::default(),
         })
     }
 
-    /// Writes an entry down, and what follows it.
+    /// Writes an entry down, and what follows it. A failure is the request's, and that of every flush from here on: who
+    /// asked may not care, as for a discard.
     async fn note(&self, io: &Io, entry: Entry, payload: Payload<'_>) -> Result<()> {
+        let noted = self.write_entry(io, entry, payload).await;
+        if let Err(error) = &noted {
+            self.failed.set(Some(error.errno()));
+        }
+        noted
+    }
+
+    async fn write_entry(&self, io: &Io, entry: Entry, payload: Payload<'_>) -> Result<()> {
         let log = io.child(Role::Log);
         // The place is taken before anything is awaited: nobody else writes there.
         let at = self.next.get() * self.sector_size;
@@ -194,11 +206,15 @@ async fn find_end(
         if at >= len {
             return Err(beyond());
         }
+        let number = entry;
         let entry = Entry::parse(&read_head(io, log, at).await?);
+        // A hole of the host holds as many of these as it likes.
+        if entry.sectors == 0 && entry.flags == 0 {
+            return Err(fail(FilterError::LogEntry { entry: number, at }));
+        }
         let end = next.checked_add(1).and_then(|next| next.checked_add(entry.data_sectors()));
-        next = end
-            .filter(|end| end.checked_mul(size).is_some_and(|end| end <= i64::MAX as u64))
-            .ok_or_else(beyond)?;
+        let within = |end: &u64| end.checked_mul(size).is_some_and(|end| end <= len.next_multiple_of(size));
+        next = end.filter(within).ok_or_else(beyond)?;
     }
     Ok((size, next, entries))
 }
@@ -242,7 +258,11 @@ impl Driver for Blklogwrites {
             // Overlapping changes are in the log in the order in which they took effect.
             let _claim = here.claims.take(&io.shared().tasks, start, end).await;
             match request.op {
-                Op::Write(_) => self.write(io, offset, &mut request.data).await,
+                // As the reference writes it down: a write, and a flush.
+                Op::Write(fua) => {
+                    self.write(io, offset, &mut request.data).await?;
+                    if fua == Fua::Yes { self.flush(io).await } else { Ok(()) }
+                }
                 Op::WriteZeroes(flags, _) => self.write_zeroes(io, offset, len, flags).await,
                 Op::Discard => self.discard(io, offset, len).await,
                 Op::WriteCompressed => Err(super::unsupported(io, self.name(), "compressed writes")),
@@ -254,6 +274,11 @@ impl Driver for Blklogwrites {
     fn flush<'a>(&'a self, io: &'a Io) -> LocalFuture<'a, Result<()>> {
         Box::pin(async {
             io.flush("blklogwrites.flush", io.child(Role::File)).await?;
+            if let Some(errno) = self.failed.get() {
+                let location = io.title(io.child(Role::Log));
+                let operation = "write to the log";
+                return Err(Box::new(Error::Leaf { location, operation, offset: 0, len: 0, errno }));
+            }
             // A flush with nothing before it says nothing.
             if self.unflushed.get() {
                 self.note(io, self.entry(0, 0, flag::FLUSH), Payload::Nothing).await?;
@@ -266,8 +291,8 @@ impl Driver for Blklogwrites {
 
     fn close<'a>(&'a self, io: &'a Io) -> LocalFuture<'a, Result<()>> {
         Box::pin(async {
-            match self.unflushed.get() {
-                true => self.write_superblock(io).await,
+            match self.unflushed.get() || self.failed.get().is_some() {
+                true => self.flush(io).await,
                 false => Ok(()),
             }
         })

@@ -178,6 +178,7 @@ impl Qcow2 {
     }
 
     async fn publish_compressed(&self, io: &Io, offset: GuestOffset, entry: L2Entry) -> Result<()> {
+        io.event(Event::L2UpdateCompressed).await;
         loop {
             match self.own_entry(offset)? {
                 Ready::Miss(miss) => self.load_missing(io, miss).await?,

@@ -14,7 +14,7 @@ use crate::graph::open::{ChildSpec, DriverSpec, NodeSpec, OpenMode};
 /// Bytes of a limit of blkdebug at the most: what a signed 32-bit number holds.
 const LIMIT_MAX: u64 = i32::MAX as u64;
 
-/// What blkdebug's options begin with that name permissions; there are no other users whom they could concern.
+/// blkdebug's options about permissions.
 const PERMISSIONS: [&str; 2] = ["take-child-perms", "unshare-child-perms"];
 
 /// Whether there is a filter of that name.
@@ -159,16 +159,18 @@ fn sections(options: &mut Options, section: Section) -> Result<Vec<Values>> {
     Ok(all.into_iter().map(|(_, values)| values).collect())
 }
 
-/// Reads a list of permissions: only that they exist matters, as no other user of the file is at odds with them.
+/// Refuses permissions that a test would take or deny.
 fn permissions(options: &mut Options, key: &str) -> Result<()> {
     const KNOWN: [&str; 4] = ["consistent-read", "write", "write-unchanged", "resize"];
-    for (_, name) in options.below(key).into_texts() {
-        if !KNOWN.contains(&name.as_str()) {
-            return Err(refused(format!("Parameter 'null' does not accept value '{name}'")));
+    match options.below(key).into_texts().first() {
+        None => Ok(()),
+        Some((_, name)) if !KNOWN.contains(&name.as_str()) => {
+            Err(refused(format!("Parameter 'null' does not accept value '{name}'")))
         }
-        return Err(refused(format!("'{key}' is not supported: permissions are what the nodes above need")));
+        Some(_) => {
+            Err(refused(format!("'{key}' is not supported: permissions are what the nodes above need")))
+        }
     }
-    Ok(())
 }
 
 fn limits(options: &mut Options) -> Result<Limits> {
@@ -214,5 +216,79 @@ fn preallocate(options: &mut Options) -> Result<PreallocateOptions> {
     match align.is_multiple_of(512) {
         true => Ok(PreallocateOptions { align, size }),
         false => Err(refused("prealloc-align parameter of preallocate filter is not aligned to 512".into())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::graph::options::from_filename;
+
+    fn refused_with(name: &str) -> String {
+        let mode = OpenMode { writable: true, ..OpenMode::default() };
+        from_filename(name, None, mode).expect_err(name).to_string()
+    }
+
+    fn debug(rules: &str) -> String {
+        format!(r#"json:{{"driver":"blkdebug","image":{{"driver":"file","filename":"a"}},{rules}}}"#)
+    }
+
+    #[test]
+    fn hostile_options_are_refused() {
+        for rules in [
+            r#""inject-error":[{"event":"none","errno":"x"}]"#,
+            r#""inject-error":[{"event":"none","sector":"99999999999999999999"}]"#,
+            r#""inject-error":[{"event":"none","state":1e300}]"#,
+            r#""inject-error":[{"event":null}]"#,
+            r#""inject-error":[[]]"#,
+            r#""inject-error":"none""#,
+            r#""inject-error.99999999999999999999999.foo":"none""#,
+            r#""set-state":[{"event":"none","new_state":"much"}]"#,
+            r#""align":4611686018427387904"#,
+            r#""align":-1"#,
+            r#""max-transfer":2147483648"#,
+            r#""opt-discard":1,"align":512"#,
+            r#""take-child-perms":["write"]"#,
+            r#""config":{"a":1}"#,
+        ] {
+            refused_with(&debug(rules));
+        }
+        for options in [
+            r#"{"driver":"blkverify"}"#,
+            r#"{"driver":"blkverify","raw":"a","test":{"driver":"nothing"}}"#,
+            r#"{"driver":"blklogwrites","file":"a"}"#,
+            r#"{"driver":"blklogwrites","file":"a","log":"b","log-append":"perhaps"}"#,
+            r#"{"driver":"blklogwrites","file":"a","log":"b","log-super-update-interval":0}"#,
+            r#"{"driver":"preallocate","file":"a","prealloc-align":"16E"}"#,
+            r#"{"driver":"preallocate","file":"a","prealloc-size":-1}"#,
+            r#"{"driver":"copy-on-read","file":"a","bottom":5,"top":6}"#,
+            r#"{"driver":"null-co","latency-ns":18446744073709551615}"#,
+            r#"{"driver":"compress","file":{"file":{}}}"#,
+        ] {
+            refused_with(&format!("json:{options}"));
+        }
+    }
+
+    #[test]
+    fn nesting_has_an_end() {
+        let names = format!("{}a", "blkdebug::".repeat(10_000));
+        assert_eq!(refused_with(&names), "names are nested more than 64 deep");
+        let mut options = r#"{"driver":"file","filename":"a"}"#.to_owned();
+        for _ in 0..100 {
+            options = format!(r#"{{"driver":"compress","file":{options}}}"#);
+        }
+        assert_eq!(refused_with(&format!("json:{options}")), "options are nested more than 64 deep");
+    }
+
+    #[test]
+    fn names_ask_for_filters() {
+        let mode = OpenMode::default();
+        let spec = from_filename("blkdebug:cfg:blkverify:a:b", Some("raw"), mode).expect("legal");
+        let DriverSpec::Raw { file, .. } = spec.driver else { panic!("raw was asked for") };
+        let DriverSpec::Filter { file, filter } = file.driver else { panic!("a filter was asked for") };
+        assert!(
+            matches!(*filter, FilterSpec::Blkdebug(BlkdebugOptions { config: Some(path), .. }) if path == "cfg")
+        );
+        assert!(matches!(file.driver, DriverSpec::Filter { .. }));
     }
 }

@@ -5,9 +5,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use drystone_core::filter::FilterSpec;
 use drystone_core::format::qcow2::{CreateOptions, Qcow2Options, create};
-use drystone_core::graph::NodeId;
 use drystone_core::graph::open::{ChildSpec, DriverSpec, ImageNames, NodeSpec, OpenMode, open as open_nodes};
 use drystone_core::graph::options::{from_filename_and, from_options};
+use drystone_core::graph::{NodeId, Role};
 use drystone_core::intent::Aio;
 use drystone_exec_linux::{Client, Image};
 use drystone_tools::img::args::CacheMode;
@@ -60,22 +60,19 @@ fn add_options(options: &mut Map<String, Value>, lists: &[String]) -> Vec<String
 
 impl How {
     /// What a command line says of its image; nothing where it names none.
-    pub fn of_args(args: &IoArgs) -> Option<Self> {
+    pub fn of_args(args: &IoArgs) -> Option<(Self, Vec<String>)> {
         let file = args.file.clone()?;
         let mut command = args.open.clone();
         match args.image_opts {
             true => command.options = vec![file],
             false => command.path = Some(file),
         }
-        let (how, _) = Self::of_command(&command, args.image_names).ok()?;
-        Some(Self { format: args.format.clone(), ..how })
+        let (how, warnings) = Self::of_command(&command, args.image_names);
+        Some((Self { format: args.format.clone(), ..how }, warnings))
     }
 
     /// What `open` says, and the warnings that it deserves.
-    pub fn of_command(
-        command: &OpenCommand,
-        image_names: ImageNames,
-    ) -> Result<(Self, Vec<String>), Refusal> {
+    pub fn of_command(command: &OpenCommand, image_names: ImageNames) -> (Self, Vec<String>) {
         let mut options = Map::new();
         let warnings = add_options(&mut options, &command.options);
         // Unlike all other tools, this one has every write durable at once.
@@ -90,7 +87,7 @@ impl How {
         };
         let (snapshot, copy_on_read) = (command.snapshot, command.copy_on_read);
         let how = Self { path: command.path.clone(), format: None, options, mode, snapshot, copy_on_read };
-        Ok((how, warnings))
+        (how, warnings)
     }
 
     /// The same, as `reopen` changes it.
@@ -166,7 +163,7 @@ async fn open_copying(client: &Client, spec: NodeSpec) -> Result<(NodeId, Image)
     let spec = NodeSpec { node_name: None, mode, driver: DriverSpec::Filter { file, filter } };
     let image = client.open(&spec).await.map_err(|error| error.to_string())?;
     let node = image.node();
-    let top = client.run(async move |io| Ok(io.edge(node, drystone_core::graph::Role::File))).await;
+    let top = client.run(async move |io| Ok(io.edge(node, Role::File))).await;
     let top = top.map_err(|error| error.to_string())?.expect("a filter has a file");
     Ok((top, image))
 }

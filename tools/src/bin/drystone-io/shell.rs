@@ -50,10 +50,11 @@ impl Shell {
 
     /// Carries out everything. Tells whether all of it went well.
     pub async fn run(mut self) -> bool {
-        if let Some(how) = How::of_args(&self.args)
-            && !self.open(how).await
-        {
-            return false;
+        if let Some((how, warnings)) = How::of_args(&self.args) {
+            self.warn(warnings);
+            if !self.open(how).await {
+                return false;
+            }
         }
         let good = match self.args.commands.is_empty() {
             true => self.interactive().await,
@@ -139,6 +140,12 @@ impl Shell {
         say(&Message::Error(text.into()).render(&self.name));
     }
 
+    fn warn(&self, warnings: Vec<String>) {
+        for warning in warnings {
+            say(&Message::Warning(warning).render(&self.name));
+        }
+    }
+
     /// The image; commands that need one are only carried out when there is one.
     pub fn opened(&self) -> &Opened {
         self.image.as_ref().expect("checked before the command was read")
@@ -168,15 +175,11 @@ impl Shell {
                 self.report("file open already, try 'help close'");
                 Outcome::Failed
             }
-            Command::Open(command) => match How::of_command(&command, self.args.image_names) {
-                Ok((how, warnings)) => {
-                    for warning in warnings {
-                        say(&Message::Warning(warning).render(&self.name));
-                    }
-                    done_if(self.open(how).await)
-                }
-                Err(refusal) => self.refuse(refusal, None),
-            },
+            Command::Open(command) => {
+                let (how, warnings) = How::of_command(&command, self.args.image_names);
+                self.warn(warnings);
+                done_if(self.open(how).await)
+            }
             Command::Close => done_if(self.close().await),
             Command::Reopen(command) => self.reopen(&command).await,
             Command::Sleep(time) => {
@@ -195,14 +198,16 @@ impl Shell {
                 print(&help::of_commands());
                 Outcome::Done
             }
-            Command::Help(Some(name)) => {
-                // As in the reference, not to find a command is an answer, not a failure.
-                match command::find(&name) {
-                    Ok(spec) => print(&help::of_command(spec)),
-                    Err(_) => print(&format!("command {name} not found\n")),
+            Command::Help(Some(name)) => match command::find(&name) {
+                Ok(spec) => {
+                    print(&help::of_command(spec));
+                    Outcome::Done
                 }
-                Outcome::Done
-            }
+                Err(_) => {
+                    print(&format!("command {name} not found\n"));
+                    Outcome::Failed
+                }
+            },
             Command::Quit => Outcome::Quit,
             Command::Break { event, tag } => debug::set_break(self, event, tag).await,
             Command::RemoveBreak(tag) => debug::remove_break(self, tag).await,

@@ -1,6 +1,10 @@
 //! Commands that show something: `alloc`, `map`, `length`, `info`.
 
+use std::rc::Rc;
+
 use drystone_core::format::qcow2::Qcow2;
+use drystone_core::graph::{Driver, Role};
+use drystone_core::intent::LeafKind;
 use drystone_tools::io::info::{Info, qcow2_specific, vmstate_offset};
 use drystone_tools::io::report;
 
@@ -21,12 +25,18 @@ pub fn length(shell: &Shell) -> Outcome {
 
 /// Bytes from `offset` on that are alike, and whether the image itself holds them.
 async fn held(shell: &Shell, offset: u64, len: u64) -> Result<(u64, bool), String> {
-    let status = shell.wait(shell.opened().image.block_status(offset, len)).await;
-    let status = status.map_err(|error| {
+    let node = shell.opened().image.node();
+    let asked = shell.client.run(async move |io| {
+        let status = io.status(node, offset, len, None).await?;
+        // A leaf without storage holds nothing.
+        let leaf = status.place.and_then(|(leaf, _)| io.leaf_info(leaf));
+        let stored = leaf.is_none_or(|leaf| leaf.kind != LeafKind::Null);
+        Ok((status.len, stored && status.allocated && status.depth == 0))
+    });
+    shell.wait(asked).await.map_err(|error| {
         note_broken(&shell.broken, &error);
         format!("Failed to get allocation status: {}", error.errno())
-    })?;
-    Ok((status.len, status.allocated && status.depth == 0))
+    })
 }
 
 pub async fn alloc(shell: &Shell, offset: u64, count: u64) -> Outcome {
@@ -93,16 +103,13 @@ pub async fn info(shell: &Shell) -> Outcome {
         let formats = if PROTOCOLS.contains(&name) { vec![name; 2] } else { vec![name] };
         let mut info = Info { formats, clusters: None, specific: None };
         let mut below = node;
-        while let Some(driver) =
-            io.driver(below).filter(|driver| driver.is_filter() && driver.name() != "null-aio")
-            && let Some(file) = io.edge(below, drystone_core::graph::Role::File)
+        // What a filter knows of clusters is what its file knows.
+        while io.driver(below).is_some_and(|driver| driver.is_filter())
+            && let Some(file) = io.edge(below, Role::File)
         {
-            drop(driver);
             below = file;
         }
-        let header = |driver: &std::rc::Rc<dyn drystone_core::graph::Driver>| {
-            driver.as_any().downcast_ref::<Qcow2>().map(Qcow2::header)
-        };
+        let header = |driver: &Rc<dyn Driver>| driver.as_any().downcast_ref::<Qcow2>().map(Qcow2::header);
         info.specific = driver.as_ref().and_then(header).map(|header| qcow2_specific(&header));
         info.clusters = match io.driver(below) {
             Some(driver) => {
