@@ -145,13 +145,17 @@ impl Faults {
 
     /// Tells whether an intent was failed for a reason that core cannot make up for.
     pub fn hurt(&self) -> bool {
-        let harmless = |(kind, effect): &(Kind, Effect)| match (kind, effect) {
-            (_, Effect::Short) | (Kind::CopyRange, _) => true,
-            (Kind::WriteZeroes, Effect::Fail(errno)) => matches!(*errno, Errno::ENOTSUP | Errno::EINVAL),
-            (Kind::Discard, Effect::Fail(errno)) => *errno == Errno::ENOTSUP,
-            _ => false,
-        };
-        !self.struck.iter().all(harmless)
+        self.struck.iter().any(Self::hurts)
+    }
+
+    /// Tells whether core can not make up for this.
+    pub fn hurts((kind, effect): &(Kind, Effect)) -> bool {
+        match (kind, effect) {
+            (_, Effect::Short) | (Kind::CopyRange, _) => false,
+            (Kind::WriteZeroes, Effect::Fail(errno)) => !matches!(*errno, Errno::ENOTSUP | Errno::EINVAL),
+            (Kind::Discard, Effect::Fail(errno)) => *errno != Errno::ENOTSUP,
+            _ => true,
+        }
     }
 }
 

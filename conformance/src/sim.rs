@@ -280,9 +280,8 @@ impl Sim {
             State::Done(outcome, consequence) => {
                 self.answered += 1;
                 self.world.settle(consequence, event.submitted, self.answered, &mut self.rng);
-                if let Some(trace) = &mut self.trace {
-                    trace.push(format!("{:>9} < {:<4} {}", self.now, event.number, trace::outcome(&outcome)));
-                }
+                let now = self.now;
+                self.note(|| format!("{now:>9} < {:<4} {}", event.number, trace::outcome(&outcome)));
                 self.engines[event.engine.0].complete(event.token, outcome);
                 self.gather();
             }
@@ -349,10 +348,9 @@ impl Sim {
                 let number = self.number;
                 self.number += 1;
                 self.labels.insert((Kind::of(&action), label));
-                if let Some(trace) = &mut self.trace {
-                    let action = trace::action(&action);
-                    trace.push(format!("{:>9} > {number:<4} {index} {label}: {action}", self.now));
-                }
+                trace::count_intent();
+                let now = self.now;
+                self.note(|| format!("{now:>9} > {number:<4} {index} {label}: {}", trace::action(&action)));
                 let due = match &action {
                     Action::Sleep { duration } => {
                         self.now.saturating_add(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX))
@@ -373,11 +371,18 @@ impl Sim {
                 if reply.tag == JOB_TAG {
                     continue;
                 }
-                if let Some(trace) = &mut self.trace {
-                    trace.push(format!("{:>9} = {index} {}", self.now, trace::reply(&reply)));
-                }
+                let now = self.now;
+                self.note(|| format!("{now:>9} = {index} {}", trace::reply(&reply)));
                 self.replies.push_back((engine, reply));
             }
+        }
+    }
+
+    fn note(&mut self, line: impl FnOnce() -> String) {
+        if self.trace.is_some() || trace::is_witnessed() {
+            let line = line();
+            trace::tell(|| line.clone());
+            self.trace.iter_mut().for_each(|trace| trace.push(line.clone()));
         }
     }
 

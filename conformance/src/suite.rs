@@ -357,7 +357,8 @@ impl<'a> Run<'a> {
     /// Whether all that failed is what the image does of its own accord.
     fn unasked(&self, faults: &Faults) -> bool {
         let discard = |(kind, _): &(Kind, Effect)| *kind == Kind::Discard;
-        self.image.rules.discards_on_its_own && faults.struck.iter().all(discard)
+        let hurt = |struck: &&(Kind, Effect)| Faults::hurts(struck);
+        self.image.rules.discards_on_its_own && faults.struck.iter().filter(hurt).all(discard)
     }
 
     /// Cuts the power after every intent, or every few, lets every subset of the cache survive, or some, and wants

@@ -1,7 +1,58 @@
 //! Intents and outcomes as lines of text.
+//!
+//! A simulation keeps its lines where it is asked to. A [`witness`] sees those of every simulation on its thread as they
+//! come, so that what led to a panic is known, and two machines can be compared. Start there.
+
+use std::cell::{Cell, RefCell};
 
 use drystone_core::engine::Reply;
 use drystone_core::intent::{Action, Fua, Outcome};
+
+/// Gets each line.
+type Witness = Box<dyn FnMut(&str)>;
+
+thread_local! {
+    static WITNESS: RefCell<Option<Witness>> = const { RefCell::new(None) };
+    static INTENTS: Cell<u64> = const { Cell::new(0) };
+}
+
+/// Has a witness see the lines of every simulation on this thread while something runs.
+pub fn witness<T>(see: impl FnMut(&str) + 'static, run: impl FnOnce() -> T) -> T {
+    /// Ends with the run, however that ends.
+    struct Seeing;
+    impl Drop for Seeing {
+        fn drop(&mut self) {
+            WITNESS.set(None);
+        }
+    }
+    WITNESS.set(Some(Box::new(see)));
+    let _seeing = Seeing;
+    run()
+}
+
+/// Tells the witness of this thread, where there is one.
+pub fn tell(line: impl FnOnce() -> String) {
+    WITNESS.with_borrow_mut(|witness| {
+        if let Some(see) = witness {
+            see(&line());
+        }
+    });
+}
+
+/// Whether lines are of use to anybody.
+pub(crate) fn is_witnessed() -> bool {
+    WITNESS.with_borrow(Option::is_some)
+}
+
+/// Counts an intent.
+pub(crate) fn count_intent() {
+    INTENTS.set(INTENTS.get() + 1);
+}
+
+/// Intents of all simulations on this thread so far.
+pub fn intents() -> u64 {
+    INTENTS.get()
+}
 
 /// Describes an action: verb, leaf, range, flags.
 pub fn action(action: &Action) -> String {

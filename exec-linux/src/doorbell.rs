@@ -2,11 +2,12 @@
 //! kernel writes for an io_uring.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::Errno;
+
+use crate::sync::atomic::{AtomicBool, Ordering};
 
 /// Rung after something was put where the engine's thread will look.
 pub(crate) struct Doorbell {

@@ -5,8 +5,7 @@
 
 use std::future::Future;
 use std::rc::{Rc, Weak};
-use std::sync::mpsc::SyncSender;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use drystone_core::buf::BufList;
 use drystone_core::engine::{Io, Op, Status};
@@ -20,6 +19,8 @@ use crate::doorbell::Doorbell;
 use crate::opened::Opened;
 use crate::promise::{Answer, Ticket, promise};
 use crate::session::Session;
+use crate::sync::Mutex;
+use crate::sync::mpsc::SyncSender;
 
 /// Commands that wait for the engine's thread at the most; who sends more waits.
 pub(crate) const COMMANDS_MAX: usize = 1024;
@@ -268,5 +269,112 @@ impl RemoteImage {
     /// What the engine's thread keeps for it.
     pub(crate) fn opened(&self, session: &Session) -> Rc<Opened> {
         session.kept(self.0.key)
+    }
+}
+
+/// Under shuttle: the locks, the queue and the bell's flag are shuttle's (`sync`), all else is what programs run.
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sync::mpsc::{Receiver, sync_channel};
+    use drystone_core::buf::Buf;
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    use shuttle::{check_random, thread};
+
+    /// Orders that are tried.
+    const ORDERS: usize = 400;
+
+    fn ring(room: usize) -> (Handle, Receiver<Command>) {
+        let (sender, commands) = sync_channel(room);
+        let bell = Arc::new(Doorbell::new().expect("an eventfd"));
+        (Handle::new(sender, Arc::new(Gate { bell, forgotten: Mutex::default() })), commands)
+    }
+
+    /// The engine's thread, as far as the ring goes: it sleeps until the bell's descriptor is readable, silences it, and
+    /// then looks until there is nothing more, as `session::drive` and `Session::pump` do. A ring that is missed leaves
+    /// it asleep, and shuttle reports threads that never end.
+    fn serve(commands: &Receiver<Command>, gate: &Gate, requests: usize, images: usize) {
+        let (mut served, mut forgotten) = (0, 0);
+        while served < requests || forgotten < images {
+            while !is_readable(&gate.bell) {
+                thread::yield_now();
+            }
+            gate.bell.hush();
+            loop {
+                let mut any = gate.bell.answer();
+                while let Ok(command) = commands.try_recv() {
+                    let Command::Request(RemoteRequest { data, answer, .. }) = command else {
+                        unreachable!("only requests are sent")
+                    };
+                    answer.give((data, Ok(())));
+                    served += 1;
+                    any = true;
+                }
+                let gone = std::mem::take(&mut *gate.forgotten.lock().expect("pushing does not panic"));
+                forgotten += gone.len();
+                if !any && gone.is_empty() {
+                    break;
+                }
+            }
+        }
+    }
+
+    fn is_readable(bell: &Doorbell) -> bool {
+        let mut fds = [PollFd::new(bell, PollFlags::IN)];
+        poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).expect("polls") > 0
+    }
+
+    fn image(handle: &Handle, key: usize) -> RemoteImage {
+        RemoteImage(Arc::new(Remote { handle: handle.clone(), key, len: 512 }))
+    }
+
+    #[test]
+    fn no_ring_is_missed_and_every_request_is_answered() {
+        let run = || {
+            // Less room than there are requests: some senders wait.
+            let (handle, commands) = ring(1);
+            let gate = Arc::clone(&handle.gate);
+            let clients = [1_u8, 2].map(|number| {
+                let handle = handle.clone();
+                thread::spawn(move || {
+                    let image = image(&handle, number.into());
+                    let first = image.submit(Op::Read, 0, 0, Buf::from(vec![number; 4]).into());
+                    let (data, result) = image.read(0, Buf::from(vec![number + 10; 4]));
+                    result.expect("answered");
+                    assert_eq!(*data.into_single(), [number + 10; 4], "an answer is its own request's");
+                    assert_eq!(*first.wait().0.into_single(), [number; 4]);
+                })
+            });
+            serve(&commands, &gate, 4, 2);
+            clients.into_iter().for_each(|client| client.join().expect("it ends"));
+        };
+        check_random(run, ORDERS);
+    }
+
+    #[test]
+    fn a_request_that_an_engine_leaves_behind_is_cancelled() {
+        let run = || {
+            let (handle, commands) = ring(4);
+            let client = {
+                let handle = handle.clone();
+                thread::spawn(move || image(&handle, 7).flush().expect_err("nobody carries it out"))
+            };
+            // The engine ends at any moment: before the request, or with it in the queue.
+            drop(commands);
+            assert!(matches!(*client.join().expect("it ends"), Error::Cancelled));
+        };
+        check_random(run, ORDERS);
+    }
+
+    /// The answer may come before the future is polled, while it is, or after.
+    #[test]
+    fn a_ticket_wakes_who_waits_for_it() {
+        let run = || {
+            let (answer, ticket) = promise::<Result<u32>>();
+            let giver = thread::spawn(move || answer.give(Ok(5)));
+            assert_eq!(shuttle::future::block_on(ticket).expect("given"), 5);
+            giver.join().expect("it ends");
+        };
+        check_random(run, ORDERS);
     }
 }

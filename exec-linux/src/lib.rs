@@ -30,6 +30,7 @@ mod pool;
 mod promise;
 mod ring;
 mod session;
+mod sync;
 mod timer;
 
 pub use backend::Backend;

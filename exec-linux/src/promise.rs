@@ -2,11 +2,13 @@
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use drystone_core::buf::BufList;
 use drystone_core::error::{Error, Result};
+
+use crate::sync::{Condvar, Mutex, MutexGuard};
 
 /// Makes both ends of an answer.
 pub(crate) fn promise<T: Cancelled>() -> (Answer<T>, Ticket<T>) {

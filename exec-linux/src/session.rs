@@ -10,8 +10,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::pin::pin;
 use std::rc::Rc;
-use std::sync::mpsc::{Receiver, sync_channel};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use drystone_core::buf::BufList;
@@ -26,6 +25,8 @@ use crate::doorbell::Doorbell;
 use crate::handle::{COMMANDS_MAX, Command, Gate, Handle, RemoteRequest};
 use crate::opened::Opened;
 use crate::promise::Answer;
+use crate::sync::Mutex;
+use crate::sync::mpsc::{Receiver, sync_channel};
 
 /// An engine on this thread, and what carries out its intents.
 pub struct Session {

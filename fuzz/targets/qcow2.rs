@@ -1,4 +1,4 @@
 //! Any bytes as a qcow2 image.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| drystone_fuzz::qcow2(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| drystone_fuzz::targets::qcow2(data));

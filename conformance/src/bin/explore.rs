@@ -69,9 +69,9 @@ fn run(args: &Args) -> ExitCode {
         |operation: &&Operation| args.operation.as_ref().is_none_or(|name| operation.name.contains(name));
     let (mut total, mut faults, mut failures) = (Explored::default(), 0, 0);
     println!(
-        "| format | operation | moments | crashed disks | different ones | recoveries crashed | by qemu-img | faults | a second |"
+        "| format | operation | moments | crashed disks | different ones | recoveries crashed | by qemu-img | faults | disks a second | opened a second |"
     );
-    println!("|---|---|--:|--:|--:|--:|--:|--:|--:|");
+    println!("|---|---|--:|--:|--:|--:|--:|--:|--:|--:|");
     for operation in operations.iter().filter(wanted) {
         let mut explored = Explored::default();
         let mut struck = 0;
@@ -103,8 +103,9 @@ fn run(args: &Args) -> ExitCode {
 
 fn row(format: &str, name: &str, explored: &Explored, faults: u64) {
     let Explored { moments, states, different, recovery_states, by_qemu, .. } = explored;
-    let rate = (states + recovery_states) as f64 / explored.time.as_secs_f64().max(1e-9);
+    let a_second = |count: u64| count as f64 / explored.time.as_secs_f64().max(1e-9);
+    let (built, opened) = (a_second(states + recovery_states), a_second(explored.opened));
     println!(
-        "| {format} | {name} | {moments} | {states} | {different} | {recovery_states} | {by_qemu} | {faults} | {rate:.0} |"
+        "| {format} | {name} | {moments} | {states} | {different} | {recovery_states} | {by_qemu} | {faults} | {built:.0} | {opened:.0} |"
     );
 }

@@ -41,6 +41,8 @@ struct Layout {
     base: Sparse,
     base_sum: u64,
     end: u64,
+    /// Whether every change of length has survived.
+    longest: bool,
     slots: Rc<Vec<Slot>>,
 }
 
@@ -174,7 +176,7 @@ impl Crashes {
             let layout = &self.disks[disk][*which];
             let mut here = layout.base_sum.wrapping_add(mix(layout.end));
             for (slot, option) in layout.slots.iter().zip(slots) {
-                if slot.sector * SECTOR < layout.end {
+                if layout.keeps(slot) {
                     let (old, new) = (slot.options[0].1, slot.options[usize::from(*option)].1);
                     here = here.wrapping_sub(old).wrapping_add(new);
                 }
@@ -191,9 +193,8 @@ impl Crashes {
             let layout = &self.disks[disk][*which];
             let mut content = layout.base.clone();
             for (slot, option) in layout.slots.iter().zip(slots) {
-                let at = slot.sector * SECTOR;
-                if *option > 0 && at < layout.end {
-                    content.write(at, &slot.options[usize::from(*option)].0);
+                if *option > 0 && layout.keeps(slot) {
+                    content.write(slot.sector * SECTOR, &slot.options[usize::from(*option)].0);
                 }
             }
             content.set_len(layout.end);
@@ -209,7 +210,7 @@ impl Crashes {
             let layout = &self.disks[disk][*which];
             words.push(format!("{} of {} bytes", self.paths[disk], layout.end));
             for (slot, option) in layout.slots.iter().zip(slots) {
-                if slot.sector * SECTOR < layout.end {
+                if layout.keeps(slot) {
                     let what = if *option == 0 { "old".into() } else { format!("new {option}") };
                     words.push(format!("  sector at {:#x}: {what}", slot.sector * SECTOR));
                 }
@@ -220,6 +221,13 @@ impl Crashes {
 }
 
 impl Layout {
+    /// Whether what was written to a sector can be there: not beyond the end, and not where a length that is lost would
+    /// cut it in two, because sectors do not tear.
+    fn keeps(&self, slot: &Slot) -> bool {
+        let end = if self.longest { slot.sector * SECTOR + 1 } else { (slot.sector + 1) * SECTOR };
+        end <= self.end
+    }
+
     fn count(&self) -> u64 {
         self.slots.iter().fold(1, |product: u64, slot| product.saturating_mul(slot.options.len() as u64))
     }
@@ -240,16 +248,17 @@ fn layouts(disk: &FrozenDisk) -> Vec<Layout> {
             // A write grows the disk; one from before a longer write that survives does not shrink it.
             end = if set { len } else { end.max(len) };
         }
+        let longest = survive == lengths.len();
         let layout = match layouts.last() {
-            Some(last) if !cuts => Layout { end, ..last.clone() },
-            _ => layout(disk, survive, end),
+            Some(last) if !cuts => Layout { end, longest, ..last.clone() },
+            _ => layout(disk, survive, end, longest),
         };
         layouts.push(layout);
     }
     layouts
 }
 
-fn layout(disk: &FrozenDisk, survive: usize, end: u64) -> Layout {
+fn layout(disk: &FrozenDisk, survive: usize, end: u64, longest: bool) -> Layout {
     let mut base = disk.stable.clone();
     let mut touched: BTreeMap<u64, Vec<Part>> = BTreeMap::new();
     let mut seen = 0;
@@ -282,7 +291,7 @@ fn layout(disk: &FrozenDisk, survive: usize, end: u64) -> Layout {
         }
     }
     let slots: Vec<Slot> = touched.into_iter().map(|(sector, parts)| slot(&base, sector, parts)).collect();
-    Layout { base_sum: sum_of(&base), base, end, slots: Rc::new(slots) }
+    Layout { base_sum: sum_of(&base), base, end, longest, slots: Rc::new(slots) }
 }
 
 /// What a sector may hold, after any of the changes in any order.

@@ -82,6 +82,8 @@ pub struct Explored {
     pub recoveries: u64,
     /// Crashed disks of recoveries.
     pub recovery_states: u64,
+    /// Images that were opened, checked and read: the different states, also of recoveries.
+    pub opened: u64,
     /// States that QEMU's tools looked at.
     pub by_qemu: u64,
     /// Verbs and labels of the intents.
@@ -98,6 +100,7 @@ impl Explored {
         self.different += other.different;
         self.recoveries += other.recoveries;
         self.recovery_states += other.recovery_states;
+        self.opened += other.opened;
         self.by_qemu += other.by_qemu;
         self.labels.extend(other.labels);
         self.time += other.time;
@@ -217,7 +220,10 @@ enum Found {
 }
 
 /// Opens an image for reading, checks it and reads all of it. Space that nothing points to is in order.
-fn look(world: World, spec: NodeSpec) -> Result<Buf, String> {
+///
+/// # Errors
+/// What is wrong with it.
+pub fn look(world: World, spec: NodeSpec) -> Result<Buf, String> {
     read_checked(world, spec, Checked::Yes)
 }
 
@@ -301,6 +307,7 @@ impl Explorer<'_> {
             return Ok(());
         }
         self.explored.different += 1;
+        self.explored.opened += 1;
         let operation = self.operation;
         let world = crashes.world(outcome);
         let content = match looked(world.clone(), operation.spec(false), Checked::Yes)? {
@@ -353,6 +360,7 @@ impl Explorer<'_> {
                 if !self.seen.insert((outcome.sum, point.allowed.sum)) {
                     return Ok(());
                 }
+                self.explored.opened += 1;
                 let content = look(crashes.world(outcome), self.operation.spec(false))?;
                 point.allowed.check(&content)
             });

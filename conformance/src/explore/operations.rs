@@ -188,13 +188,15 @@ fn files() -> Vec<Operation> {
     let mut world = World::new();
     world.add_file("base", &stones(40 * KIB));
     let backing = Some(("base".into(), Some("raw".into())));
+    let version_2 = CreateOptions { version: 2, backing: backing.clone(), ..small(64 * KIB) };
     let above = CreateOptions { cluster_size: 4 * KIB, backing, ..CreateOptions::new(64 * KIB) };
     let apart = CreateOptions { data_file: Some("data".into()), ..small(32 * KIB) };
+    let bitmaps = bitmaps();
     let source = stones(48 * KIB);
     let mut converting = World::new();
     converting.add_file("source", &source);
     vec![
-        Operation::new("copy-on-write above a backing file", "qcow2", qcow2_in(world, &above)).doing(
+        Operation::new("copy-on-write above a backing file", "qcow2", qcow2_in(world.clone(), &above)).doing(
             |guest| async move {
                 guest.write(5 * KIB, KIB).await?;
                 guest.flush().await?;
@@ -204,6 +206,18 @@ fn files() -> Vec<Operation> {
                 guest.flush().await
             },
         ),
+        // What is below must not come back from under what is given up.
+        Operation::new(
+            "discard above a backing file, version 2",
+            "qcow2",
+            qcow2_in(world.clone(), &version_2),
+        )
+        .doing(|guest| async move {
+            guest.write(0, 2 * KIB).await?;
+            guest.flush().await?;
+            guest.discard(512, KIB).await?;
+            guest.flush().await
+        }),
         // What the data file held before must never show, and its flushes count as much as the image's own.
         on("data in a file of its own", &apart)
             .patched(|world| world.add_file("data", &[0xee; 32 << 10]))
@@ -214,8 +228,8 @@ fn files() -> Vec<Operation> {
                 guest.write(8 * KIB, 700).await?;
                 guest.flush().await
             }),
-        Operation::new("bitmaps that this writer does not know", "qcow2", bitmaps())
-            .holding(stale_bitmaps)
+        Operation::new("bitmaps that this writer does not know", "qcow2", bitmaps.clone())
+            .holding(stale_bitmaps(bitmaps.export(TOP)))
             .doing(|guest| async move { guest.write(0, KIB).await }),
         on("check", &small(64 * KIB))
             .after(|guest| async move { guest.write(0, 12 * KIB).await })
@@ -328,14 +342,16 @@ fn bitmaps() -> World {
 }
 
 /// A bitmap that is called up to date while the disk has changed loses data in the next incremental backup.
-fn stale_bitmaps(world: &World) -> std::result::Result<(), String> {
+fn stale_bitmaps(before: Vec<u8>) -> impl Fn(&World) -> std::result::Result<(), String> {
     const AUTOCLEAR: usize = 95;
-    let file = world.export(TOP);
-    let before = bitmaps().export(TOP);
     let rest = |file: &[u8]| file.get(4 * KIB as usize..).unwrap_or_default().to_vec();
-    match file[AUTOCLEAR] & 1 == 0 || rest(&file) == rest(&before) {
-        true => Ok(()),
-        false => Err("a bitmap is called up to date, and the image has changed".into()),
+    let before = rest(&before);
+    move |world| {
+        let file = world.export(TOP);
+        match file[AUTOCLEAR] & 1 == 0 || rest(&file) == before {
+            true => Ok(()),
+            false => Err("a bitmap is called up to date, and the image has changed".into()),
+        }
     }
 }
 

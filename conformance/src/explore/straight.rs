@@ -6,6 +6,7 @@ use drystone_core::engine::{Engine, Io};
 use drystone_core::intent::Intent;
 use fastrand::Rng;
 
+use crate::trace;
 use crate::world::{Moment, World};
 
 /// Runs a coroutine on a world to its end, and returns the world with what it wrote.
@@ -20,8 +21,10 @@ pub fn straight<T: 'static, F: Future<Output = T> + 'static>(
     let mut rng = Rng::with_seed(0);
     let job = engine.run(0, coroutine);
     let mut now = 0;
-    while let Some(Intent { token, action, .. }) = engine.next_intent() {
+    while let Some(Intent { token, label, action }) = engine.next_intent() {
         now += 1;
+        trace::count_intent();
+        trace::tell(|| format!("{now:>9} > {label}: {}", trace::action(&action)));
         let (outcome, consequence) = world.carry_out(action, Moment { rng: &mut rng, fault: None });
         world.settle(consequence, now, now, &mut rng);
         engine.complete(token, outcome);

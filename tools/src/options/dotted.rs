@@ -27,10 +27,9 @@ pub enum NestError {
 #[must_use]
 pub fn flatten(map: Map<String, Value>) -> Map<String, Value> {
     let (mut flat, mut nested) = (Map::new(), Map::new());
-    let mut path = String::new();
     for (key, value) in map {
         let target = if is_leaf(&value) { &mut flat } else { &mut nested };
-        flatten_into(target, &mut path, &key, value);
+        flatten_into(target, &mut key.clone(), value);
     }
     flat.extend(nested);
     flat
@@ -44,26 +43,26 @@ fn is_leaf(value: &Value) -> bool {
     }
 }
 
-fn flatten_into(flat: &mut Map<String, Value>, path: &mut String, key: &str, value: Value) {
+/// Adds what is at `path`, which may be empty: a key can be.
+fn flatten_into(flat: &mut Map<String, Value>, path: &mut String, value: Value) {
     let outer = path.len();
-    path.push_str(if outer == 0 { "" } else { "." });
-    path.push_str(key);
+    let mut below = |path: &mut String, key: &str, value| {
+        path.push('.');
+        path.push_str(key);
+        flatten_into(flat, path, value);
+        path.truncate(outer);
+    };
     match value {
         Value::Object(members) if !members.is_empty() => {
-            for (key, value) in members {
-                flatten_into(flat, path, &key, value);
-            }
+            members.into_iter().for_each(|(key, value)| below(path, &key, value));
         }
         Value::Array(items) if !items.is_empty() => {
-            for (at, value) in items.into_iter().enumerate() {
-                flatten_into(flat, path, &at.to_string(), value);
-            }
+            items.into_iter().enumerate().for_each(|(at, value)| below(path, &at.to_string(), value));
         }
         leaf => {
             flat.insert(path.clone(), leaf);
         }
     }
-    path.truncate(outer);
 }
 
 /// Turns dotted keys into nested maps, and maps whose keys are numbers into lists.
@@ -141,6 +140,14 @@ mod tests {
         let flat =
             flatten(object(json!({"file": {"filename": "a"}, "file.filename": "b", "e": {}, "l": []})));
         assert_eq!(Value::Object(flat), json!({"file.filename": "a", "e": {}, "l": []}));
+    }
+
+    /// Found by the fuzz target `options`: the dot behind an empty key was lost.
+    #[test]
+    fn keys_may_be_empty() {
+        let nested = object(json!({"": {"a": {"": 1}}}));
+        assert_eq!(Value::Object(flatten(nested.clone())), json!({".a.": 1}));
+        assert_eq!(nest(flatten(nested.clone())), Ok(nested));
     }
 
     proptest! {

@@ -47,9 +47,13 @@ impl Qcow2 {
             .await
     }
 
-    /// Gives up the content of whole clusters.
+    /// Gives up the content of whole clusters. Version 2 cannot say "zero", so that what an image above a backing file gives
+    /// up would show what is below, which the guest may have overwritten long ago: there the content stays.
     pub(super) async fn discard_range(&self, io: &Io, offset: GuestOffset, len: u64) -> Result<()> {
         let has_backing = io.try_child(Role::Backing).is_some();
+        if self.geometry.version < 3 && has_backing {
+            return Ok(());
+        }
         if self.geometry.data == Role::DataFile && self.discards.request {
             io.discard("qcow2.discard/data_file", io.child(Role::DataFile), offset.0, len).await?;
         }

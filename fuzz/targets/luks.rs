@@ -1,0 +1,4 @@
+//! LUKS headers.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| drystone_fuzz::targets::luks(data));

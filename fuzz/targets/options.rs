@@ -1,0 +1,4 @@
+//! Option strings of command lines.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| drystone_fuzz::targets::options(data));

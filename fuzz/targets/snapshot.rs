@@ -1,0 +1,4 @@
+//! Entries of snapshot tables.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| drystone_fuzz::targets::snapshot(data));

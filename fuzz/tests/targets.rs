@@ -1,0 +1,92 @@
+//! Every target for a moment, what once failed, and that a seed is one run everywhere.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use drystone_fuzz::meter::Meter;
+use drystone_fuzz::{TARGETS, Target};
+
+#[global_allocator]
+static METER: Meter = Meter;
+
+/// Time for each target.
+const MOMENT: Duration = Duration::from_secs(2);
+
+#[test]
+fn every_target_runs_for_a_moment() {
+    for target in TARGETS {
+        target.prepare();
+        let begun = Instant::now();
+        let mut seed = 0;
+        while begun.elapsed() < MOMENT || seed < 5 {
+            let checked = target.check(&target.input(seed));
+            checked.unwrap_or_else(|report| panic!("{}, seed {seed}: {report}", target.name));
+            seed += 1;
+        }
+        target.check(&[]).unwrap_or_else(|report| panic!("{}, no bytes: {report}", target.name));
+    }
+}
+
+#[test]
+fn what_once_failed_does_not_fail_again() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("regressions");
+    let mut replayed = 0;
+    for target in TARGETS {
+        let Ok(files) = std::fs::read_dir(folder.join(target.name)) else { continue };
+        for file in files {
+            let path = file.expect("an entry").path();
+            let input = std::fs::read(&path).expect("a file");
+            target.check(&input).unwrap_or_else(|report| panic!("{}: {report}", path.display()));
+            replayed += 1;
+        }
+    }
+    assert!(replayed > 0, "there are some");
+}
+
+/// Seeds whose traces are the same on every machine: where one differs, something takes the time, the address of memory
+/// or the order of a hash table into account.
+#[test]
+fn a_seed_gives_the_same_trace_everywhere() {
+    const PINNED: &[(&str, u64, u64)] = &[];
+    for (name, seed, hash) in PINNED {
+        let target = Target::named(name).expect("a target");
+        let found =
+            target.trace_hash(&target.input(*seed)).unwrap_or_else(|report| panic!("{name}: {report}"));
+        assert_eq!(found, *hash, "{name}, seed {seed}: found {found:#018x}");
+    }
+}
+
+#[test]
+fn every_target_is_one_for_cargo_fuzz_too() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let manifest = std::fs::read_to_string(folder.join("Cargo.toml")).expect("a manifest");
+    for target in TARGETS {
+        let path = format!("targets/{}.rs", target.name);
+        let text =
+            std::fs::read_to_string(folder.join(&path)).unwrap_or_else(|error| panic!("{path}: {error}"));
+        assert!(text.contains(&format!("drystone_fuzz::targets::{}(data)", target.name)), "{path}:\n{text}");
+        assert!(manifest.contains(&format!("path = \"{path}\"")), "the manifest does not name {path}");
+    }
+}
+
+fn runner(args: &[&str]) -> (Option<i32>, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_drystone-fuzz")).args(args).output().expect("it runs");
+    (output.status.code(), String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
+}
+
+#[test]
+fn the_runner_lists_runs_and_replays() {
+    let (code, listed) = runner(&["--list"]);
+    let names: Vec<&str> = TARGETS.iter().map(|target| target.name).collect();
+    assert_eq!((code, listed.lines().collect::<Vec<_>>()), (Some(0), names));
+    let (code, said) = runner(&["size", "--seed", "3", "--runs", "20"]);
+    assert!(code == Some(0) && said.starts_with("size: 20 runs from seed 3 in "), "{said}");
+    let (code, said) = runner(&["requests", "--seed", "3", "--replay"]);
+    assert!(
+        code == Some(0) && said.contains(" > 0    0 open: open top rw") && said.contains("trace "),
+        "{said}"
+    );
+    let (code, said) = runner(&["nothing"]);
+    assert!(code == Some(2) && said.contains("no target 'nothing'"), "{said}");
+}
