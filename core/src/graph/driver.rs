@@ -8,7 +8,7 @@ use crate::buf::BufList;
 use crate::engine::Io;
 use crate::engine::LocalFuture;
 use crate::error::Result;
-use crate::intent::ZeroFlags;
+use crate::intent::{Preallocation, ZeroFlags};
 
 /// The edges of a node, by the names that QEMU gives them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -119,6 +119,31 @@ pub struct Reservation {
     pub fresh: bool,
 }
 
+/// How space for what a longer node shows anew is reserved.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Preallocate {
+    /// Not at all.
+    #[default]
+    Off,
+    /// The format's metadata says where the data is; the host reserves nothing.
+    Metadata,
+    /// So, and the host reserves the space.
+    Falloc,
+    /// So, and the host's space is written with zeros.
+    Full,
+}
+
+impl Preallocate {
+    /// What it means for the file that holds the data.
+    pub fn of_file(self) -> Preallocation {
+        match self {
+            Self::Off | Self::Metadata => Preallocation::Off,
+            Self::Falloc => Preallocation::Falloc,
+            Self::Full => Preallocation::Full,
+        }
+    }
+}
+
 /// How long a node is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Length {
@@ -223,6 +248,16 @@ pub trait Driver {
     /// Gives up the content of a range, whole units of allocation (or the end of the node).
     fn discard<'a>(&'a self, _io: &'a Io, _offset: u64, _len: u64) -> LocalFuture<'a, Result<()>> {
         unreachable!("a driver that answers `Allocate` to zeros discards")
+    }
+
+    /// Changes the length of what the node shows; what is new reads as zeros. Durable on return. `None`: the driver cannot.
+    fn resize<'a>(
+        &'a self,
+        _io: &'a Io,
+        _len: u64,
+        _how: Preallocate,
+    ) -> Option<LocalFuture<'a, Result<()>>> {
+        None
     }
 
     /// Whether no metadata waits to be written, so that a durable data write is a durable guest write.

@@ -3,6 +3,7 @@
 //! A job holds no node open beyond its own end, moves data only through [`Io`](crate::engine::Io), and says how far it
 //! is through a [`Progress`]. Dropping the engine drops its jobs.
 
+mod amend;
 mod bench;
 mod compare;
 mod convert;
@@ -14,6 +15,7 @@ use std::rc::Rc;
 
 use crate::error::Error;
 
+pub use amend::amend;
 pub use bench::{Bench, bench};
 pub use compare::{Compare, Comparison, compare};
 pub use convert::{Convert, Count, convert};

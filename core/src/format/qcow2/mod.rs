@@ -11,6 +11,7 @@
 //! makes it reachable (`write`), and writes its metadata in an order that a crash cannot break (`flush`).
 //! Start reading at [`lookup`](Qcow2), then `write`, then `flush`; what is on disk is in `layout`.
 
+mod amend;
 mod bitmaps;
 mod cache;
 pub mod check;
@@ -24,9 +25,11 @@ pub mod layout;
 mod load;
 mod lookup;
 mod open;
+mod preallocate;
 mod preallocated;
 mod reclaim;
 mod refcount;
+mod resize;
 mod snapshots;
 mod write;
 mod zero;
@@ -34,9 +37,10 @@ mod zero;
 use std::any::Any;
 use std::cell::{Cell, RefCell};
 
+pub use amend::Amend;
 pub use bitmaps::Bitmap;
 use cache::SliceCache;
-pub use create::{CreateOptions, create};
+pub use create::{CreateOptions, create, preallocate};
 pub use error::Qcow2Error;
 use layout::{ClusterBits, EntryRules, GuestOffset, Header, HostOffset, L1Entry};
 pub use open::{Qcow2Options, SnapshotChoice, open, probe, read_header};
@@ -47,7 +51,7 @@ use crate::buf::BufList;
 use crate::engine::task::{Gate, WaitList};
 use crate::engine::{Io, LocalFuture};
 use crate::error::{Error, Result};
-use crate::graph::driver::{Access, Driver, Extent, Length, Miss, Ready, Reservation, Role};
+use crate::graph::driver::{Access, Driver, Extent, Length, Miss, Preallocate, Ready, Reservation, Role};
 use crate::intent::ZeroFlags;
 
 /// An open qcow2 image.
@@ -69,6 +73,10 @@ pub struct Qcow2 {
     blocks: Gate,
     /// One change of the header at a time.
     headers: Gate,
+    /// One change of the length at a time.
+    resizes: Gate,
+    /// What the node shows while it becomes longer than the header says.
+    shown_len: Cell<Option<u64>>,
     /// One commit at a time.
     commits: Gate,
     /// Freed clusters are given back by one at a time, and not while a new generation of metadata is written.
@@ -84,6 +92,8 @@ pub struct Qcow2 {
     reclaim_error: RefCell<Option<Box<Error>>>,
     discards: Discards,
     pack_fresh_only: bool,
+    /// The version whose readers must understand what is written; below the header's while that goes down.
+    writes_version: Cell<u32>,
 }
 
 /// Numbers of an image that never change while it is open.
@@ -217,7 +227,7 @@ impl Driver for Qcow2 {
     }
 
     fn length(&self) -> Length {
-        Length::Bytes(self.header.borrow().size)
+        Length::Bytes(self.shown_len.get().unwrap_or_else(|| self.header.borrow().size))
     }
 
     fn lookup(&self, offset: u64, len: u64, access: Access) -> Result<Extent> {
@@ -282,6 +292,10 @@ impl Driver for Qcow2 {
 
     fn discard<'a>(&'a self, io: &'a Io, offset: u64, len: u64) -> LocalFuture<'a, Result<()>> {
         Box::pin(self.discard_range(io, GuestOffset(offset), len))
+    }
+
+    fn resize<'a>(&'a self, io: &'a Io, len: u64, how: Preallocate) -> Option<LocalFuture<'a, Result<()>>> {
+        Some(Box::pin(self.change_len(io, len, how)))
     }
 
     fn is_clean(&self) -> bool {
