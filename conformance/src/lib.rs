@@ -13,4 +13,5 @@ pub mod sim;
 pub mod sparse;
 pub mod suite;
 pub mod trace;
+pub mod upkeep;
 pub mod world;

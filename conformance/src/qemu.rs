@@ -191,7 +191,7 @@ impl Recipe {
 
 /// Has core's own check, which is held against `qemu-img check` elsewhere, look at an image on the simulator: thousands
 /// of times as fast. A format that has no check is in order.
-fn own_check(world: World, mut spec: NodeSpec, leaks: bool) -> Result<(), String> {
+pub(crate) fn own_check(world: World, mut spec: NodeSpec, leaks: bool) -> Result<(), String> {
     spec.mode.writable = false;
     let checked = Sim::new(0, world).run_job(async move |io| {
         let node = open(&io, &spec).await?;
@@ -210,7 +210,7 @@ fn own_check(world: World, mut spec: NodeSpec, leaks: bool) -> Result<(), String
 }
 
 /// Splits a line at blanks, but not within single quotes.
-fn words(line: &str) -> Vec<String> {
+pub(crate) fn words(line: &str) -> Vec<String> {
     let quoted = line.split('\'').enumerate();
     quoted
         .flat_map(|(index, part)| match index % 2 {
