@@ -3,6 +3,7 @@
 //! Messages follow qemu-img 10.0.2 as its project released it; Debian's build words some of them differently. Long
 //! names are those of either build.
 
+mod amend;
 mod bench;
 mod check;
 mod common;
@@ -13,8 +14,10 @@ mod help;
 mod info;
 mod map;
 mod numbers;
+mod resize;
 mod snapshot;
 
+pub use amend::AmendArgs;
 pub use bench::{Aio, BenchArgs, FlushEvery};
 pub use check::{CheckArgs, Repair};
 pub use common::{CacheMode, Common, Executor, OutputFormat, Source};
@@ -24,6 +27,7 @@ pub use create::CreateArgs;
 pub use help::of_tool as tool_help;
 pub use info::InfoArgs;
 pub use map::MapArgs;
+pub use resize::{NewSize, ResizeArgs};
 pub use snapshot::{SnapshotAction, SnapshotArgs};
 
 use crate::getopt::{Getopt, OptionSpec, Order, Parsed};
@@ -54,6 +58,7 @@ pub enum Action {
 #[derive(Clone, Debug, PartialEq)]
 #[allow(missing_docs, reason = "the structs say it")]
 pub enum Command {
+    Amend(AmendArgs),
     Bench(BenchArgs),
     Check(CheckArgs),
     Compare(CompareArgs),
@@ -61,6 +66,7 @@ pub enum Command {
     Create(CreateArgs),
     Info(InfoArgs),
     Map(MapArgs),
+    Resize(ResizeArgs),
     Snapshot(SnapshotArgs),
 }
 
@@ -78,6 +84,7 @@ struct CommandSpec {
 
 /// In alphabetical order.
 const COMMANDS: &[&CommandSpec] = &[
+    &amend::SPEC,
     &bench::SPEC,
     &check::SPEC,
     &compare::SPEC,
@@ -85,6 +92,7 @@ const COMMANDS: &[&CommandSpec] = &[
     &create::SPEC,
     &info::SPEC,
     &map::SPEC,
+    &resize::SPEC,
     &snapshot::SPEC,
 ];
 

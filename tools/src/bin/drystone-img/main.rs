@@ -1,5 +1,6 @@
 //! `drystone-img`: connects the command line to the engine. Each command has a module of its own.
 
+mod amend;
 mod bench;
 mod check;
 mod compare;
@@ -9,6 +10,7 @@ mod image;
 mod info;
 mod interrupt;
 mod map;
+mod resize;
 mod snapshot;
 
 use std::io::{IsTerminal, Write};
@@ -46,6 +48,9 @@ fn main() -> ExitCode {
 
 fn run(command: Command, name: &str) -> Result<u8, Failure> {
     match command {
+        Command::Amend(args) => {
+            on(&args.common.clone(), async |client| amend::run(&client, &args, name).await)
+        }
         Command::Bench(args) => on(&args.common.clone(), async |client| bench::run(&client, &args).await),
         Command::Check(args) => on(&args.common.clone(), async |client| check::run(&client, &args).await),
         Command::Compare(args) => on(&args.common.clone(), async |client| compare::run(&client, &args).await),
@@ -55,6 +60,9 @@ fn run(command: Command, name: &str) -> Result<u8, Failure> {
         Command::Create(args) => on(&args.common.clone(), async |client| create::run(&client, &args).await),
         Command::Info(args) => on(&args.common.clone(), async |client| info::run(&client, &args).await),
         Command::Map(args) => on(&args.common.clone(), async |client| map::run(&client, &args).await),
+        Command::Resize(args) => {
+            on(&args.common.clone(), async |client| resize::run(&client, &args, name).await)
+        }
         Command::Snapshot(args) => {
             on(&args.common.clone(), async |client| snapshot::run(&client, &args, name).await)
         }
