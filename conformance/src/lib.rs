@@ -15,6 +15,7 @@ pub mod sim;
 pub mod sparse;
 pub mod suite;
 pub mod trace;
+pub mod upkeep;
 pub mod world;
 
 /// The words of a panic.

@@ -191,7 +191,7 @@ impl Recipe {
 
 /// Has core's own check, which is held against `qemu-img check` elsewhere, look at an image on the simulator: thousands
 /// of times as fast. A format that has no check is in order.
-fn own_check(world: World, mut spec: NodeSpec, leaks: bool) -> Result<(), String> {
+pub(crate) fn own_check(world: World, mut spec: NodeSpec, leaks: bool) -> Result<(), String> {
     spec.mode.writable = false;
     let checked = Sim::new(0, world).run_job(async move |io| {
         let node = open(&io, &spec).await?;

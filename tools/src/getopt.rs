@@ -66,6 +66,17 @@ impl<'a> Getopt<'a> {
         Self { specs, order, elements, next: 1, skipped: 1, skipped_end: 1, cluster: None }
     }
 
+    /// Takes the last element off, whatever it looks like, before any option is read.
+    pub fn take_last(&mut self) -> Option<String> {
+        if self.elements.len() > self.next { self.elements.pop() } else { None }
+    }
+
+    /// Whether there are elements left.
+    #[must_use]
+    pub fn has_more(&self) -> bool {
+        self.elements.len() > self.next
+    }
+
     /// The next option; `None` after the last.
     pub fn next_option(&mut self) -> Option<Parsed> {
         if let Some(at) = self.cluster {

@@ -64,6 +64,21 @@ fn bench() {
 }
 
 #[test]
+fn snapshot() {
+    hold(SNAPSHOT);
+}
+
+#[test]
+fn resize() {
+    hold(RESIZE);
+}
+
+#[test]
+fn amend() {
+    hold(AMEND);
+}
+
+#[test]
 fn tool() {
     hold(TOOL);
 }
@@ -580,6 +595,156 @@ const BENCH: &str = r#"
     bench -q -c 5 -w --flush-interval=64 -d 1 -f raw r
     bench -q -c 5 -w --flush-interval=64 --no-drain -d 1 -f raw r
     bench -q -c 5 --no-drain -f raw r
+"#;
+
+const SNAPSHOT: &str = r#"
+    snapshot
+    snapshot q
+    snapshot -l q
+    snapshot --list q
+    snapshot -l -l q
+    snapshot -l -c x q
+    snapshot -c x -d y q
+    snapshot -a x --apply y q
+    snapshot -c x
+    snapshot -c
+    snapshot --create
+    snapshot --delete= q
+    snapshot -l q q
+    snapshot -l nope
+    snapshot -c x nope
+    snapshot -f foo -l q
+    snapshot -f raw -l r
+    snapshot -f raw -c x r
+    snapshot -f raw -d x r
+    snapshot -f raw -a x r
+    snapshot -c x r
+    snapshot -d x r
+    snapshot -d nope q
+    snapshot -a nope q
+    snapshot -a _ q
+    snapshot -U -l q
+    snapshot --force-share -l q
+    snapshot -U -c x q
+    snapshot --image-opts -l driver=qcow2,file.filename=q
+    snapshot --image-opts -f qcow2 -l driver=qcow2,file.filename=q
+    snapshot --image-opts -l q
+    snapshot -q -l q
+    snapshot -ql q
+    snapshot --foo q
+    snapshot -Z q
+    snapshot --object secret,id=s -l q
+    snapshot --object foo -l q
+    snapshot -c s q
+    snapshot -q -a s q
+    snapshot -d s q
+    snapshot -d s q
+    snapshot -d s q
+"#;
+
+const RESIZE: &str = r#"
+    resize
+    resize q
+    resize -q
+    resize q 1M 1M
+    resize q 1M
+    resize -q q 1M
+    resize q foo
+    resize q +foo
+    resize q 1M+1
+    resize q _
+    resize q 1000001
+    resize --shrink q 1000001
+    resize q 2000001
+    resize q 512k
+    resize q -512k
+    resize q -2M
+    resize --shrink q -2M
+    resize --shrink q 0
+    resize q 9E
+    resize q 7E
+    resize q +8E
+    resize q 16E
+    resize q 1.5M
+    resize q +0
+    resize --preallocation=foo q 2M
+    resize --preallocation=full q 1M
+    resize --preallocation=full --shrink q 512k
+    resize -f raw --preallocation=metadata r 2M
+    resize -f raw r 512k
+    resize r 1M
+    resize -f raw r +1
+    resize -f raw --shrink r -1
+    resize nope 1M
+    resize -f foo q 1M
+    resize --image-opts driver=qcow2,file.filename=q 1536k
+    resize --image-opts -f qcow2 driver=qcow2,file.filename=q 1M
+    resize -U q 1M
+    resize --foo q 1M
+    resize -f
+    resize --object foo q 1M
+    resize --object secret,id=s q 1536k
+    resize --shrink q 1M
+"#;
+
+const AMEND: &str = r#"
+    amend
+    amend q
+    amend -o
+    amend -o lazy_refcounts=on
+    amend -o lazy_refcounts=on q q
+    amend -o help -f qcow2
+    amend -o help -f raw
+    amend -o help -f foo
+    amend -o help q
+    amend -o foo=bar q
+    amend -o foo q
+    amend -o compat=v9 q
+    amend -o compat=0.10 q
+    amend -o lazy_refcounts=on q
+    amend -o refcount_bits=8 q
+    amend -o compat=0.10,lazy_refcounts=on q
+    amend -o compat=1.1 q
+    amend -o compat=1.1,lazy_refcounts=on q
+    amend -o lazy_refcounts=maybe q
+    amend -o refcount_bits=3 q
+    amend -o refcount_bits=128 q
+    amend -o refcount_bits=0 q
+    amend -o refcount_bits=x q
+    amend -o refcount_bits=64 q
+    amend -o compat=0.10 q
+    amend -o refcount_bits=16 q
+    amend -o size=512k q
+    amend -o size=1500001 q
+    amend -o size=1M q
+    amend -o cluster_size=4k q
+    amend -o preallocation=full q
+    amend -o extended_l2=on q
+    amend -o compression_type=zstd q
+    amend -o encryption=on q
+    amend -o encrypt.format=luks q
+    amend -o nocow=on q
+    amend -o data_file=x q
+    amend -o data_file_raw=on q
+    amend -o data_file_raw=off q
+    amend -o backing_file=r q
+    amend -o backing_file=r,backing_fmt=raw q
+    amend -o backing_file= q
+    amend -o backing_fmt=raw q
+    amend -o lazy_refcounts=off -f raw r
+    amend -o lazy_refcounts=off r
+    amend -o lazy_refcounts=off nope
+    amend -o lazy_refcounts=off -f foo q
+    amend -q -o lazy_refcounts=off q
+    amend -p -q -o lazy_refcounts=off q
+    amend --force -o lazy_refcounts=off q
+    amend -t foo -o lazy_refcounts=off q
+    amend -t none -o lazy_refcounts=off q
+    amend -U -o lazy_refcounts=off q
+    amend -o lazy_refcounts=on -o lazy_refcounts=off q
+    amend --image-opts -o lazy_refcounts=off driver=qcow2,file.filename=q
+    amend --image-opts -f qcow2 -o lazy_refcounts=off driver=qcow2,file.filename=q
+    amend --foo
 "#;
 
 const TOOL: &str = r#"

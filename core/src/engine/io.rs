@@ -11,7 +11,7 @@ use crate::buf::{Buf, BufList};
 use crate::compute::{Compute, Computed};
 use crate::error::{Error, Result};
 use crate::filter::{Blkdebug, Event};
-use crate::graph::driver::{Access, Driver, Mapping, Role};
+use crate::graph::driver::{Access, Driver, Mapping, Preallocate, Role};
 use crate::graph::{self, Edges, Kind, Leaf, NodeFlags, NodeId, NodeInfo, Use, UseId};
 use crate::intent::{
     Action, Errno, Fua, Label, LeafAccess, LeafInfo, LeafStatus, Location, Outcome, Permissions,
@@ -512,6 +512,35 @@ impl Io {
                     driver: driver.name(),
                     what: "a change of length",
                 })),
+            },
+        }
+    }
+
+    /// Changes the length of a node; what is new reads as zeros. Durable on return where a format keeps the length.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] where a driver cannot, or a leaf has no metadata to preallocate; else the format's or leaf's.
+    pub async fn resize(&self, node: NodeId, len: u64, how: Preallocate) -> Result<()> {
+        let here = self.shared.graph.node(node);
+        let unsupported = |what| {
+            Err(Box::new(Error::Unsupported { node: here.name.clone(), driver: here.driver_name(), what }))
+        };
+        match &here.kind {
+            Kind::Leaf(_) if how == Preallocate::Metadata => unsupported("preallocation of metadata"),
+            Kind::Leaf(_) => self.set_len(node, len, how.of_file()).await,
+            Kind::Driver(driver) => match driver.length() {
+                graph::Length::OfFileFrom(start) => {
+                    Box::pin(self.resize(here.child(Role::File), start + len, how)).await
+                }
+                graph::Length::Growing(_) => {
+                    Box::pin(self.resize(here.child(Role::File), len, how)).await?;
+                    driver.resized(len);
+                    Ok(())
+                }
+                graph::Length::Bytes(_) => match driver.resize(&self.for_node(node), len, how) {
+                    Some(resized) => resized.await,
+                    None => unsupported("a change of length"),
+                },
             },
         }
     }

@@ -11,7 +11,7 @@
 use crate::buf::BufList;
 use crate::engine::{Io, LocalFuture, Request};
 use crate::error::{Error, Result};
-use crate::intent::ZeroFlags;
+use crate::intent::{Preallocation, ZeroFlags};
 
 /// The edges of a node, by the names that QEMU gives them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -133,6 +133,31 @@ pub struct Reservation {
     pub zeroed: bool,
     /// Whether the space is a new allocation, rather than a part of a unit that the node owns already.
     pub fresh: bool,
+}
+
+/// How space for what a longer node shows anew is reserved.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Preallocate {
+    /// Not at all.
+    #[default]
+    Off,
+    /// The format's metadata says where the data is; the host reserves nothing.
+    Metadata,
+    /// So, and the host reserves the space.
+    Falloc,
+    /// So, and the host's space is written with zeros.
+    Full,
+}
+
+impl Preallocate {
+    /// What it means for the file that holds the data.
+    pub fn of_file(self) -> Preallocation {
+        match self {
+            Self::Off | Self::Metadata => Preallocation::Off,
+            Self::Falloc => Preallocation::Falloc,
+            Self::Full => Preallocation::Full,
+        }
+    }
 }
 
 /// How long a node is.
@@ -260,6 +285,16 @@ pub trait Driver {
             let (node, driver) = (io.title(io.node()), self.name());
             Err(Box::new(Error::Unsupported { node, driver, what: "emptying" }))
         })
+    }
+
+    /// Changes the length of what the node shows; what is new reads as zeros. Durable on return. `None`: the driver cannot.
+    fn resize<'a>(
+        &'a self,
+        _io: &'a Io,
+        _len: u64,
+        _how: Preallocate,
+    ) -> Option<LocalFuture<'a, Result<()>>> {
+        None
     }
 
     /// Whether no metadata waits to be written, so that a durable data write is a durable guest write.

@@ -18,7 +18,7 @@ use std::rc::Rc;
 
 use smallvec::SmallVec;
 
-pub use driver::{Access, Driver, Extent, Length, Mapping, Miss, Ready, Reservation, Role};
+pub use driver::{Access, Driver, Extent, Length, Mapping, Miss, Preallocate, Ready, Reservation, Role};
 pub(crate) use leaf::{Collision, Leaf, Owner, Use, UseId};
 
 use crate::engine::claims::Claims;

@@ -8,7 +8,7 @@ use super::convert::{Convert, Count, convert};
 use super::{Doing, Progress, Stopped};
 use crate::engine::Io;
 use crate::graph::NodeId;
-use crate::intent::Preallocation;
+use crate::graph::Preallocate;
 
 /// Chunks in flight.
 const WORKERS: usize = 8;
@@ -42,7 +42,7 @@ pub async fn commit(
 ) -> Result<(), Stopped> {
     let len = io.len(plan.image);
     if io.len(plan.base) < len {
-        let grown = io.set_len(plan.base, len, Preallocation::Off).await;
+        let grown = io.resize(plan.base, len, Preallocate::Off).await;
         grown.map_err(Doing::Write.failed(0, len))?;
     }
     let copy = Convert {

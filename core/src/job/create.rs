@@ -6,7 +6,8 @@
 use crate::engine::Io;
 use crate::error::Result;
 use crate::format::qcow2;
-use crate::graph::open::{NodeSpec, OpenMode, open};
+use crate::graph::Preallocate;
+use crate::graph::open::{ChildSpec, DriverSpec, NodeSpec, OpenMode, open};
 use crate::intent::{Location, Permissions, Preallocation};
 
 /// An image to make.
@@ -42,7 +43,7 @@ pub async fn create(io: &Io, path: &str, image: &ImageSpec) -> Result<()> {
                     return Err(refused(qcow2::Qcow2Error::Option(text.into())));
                 }
                 let data = Location::Path(name.clone());
-                io.create_leaf(&data, options.size, Preallocation::Off).await?;
+                io.create_leaf(&data, options.size, options.preallocation.of_file()).await?;
             }
             io.create_leaf(&location, 0, Preallocation::Off).await?;
             let mode = OpenMode { writable: true, ..OpenMode::default() };
@@ -53,7 +54,26 @@ pub async fn create(io: &Io, path: &str, image: &ImageSpec) -> Result<()> {
                 Err(error) => Err(error),
             };
             let closed = io.close(file).await;
-            made.and(closed)
+            made.and(closed)?;
+            match options.preallocates() {
+                Preallocate::Off => Ok(()),
+                how => preallocate(io, path, how).await,
+            }
         }
     }
+}
+
+/// Opens the new image, without its backing file, and reserves space for its disk.
+async fn preallocate(io: &Io, path: &str, how: Preallocate) -> Result<()> {
+    let mode = OpenMode { writable: true, ..OpenMode::default() };
+    let driver = DriverSpec::Qcow2 {
+        file: Box::new(NodeSpec::file(path, mode)),
+        backing: ChildSpec::None,
+        data_file: ChildSpec::FromImage,
+        options: qcow2::Qcow2Options::default(),
+    };
+    let node = open(io, &NodeSpec { node_name: None, mode, driver }).await?;
+    let made = qcow2::preallocate(io, node, how).await;
+    let closed = io.close(node).await;
+    made.and(closed)
 }

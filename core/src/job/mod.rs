@@ -4,6 +4,7 @@
 //! is through a [`Progress`]. Dropping the engine drops its jobs.
 
 mod above;
+mod amend;
 mod bench;
 mod commit;
 mod compare;
@@ -19,6 +20,7 @@ use std::rc::Rc;
 
 use crate::error::Error;
 
+pub use amend::amend;
 pub use bench::{Bench, bench};
 pub use commit::{Commit, commit};
 pub use compare::{Compare, Comparison, compare};

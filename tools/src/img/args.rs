@@ -3,6 +3,7 @@
 //! Messages follow qemu-img 10.0.2 as its project released it; Debian's build words some of them differently. Long
 //! names are those of either build.
 
+mod amend;
 mod bench;
 mod check;
 mod commit;
@@ -17,8 +18,10 @@ mod map;
 mod measure;
 mod numbers;
 mod rebase;
+mod resize;
 mod snapshot;
 
+pub use amend::AmendArgs;
 pub use bench::{Aio, BenchArgs, FlushEvery};
 pub use check::{CheckArgs, Repair};
 pub use commit::CommitArgs;
@@ -34,6 +37,7 @@ pub use info::InfoArgs;
 pub use map::MapArgs;
 pub use measure::{MeasureArgs, MeasureSubject};
 pub use rebase::RebaseArgs;
+pub use resize::{NewSize, ResizeArgs};
 pub use snapshot::{SnapshotAction, SnapshotArgs};
 
 use std::ffi::OsString;
@@ -66,6 +70,7 @@ pub enum Action {
 #[derive(Clone, Debug, PartialEq)]
 #[allow(missing_docs, reason = "the structs say it")]
 pub enum Command {
+    Amend(AmendArgs),
     Bench(BenchArgs),
     Check(CheckArgs),
     Commit(CommitArgs),
@@ -77,6 +82,7 @@ pub enum Command {
     Map(MapArgs),
     Measure(MeasureArgs),
     Rebase(RebaseArgs),
+    Resize(ResizeArgs),
     Snapshot(SnapshotArgs),
 }
 
@@ -94,6 +100,7 @@ struct CommandSpec {
 
 /// In alphabetical order.
 const COMMANDS: &[&CommandSpec] = &[
+    &amend::SPEC,
     &bench::SPEC,
     &check::SPEC,
     &commit::SPEC,
@@ -105,6 +112,7 @@ const COMMANDS: &[&CommandSpec] = &[
     &map::SPEC,
     &measure::SPEC,
     &rebase::SPEC,
+    &resize::SPEC,
     &snapshot::SPEC,
 ];
 

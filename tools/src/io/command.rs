@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use drystone_core::intent::Preallocation;
+use drystone_core::graph::Preallocate;
 
 use super::flags::{self, Flags};
 use super::number::{milliseconds, number};
@@ -22,7 +22,7 @@ pub enum Command {
     AioFlush,
     Flush,
     Discard(DiscardArgs),
-    Truncate { len: u64, preallocation: Preallocation },
+    Truncate { len: u64, preallocation: Preallocate },
     Alloc { offset: u64, count: u64 },
     Map,
     Length,
@@ -325,12 +325,13 @@ fn sigraise(flags: Flags) -> Result<Command, Refusal> {
 }
 
 fn truncate(flags: Flags) -> Result<Command, Refusal> {
-    let mut preallocation = Preallocation::Off;
+    let mut preallocation = Preallocate::Off;
     for (_, mode) in &flags.flags {
         preallocation = match mode.as_str() {
-            "off" => Preallocation::Off,
-            "falloc" => Preallocation::Falloc,
-            "full" => Preallocation::Full,
+            "off" => Preallocate::Off,
+            "metadata" => Preallocate::Metadata,
+            "falloc" => Preallocate::Falloc,
+            "full" => Preallocate::Full,
             other => return Err(Refusal::Reported(format!("Invalid preallocation mode '{other}'"))),
         };
     }
@@ -438,7 +439,7 @@ mod tests {
         assert_eq!(parsed("read  -P 010 0x200 1k -q"), Ok(Command::Read(read.clone())));
         assert_eq!(parsed("r -qP8 .5k 1024b"), Ok(Command::Read(read)));
         assert_eq!(parsed("alloc 1k"), Ok(Command::Alloc { offset: 1024, count: 512 }));
-        let falloc = Command::Truncate { len: 1 << 20, preallocation: Preallocation::Falloc };
+        let falloc = Command::Truncate { len: 1 << 20, preallocation: Preallocate::Falloc };
         assert_eq!(parsed("truncate -m falloc 1M"), Ok(falloc));
     }
 

@@ -39,6 +39,10 @@ fn released_line(line: &str) -> String {
         format!("Unknown option value for -r (expecting 'leaks' or 'all'): {value}")
     } else if said.starts_with("Invalid number of coroutines") {
         "Invalid number of coroutines. Allowed number of coroutines is between 1 and 16".into()
+    } else if said == "Expecting image file name and size" {
+        "Not enough arguments".into()
+    } else if said == "Extra argument(s) in command line" {
+        "Expecting image file name and size".into()
     } else if let Some(what) =
         bench.iter().find(|what| said.starts_with(&format!("Invalid {what} specified")))
     {

@@ -6,16 +6,17 @@
 //!
 //! Order on disk: everything else, a barrier, the header. A crash before leaves a file that is no image.
 
-use super::Qcow2Error;
 use super::layout::{
     Autoclear, BACKING_NAME_MAX, ClusterBits, Compatible, Crypt, Header, HostOffset, Incompatible,
     L1_LEN_MAX, REFCOUNT_TABLE_LEN_MAX, RefcountWidth,
 };
+use super::{Qcow2, Qcow2Error};
 use crate::buf::Buf;
 use crate::compute::Codec;
 use crate::engine::Io;
 use crate::error::{Error, Result};
 use crate::graph::NodeId;
+use crate::graph::driver::Preallocate;
 use crate::intent::Fua;
 
 /// What is said when the tables of an image would be larger than the format allows.
@@ -48,6 +49,8 @@ pub struct CreateOptions {
     pub data_file: Option<String>,
     /// The data file is to read as a raw image.
     pub data_file_raw: bool,
+    /// What is reserved for the disk before anybody writes to it.
+    pub preallocation: Preallocate,
 }
 
 impl CreateOptions {
@@ -64,6 +67,16 @@ impl CreateOptions {
             backing: None,
             data_file: None,
             data_file_raw: false,
+            preallocation: Preallocate::Off,
+        }
+    }
+
+    /// What is preallocated: a raw data file is read by those who know no entries, so that each says that the data is
+    /// there.
+    pub fn preallocates(&self) -> Preallocate {
+        match self.preallocation {
+            Preallocate::Off if self.data_file_raw => Preallocate::Metadata,
+            how => how,
         }
     }
 
@@ -107,6 +120,11 @@ impl CreateOptions {
         }
         if self.data_file_raw && self.backing.is_some() {
             return refuse("Backing file and data-file-raw cannot be used at the same time");
+        }
+        if self.preallocation != Preallocate::Off && self.backing.is_some() && !self.extended_l2 {
+            return refuse(
+                "Backing file and preallocation can only be used at the same time if extended_l2 is on",
+            );
         }
         if self.data_file.is_some() && self.version < 3 {
             return refuse(
@@ -237,4 +255,19 @@ pub async fn create(io: &Io, file: NodeId, options: &CreateOptions) -> Result<()
     io.flush("qcow2.create/barrier", file).await?;
     io.write("qcow2.create/header", file, 0, Buf::from(bytes), Fua::No).await.1?;
     io.flush("qcow2.create/header", file).await
+}
+
+/// Reserves space for all of a new image's disk, as its options ask for.
+///
+/// # Errors
+/// When the node is no qcow2 image that is open for writing, or there is no room.
+pub async fn preallocate(io: &Io, node: NodeId, how: Preallocate) -> Result<()> {
+    let driver = io.driver(node);
+    let qcow2 = driver.as_ref().and_then(|driver| driver.as_any().downcast_ref::<Qcow2>());
+    let Some(qcow2) = qcow2 else {
+        let driver = driver.as_ref().map_or("file", |driver| driver.name());
+        return Err(Box::new(Error::Unsupported { node: io.title(node), driver, what: "preallocation" }));
+    };
+    let len = qcow2.header.borrow().size;
+    qcow2.preallocate(&io.for_node(node), 0, len, how).await
 }

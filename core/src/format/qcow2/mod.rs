@@ -11,6 +11,7 @@
 //! makes it reachable (`write`), and writes its metadata in an order that a crash cannot break (`flush`).
 //! Start reading at [`lookup`](Qcow2), then `write`, then `flush`; what is on disk is in `layout`.
 
+mod amend;
 mod backing;
 mod bitmaps;
 mod cache;
@@ -27,9 +28,11 @@ mod load;
 mod lookup;
 mod measure;
 mod open;
+mod preallocate;
 mod preallocated;
 mod reclaim;
 mod refcount;
+mod resize;
 mod snapshots;
 mod write;
 mod zero;
@@ -37,9 +40,10 @@ mod zero;
 use std::any::Any;
 use std::cell::{Cell, RefCell};
 
+pub use amend::Amend;
 pub use bitmaps::Bitmap;
 use cache::SliceCache;
-pub use create::{CreateOptions, create};
+pub use create::{CreateOptions, create, preallocate};
 pub use error::Qcow2Error;
 use layout::{ClusterBits, EntryRules, GuestOffset, Header, HostOffset, L1Entry};
 pub use measure::Shape;
@@ -51,7 +55,7 @@ use crate::buf::BufList;
 use crate::engine::task::{Gate, WaitList};
 use crate::engine::{Io, LocalFuture};
 use crate::error::{Error, Result};
-use crate::graph::driver::{Access, Driver, Extent, Length, Miss, Ready, Reservation, Role};
+use crate::graph::driver::{Access, Driver, Extent, Length, Miss, Preallocate, Ready, Reservation, Role};
 use crate::intent::ZeroFlags;
 
 /// An open qcow2 image.
@@ -73,6 +77,10 @@ pub struct Qcow2 {
     blocks: Gate,
     /// One change of the header at a time.
     headers: Gate,
+    /// One change of the length at a time.
+    resizes: Gate,
+    /// What the node shows while it becomes longer than the header says.
+    shown_len: Cell<Option<u64>>,
     /// One commit at a time.
     commits: Gate,
     /// Freed clusters are given back by one at a time, and not while a new generation of metadata is written.
@@ -88,6 +96,8 @@ pub struct Qcow2 {
     reclaim_error: RefCell<Option<Box<Error>>>,
     discards: Discards,
     pack_fresh_only: bool,
+    /// The version whose readers must understand what is written; below the header's while that goes down.
+    writes_version: Cell<u32>,
 }
 
 /// Numbers of an image that never change while it is open.
@@ -222,7 +232,7 @@ impl Driver for Qcow2 {
 
     /// Disks are whole sectors; QEMU 10.0.2 leaves out the rest of a size that is not.
     fn length(&self) -> Length {
-        let size = self.header.borrow().size;
+        let size = self.shown_len.get().unwrap_or_else(|| self.header.borrow().size);
         Length::Bytes(size - size % 512)
     }
 
@@ -292,6 +302,10 @@ impl Driver for Qcow2 {
 
     fn make_empty<'a>(&'a self, io: &'a Io) -> LocalFuture<'a, Result<()>> {
         Box::pin(self.empty_image(io))
+    }
+
+    fn resize<'a>(&'a self, io: &'a Io, len: u64, how: Preallocate) -> Option<LocalFuture<'a, Result<()>>> {
+        Some(Box::pin(self.change_len(io, len, how)))
     }
 
     fn is_clean(&self) -> bool {

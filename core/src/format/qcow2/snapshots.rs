@@ -187,7 +187,7 @@ impl Qcow2 {
     }
 
     /// The snapshots, and the bytes of their table.
-    async fn snapshot_table(&self, io: &Io) -> Result<(Vec<Snapshot>, Vec<u8>)> {
+    pub(super) async fn snapshot_table(&self, io: &Io) -> Result<(Vec<Snapshot>, Vec<u8>)> {
         let file = io.child(Role::File);
         let snapshots = self.snapshots(io, file).await?;
         let len = snapshots.iter().map(|snapshot| snapshot.entry_len).sum::<u64>();
@@ -199,7 +199,7 @@ impl Qcow2 {
         Ok((snapshots, bytes.to_vec()))
     }
 
-    fn old_snapshot_table(&self, len: u64) -> Vec<FreedRun> {
+    pub(super) fn old_snapshot_table(&self, len: u64) -> Vec<FreedRun> {
         let bits = self.geometry.cluster_bits;
         let first = self.header.borrow().snapshots_offset.0 >> bits.bits();
         let run = FreedRun { first, count: bits.count(len), why: Freed::Snapshot };
@@ -207,7 +207,7 @@ impl Qcow2 {
     }
 
     /// The entries of a snapshot's L1 table.
-    async fn snapshot_l1(&self, io: &Io, snapshot: &Snapshot) -> Result<Vec<u64>> {
+    pub(super) async fn snapshot_l1(&self, io: &Io, snapshot: &Snapshot) -> Result<Vec<u64>> {
         let (table, at, bits) = ("Snapshot L1 table", snapshot.l1_offset, self.geometry.cluster_bits);
         let len = u64::from(snapshot.l1_entries) * 8;
         check_table(table, at, len, L1_LEN_MAX, bits).map_err(|fault| self.fail(fault))?;

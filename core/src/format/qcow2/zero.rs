@@ -32,7 +32,7 @@ impl Qcow2 {
         flags: ZeroFlags,
     ) -> Result<bool> {
         let has_backing = io.try_child(Role::Backing).is_some();
-        if self.geometry.version < 3 {
+        if self.writes_version.get() < 3 {
             if has_backing {
                 return Ok(false);
             }
@@ -70,6 +70,15 @@ impl Qcow2 {
         let nothing = ExtendedL2Entry { entry: L2Entry::Unallocated, allocated: 0, zero: 0 };
         let change = |old, _, _| if old == nothing { Change::None } else { Change::To(nothing) };
         self.change_entries(io, offset, len, true, change).await.map(|_| ())
+    }
+
+    /// Empties entries that say zero; nothing else would show in their place.
+    pub(super) async fn forget_zeros(&self, io: &Io, offset: GuestOffset, len: u64) -> Result<()> {
+        let change = |old: ExtendedL2Entry, _, _| match old.entry {
+            L2Entry::Zero { .. } => Change::To(plain(L2Entry::Unallocated)),
+            _ => Change::None,
+        };
+        self.change_entries(io, offset, len, true, change).await.map(drop)
     }
 
     pub(super) fn data_file_is_raw(&self) -> bool {
@@ -168,7 +177,7 @@ impl Qcow2 {
         if !shows {
             return Change::None;
         }
-        let new = match (self.geometry.rules.extended, self.geometry.version) {
+        let new = match (self.geometry.rules.extended, self.writes_version.get()) {
             (true, _) => ExtendedL2Entry { entry: L2Entry::Unallocated, allocated: 0, zero: u32::MAX },
             (false, 2) => plain(L2Entry::Unallocated),
             (false, _) => plain(L2Entry::Zero { host: None, copied: false }),

@@ -7,6 +7,7 @@ use std::path::Path;
 use drystone_core::compute::Codec;
 use drystone_core::error::Error;
 use drystone_core::format::qcow2;
+use drystone_core::graph::Preallocate;
 use drystone_core::graph::open::{ImageNames, OpenMode, beside, names_protocol};
 use drystone_core::intent::{Errno, Preallocation};
 use drystone_core::job::{ImageSpec, create};
@@ -191,13 +192,13 @@ fn image_spec(options: &CreateOptions) -> Result<ImageSpec, String> {
         };
         return Ok(ImageSpec::Raw { size: size.next_multiple_of(512), preallocation });
     }
-    match preallocation {
-        "off" => {}
-        "metadata" | "falloc" | "full" => {
-            return Err(format!("preallocation={preallocation} is not supported for qcow2 yet"));
-        }
+    let preallocation = match preallocation {
+        "off" => Preallocate::Off,
+        "metadata" => Preallocate::Metadata,
+        "falloc" => Preallocate::Falloc,
+        "full" => Preallocate::Full,
         other => return Err(format!("Parameter 'preallocation' does not accept value '{other}'")),
-    }
+    };
     if options.switch("encryption") == Some(true) || options.text("encrypt.format").is_some() {
         return Err("encryption is not supported yet".into());
     }
@@ -234,5 +235,6 @@ fn image_spec(options: &CreateOptions) -> Result<ImageSpec, String> {
         backing: text("backing_file").map(|name| (name, text("backing_fmt"))),
         data_file: text("data_file"),
         data_file_raw: options.switch("data_file_raw").unwrap_or(false),
+        preallocation,
     }))
 }

@@ -1,5 +1,6 @@
 //! `drystone-img`: connects the command line to the engine. Each command has a module of its own.
 
+mod amend;
 mod bench;
 mod check;
 mod commit;
@@ -13,6 +14,7 @@ mod interrupt;
 mod map;
 mod measure;
 mod rebase;
+mod resize;
 mod snapshot;
 
 use std::io::{IsTerminal, Write};
@@ -56,6 +58,9 @@ fn main() -> ExitCode {
 
 fn run(command: Command, name: &str) -> Result<u8, Failure> {
     match command {
+        Command::Amend(args) => {
+            on(&args.common.clone(), async |client| amend::run(&client, &args, name).await)
+        }
         Command::Bench(args) => on(&args.common.clone(), async |client| bench::run(&client, &args).await),
         Command::Check(args) => on(&args.common.clone(), async |client| check::run(&client, &args).await),
         Command::Commit(args) => {
@@ -72,6 +77,9 @@ fn run(command: Command, name: &str) -> Result<u8, Failure> {
         Command::Measure(args) => on(&args.common.clone(), async |client| measure::run(&client, &args).await),
         Command::Rebase(args) => {
             on(&args.common.clone(), async |client| rebase::run(&client, &args, name).await)
+        }
+        Command::Resize(args) => {
+            on(&args.common.clone(), async |client| resize::run(&client, &args, name).await)
         }
         Command::Snapshot(args) => {
             on(&args.common.clone(), async |client| snapshot::run(&client, &args, name).await)

@@ -8,7 +8,8 @@ use drystone_core::buf::{Buf, BufList};
 use drystone_core::engine::Op;
 use drystone_core::error::{Error, Result as CoreResult};
 use drystone_core::graph::NodeId;
-use drystone_core::intent::{Errno, Fua, Preallocation, ZeroFlags};
+use drystone_core::graph::Preallocate;
+use drystone_core::intent::{Errno, Fua, ZeroFlags};
 use drystone_exec_linux::Image;
 use drystone_tools::io::report::{Report, dump};
 use drystone_tools::io::{DiscardArgs, Pattern, ReadArgs, Source, Vectored, WriteArgs};
@@ -48,7 +49,7 @@ async fn reach(image: &Image, op: Op, end: u64) -> CoreResult<()> {
     let node = image.node();
     image
         .client()
-        .run(async move |io| io.set_len(node, len.next_multiple_of(SECTOR), Preallocation::Off).await)
+        .run(async move |io| io.resize(node, len.next_multiple_of(SECTOR), Preallocate::Off).await)
         .await
 }
 
@@ -329,9 +330,9 @@ pub async fn discard(shell: &Shell, args: &DiscardArgs) -> Outcome {
     Outcome::Done
 }
 
-pub async fn truncate(shell: &Shell, len: u64, preallocation: Preallocation) -> Outcome {
+pub async fn truncate(shell: &Shell, len: u64, preallocation: Preallocate) -> Outcome {
     let node = shell.opened().image.node();
-    let changed = shell.client.run(async move |io| io.set_len(node, len, preallocation).await);
+    let changed = shell.client.run(async move |io| io.resize(node, len, preallocation).await);
     match shell.wait(changed).await {
         Ok(()) => Outcome::Done,
         Err(error) => {

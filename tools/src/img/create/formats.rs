@@ -112,6 +112,23 @@ const QCOW2: &[CreateOption] = &[
     number("refcount_bits", Some("16"), "Width of a reference count entry in bits"),
 ];
 
+/// What `amend` can change of a qcow2 image.
+pub(super) const QCOW2_AMEND: &[CreateOption] = &[
+    BACKING_FILE,
+    BACKING_FMT,
+    text("compat", "Compatibility level (v2 [0.10] or v3 [1.1])"),
+    text("data_file", "File name of an external data file"),
+    switch("data_file_raw", None, "The external data file must stay valid as a raw image"),
+    number("encrypt.iter-time", None, "Time to spend in PBKDF in milliseconds"),
+    number("encrypt.keyslot", None, "Select a single keyslot to modify explicitly"),
+    text("encrypt.new-secret", "New secret to set in the matching keyslots. Empty string to erase"),
+    text("encrypt.old-secret", "Select all keyslots that match this password"),
+    text("encrypt.state", "Select new state of affected keyslots (active/inactive)"),
+    switch("lazy_refcounts", None, "Postpone refcount updates"),
+    number("refcount_bits", None, "Width of a reference count entry in bits"),
+    SIZE,
+];
+
 const QCOW: &[CreateOption] = &[
     SIZE,
     BACKING_FILE,

@@ -4,9 +4,11 @@
 //!   CreateArgs ─▶ CreateRequest::new ─▶ (open the backing file, if any) ─▶ finish ─▶ CreateOptions ─▶ (make it)
 //! ```
 
+mod amend;
 mod formats;
 mod options;
 
+pub use amend::{AmendOptions, amend_help};
 pub use formats::{CreateOption, Kind, options_of};
 pub use options::{CreateOptions, OptionError};
 

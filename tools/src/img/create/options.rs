@@ -70,6 +70,13 @@ impl CreateOptions {
         Some(Self { format, entries })
     }
 
+    /// The options of tables; the first that has a name counts.
+    pub(super) fn of_tables(format: &'static str, tables: &[&'static [CreateOption]]) -> Self {
+        let entries = tables.iter().flat_map(|table| table.iter());
+        let entries = entries.map(|option| Entry { option, text: None, number: 0 }).collect();
+        Self { format, entries }
+    }
+
     /// Sets the options of a list such as `cluster_size=64k,lazy_refcounts`.
     ///
     /// # Errors
@@ -136,9 +143,8 @@ impl CreateOptions {
         format!("Formatting '{filename}', fmt={}{shown}\n", self.format)
     }
 
-    /// The list of options that `-o help` asks for.
-    #[must_use]
-    pub fn help(&self, protocol: Option<&str>) -> String {
+    /// A line about each option, in alphabetical order.
+    pub(super) fn help_lines(&self) -> String {
         let line = |entry: &Entry| {
             let kind = match entry.option.kind {
                 Kind::Text => "str",
@@ -150,7 +156,13 @@ impl CreateOptions {
         };
         let mut lines: Vec<_> = self.entries.iter().map(line).collect();
         lines.sort();
-        let lines = lines.concat();
+        lines.concat()
+    }
+
+    /// The list of options that `-o help` asks for.
+    #[must_use]
+    pub fn help(&self, protocol: Option<&str>) -> String {
+        let lines = self.help_lines();
         match protocol {
             Some(_) => format!("Supported options:\n{lines}"),
             None => format!(

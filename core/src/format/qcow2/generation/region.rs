@@ -206,7 +206,8 @@ impl Qcow2 {
             let refcounts = self.refcounts.borrow();
             (refcounts.width, refcounts.per_block(), refcounts.table.len() as u64)
         };
-        let (mut run, mut end) = (0, io.len(file).div_ceil(bits.size()));
+        let file_len = io.len(file);
+        let (mut run, mut end) = (0, file_len.div_ceil(bits.size()));
         for index in 0..entries {
             let raw = self.refcounts.borrow().table[index as usize];
             let entry = RefcountTableEntry::parse(raw, index, bits).map_err(|fault| self.fail(fault))?;
@@ -214,6 +215,11 @@ impl Qcow2 {
                 run = 0;
                 continue;
             };
+            // As many blocks as the file has room for, and no more, are read.
+            if block.0 >= file_len {
+                let table = "a refcount block";
+                return Err(self.fail(Qcow2Error::BeyondEnd { table, at: block, file_len }));
+            }
             let bytes = io.read_bytes("qcow2.generation/search", file, block.0, bits.size() as usize).await?;
             let refcounts = self.refcounts.borrow();
             for in_block in 0..per_block {

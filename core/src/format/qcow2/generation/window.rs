@@ -153,7 +153,8 @@ impl Qcow2 {
         Ok(window)
     }
 
-    async fn read_block(&self, io: &Io, index: u64) -> Result<Option<Buf>> {
+    /// The refcount block of that number, as it is on disk.
+    pub(in super::super) async fn read_block(&self, io: &Io, index: u64) -> Result<Option<Buf>> {
         let bits = self.geometry.cluster_bits;
         let Some(raw) = self.refcounts.borrow().table.get(index as usize).copied() else { return Ok(None) };
         let entry = RefcountTableEntry::parse(raw, index, bits).map_err(|fault| self.fail(fault))?;

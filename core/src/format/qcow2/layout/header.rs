@@ -139,6 +139,11 @@ impl Header {
         self.incompatible & incompatible == incompatible
     }
 
+    /// Whether refcounts may be written late.
+    pub fn lazy_refcounts(&self) -> bool {
+        self.compatible & Compatible::LAZY_REFCOUNTS != 0
+    }
+
     /// Bytes of one L2 entry.
     pub fn l2_entry_len(&self) -> usize {
         if self.has(Incompatible::EXTENDED_L2) { 16 } else { 8 }

@@ -1,0 +1,269 @@
+//! Amend: what a header promises, changed for an image that exists. Source: \[qcow2\] "Header".
+//!
+//! Order on disk: each change is one write of the header, durable before the next one begins; what a header names for the
+//! first time is durable before it. So a crash leaves an image that has the first few of the changes, and is in order.
+//! A version 3 image becomes a version 2 one last, when nothing in it is left that version 2 cannot say.
+
+use super::generation::{Change, SnapshotTable};
+use super::layout::{
+    Autoclear, Compatible, GuestOffset, Header, Incompatible, L1Entry, L2Entry, RefcountWidth, Snapshot,
+    extension_kind,
+};
+use super::lookup::be_u64;
+use super::refcount::Freed;
+use super::{Qcow2, Qcow2Error};
+use crate::buf::Buf;
+use crate::compute::Codec;
+use crate::engine::Io;
+use crate::error::{Error, Result};
+use crate::graph::driver::{Access, Mapping, Preallocate, Role};
+use crate::intent::Fua;
+
+/// Clusters above this size have room for a table of feature names.
+const FEATURE_NAMES_ABOVE: u64 = 4096;
+
+/// Bytes of zeros that are written at once.
+const ZEROS_LEN: u64 = 1 << 20;
+
+/// What is to be different. `None` leaves it as it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Amend {
+    /// 2 (`compat=0.10`) or 3 (`compat=1.1`).
+    pub version: Option<u32>,
+    /// Bits of a refcount: a power of two, 1 to 64.
+    pub refcount_bits: Option<u64>,
+    /// Whether refcounts may be written late.
+    pub lazy_refcounts: Option<bool>,
+    /// Whether the data file is to read as a raw image; it can only cease to.
+    pub data_file_raw: Option<bool>,
+    /// Name of the external data file, as the image is to state it; it must have one.
+    pub data_file: Option<String>,
+    /// Name of the backing file, which cannot change here; empty for none.
+    pub backing_file: Option<String>,
+    /// Format of the backing file, which cannot change here.
+    pub backing_format: Option<String>,
+    /// Length of the disk.
+    pub size: Option<u64>,
+}
+
+impl Qcow2 {
+    /// Changes an image, which nobody else uses meanwhile. Durable on return.
+    ///
+    /// # Errors
+    /// The first thing that cannot be; what was changed before it stays changed.
+    pub(crate) async fn amend(&self, io: &Io, to: &Amend) -> Result<()> {
+        if io.flags(io.node()).read_only {
+            return Err(Box::new(Error::ReadOnly { node: self.name.clone() }));
+        }
+        let header = self.header();
+        let version = to.version.unwrap_or(header.version);
+        to.check(&header, version).map_err(|text| self.fail(Qcow2Error::Option(text.into())))?;
+        if version > header.version {
+            self.upgrade(io).await?;
+        }
+        if let Some(bits) = to.refcount_bits.filter(|bits| *bits != u64::from(header.refcount_width.bits())) {
+            let width = RefcountWidth::new(bits.trailing_zeros()).expect("a power of two up to 64");
+            self.change_width(io, width).await?;
+        }
+        let raw = to.data_file_raw.unwrap_or(true);
+        if to.data_file.is_some() || !raw {
+            self.change_header(io, |header| {
+                if let Some(name) = &to.data_file {
+                    header.data_file = Some(name.clone()).filter(|name| !name.is_empty());
+                }
+                header.autoclear &= if raw { u64::MAX } else { !Autoclear::RAW_DATA_FILE };
+            })
+            .await?;
+        }
+        if let Some(lazy) = to.lazy_refcounts.filter(|lazy| *lazy != header.lazy_refcounts()) {
+            self.change_header(io, |header| header.compatible ^= Compatible::LAZY_REFCOUNTS).await?;
+            debug_assert_eq!(self.header.borrow().lazy_refcounts(), lazy);
+        }
+        if let Some(size) = to.size {
+            self.change_len(io, size, Preallocate::Off).await?;
+        }
+        if version < self.header.borrow().version {
+            self.downgrade(io).await?;
+        }
+        Ok(())
+    }
+
+    /// Writes every refcount with another number of bits.
+    async fn change_width(&self, io: &Io, width: RefcountWidth) -> Result<()> {
+        let node = io.shared().graph.node(io.node());
+        let still = self.stand_still(io, &node).await?;
+        let change = Change { width, ..Change::of(self, Freed::Other) };
+        self.switch(io, &still, change).await
+    }
+
+    /// Version 3 knows all that version 2 says; but its snapshots say how long the disk was.
+    async fn upgrade(&self, io: &Io) -> Result<()> {
+        let snapshots = self.snapshots(io, io.child(Role::File)).await?;
+        if snapshots.iter().any(|snapshot| snapshot.disk_size.is_none()) {
+            self.lengthen_snapshots(io).await?;
+        }
+        self.change_header(io, |header| {
+            header.version = 3;
+            let named = header.extension(extension_kind::FEATURE_NAMES).is_some();
+            if !named && header.cluster_bits.size() > FEATURE_NAMES_ABOVE {
+                header.extensions.push(Header::feature_name_table());
+            }
+        })
+        .await
+    }
+
+    /// Rewrites the snapshot table with all the extra data of version 3.
+    async fn lengthen_snapshots(&self, io: &Io) -> Result<()> {
+        let node = io.shared().graph.node(io.node());
+        let still = self.stand_still(io, &node).await?;
+        let (snapshots, table) = self.snapshot_table(io).await?;
+        let size = self.header.borrow().size;
+        let mut kept = Vec::new();
+        for snapshot in &snapshots {
+            let disk_size = snapshot.disk_size.or(Some(size));
+            kept.extend(Snapshot { disk_size, ..snapshot.clone() }.encode());
+        }
+        let mut change = Change::of(self, Freed::Snapshot);
+        change.retired = self.old_snapshot_table(table.len() as u64);
+        change.snapshots = Some(SnapshotTable { kept, kept_count: snapshots.len() as u32, new: None });
+        self.switch(io, &still, change).await
+    }
+
+    async fn downgrade(&self, io: &Io) -> Result<()> {
+        let header = self.header();
+        let refuse = |text: &str| Err(self.fail(Qcow2Error::Option(text.into())));
+        if header.refcount_width.bits() != 16 {
+            return refuse("compat=0.10 requires refcount_bits=16");
+        }
+        if header.has(Incompatible::DATA_FILE) {
+            return refuse("Cannot downgrade an image with a data file");
+        }
+        let file = io.child(Role::File);
+        for snapshot in self.snapshots(io, file).await? {
+            let other_size = snapshot.disk_size.is_some_and(|size| size != header.size);
+            if snapshot.vm_state_len != 0 || other_size {
+                return refuse("Internal snapshots prevent downgrade of image");
+            }
+            let l1 = self.snapshot_l1(io, &snapshot).await?;
+            if self.has_zero_flags(io, &l1).await? {
+                return refuse(
+                    "Internal snapshots prevent downgrade of image: one holds clusters of zeros, which compat=0.10 has \
+                     no entry for",
+                );
+            }
+        }
+        if header.incompatible & !Incompatible::DIRTY != 0 {
+            return refuse("Cannot downgrade an image with incompatible features set");
+        }
+        if header.extension(extension_kind::BITMAPS).is_some() {
+            return refuse("Cannot downgrade an image with dirty bitmaps");
+        }
+        // From here on nothing new is said that version 2 cannot say.
+        self.writes_version.set(2);
+        self.expand_zeros(io).await?;
+        self.flush_all(io).await?;
+        self.change_header(io, |header| {
+            header.version = 2;
+            (header.incompatible, header.compatible, header.autoclear) = (0, 0, 0);
+            header.compression = Codec::Zlib;
+            header.more.clear();
+            header.extensions.retain(|extension| extension.kind != extension_kind::FEATURE_NAMES);
+        })
+        .await
+    }
+
+    /// Whether an L2 table of an L1 table has an entry that only version 3 knows.
+    async fn has_zero_flags(&self, io: &Io, l1: &[u64]) -> Result<bool> {
+        let (file, bits) = (io.child(Role::File), self.geometry.cluster_bits);
+        for raw in l1 {
+            let L1Entry::Table { at, .. } = L1Entry::parse(*raw, bits).map_err(|fault| self.fail(fault))?
+            else {
+                continue;
+            };
+            let table = io.read_bytes("qcow2.amend/l2_table", file, at.0, bits.size() as usize).await?;
+            for entry in table.chunks_exact(self.geometry.l2_entry_len) {
+                let entry = L2Entry::parse(be_u64(entry, 0), &self.geometry.rules);
+                if matches!(entry.map_err(|fault| self.fail(fault))?, L2Entry::Zero { .. }) {
+                    return Ok(true);
+                }
+            }
+        }
+        Ok(false)
+    }
+
+    /// Replaces clusters of zeros by nothing where nothing reads as zeros, and by zeros elsewhere.
+    async fn expand_zeros(&self, io: &Io) -> Result<()> {
+        let end = self.header.borrow().size;
+        let backing_len = io.try_child(Role::Backing).map_or(0, |backing| io.len(backing));
+        let unit = self.geometry.cluster_size;
+        let mut at = 0;
+        while at < end {
+            let extent = self.extent(GuestOffset(at), end - at, Access::Read)?;
+            match extent.mapping {
+                Mapping::Miss(miss) => self.load_missing(io, miss).await?,
+                Mapping::Zero { .. } => {
+                    let until = at + extent.len;
+                    let shows = backing_len.next_multiple_of(unit).clamp(at, until);
+                    self.zeros_as_data(io, at, shows).await?;
+                    if shows < until {
+                        let node = io.shared().graph.node(io.node());
+                        let tasks = &io.shared().tasks;
+                        let _claim = node.claims.take(tasks, shows, until.next_multiple_of(unit)).await;
+                        self.forget_zeros(io, GuestOffset(shows), until - shows).await?;
+                    }
+                    at = until;
+                }
+                _ => at += extent.len,
+            }
+        }
+        Ok(())
+    }
+
+    async fn zeros_as_data(&self, io: &Io, start: u64, end: u64) -> Result<()> {
+        let mut at = start;
+        while at < end {
+            let len = (end - at).min(ZEROS_LEN) as usize;
+            io.write("qcow2.amend/zeros", io.node(), at, Buf::zeroed(len), Fua::No).await.1?;
+            at += len as u64;
+        }
+        Ok(())
+    }
+}
+
+impl Amend {
+    /// Whether the changes go together with each other and with the image. The messages are `qemu-img`'s.
+    fn check(&self, header: &Header, version: u32) -> Result<(), &'static str> {
+        let kept = |to: &Option<String>, is: &Option<String>| {
+            to.as_deref().is_none_or(|to| to == is.as_deref().unwrap_or_default())
+        };
+        if !kept(&self.backing_file, &header.backing_file)
+            || !kept(&self.backing_format, &header.backing_format)
+        {
+            return Err("Cannot amend the backing file\nYou can use 'qemu-img rebase' instead.");
+        }
+        if self.data_file.is_some() && !header.has(Incompatible::DATA_FILE) {
+            return Err("data-file can only be set for images that use an external data file");
+        }
+        let raw = header.autoclear & Autoclear::RAW_DATA_FILE != 0;
+        if self.data_file_raw == Some(true) && !raw {
+            return Err("data-file-raw cannot be set on existing images");
+        }
+        if let Some(bits) = self.refcount_bits {
+            if !bits.is_power_of_two() || bits > 64 {
+                return Err("Refcount width must be a power of two and may not exceed 64 bits");
+            }
+            if version < 3 && bits != u64::from(header.refcount_width.bits()) && bits != 16 {
+                return Err(
+                    "Refcount widths other than 16 bits require compatibility level 1.1 or above (use compat=1.1 \
+                            or greater)",
+                );
+            }
+        }
+        if self.lazy_refcounts == Some(true) && version < 3 {
+            return Err(
+                "Lazy refcounts only supported with compatibility level 1.1 and above (use compat=1.1 or greater)",
+            );
+        }
+        Ok(())
+    }
+}

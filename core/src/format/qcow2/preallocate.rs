@@ -1,0 +1,90 @@
+//! Preallocation: space for a part of the disk, before anybody writes there.
+//!
+//! Order on disk: the host's space first, so that a full disk is found before anything refers to it; then entries, as of
+//! any other write (`flush`): counted before they are pointed to.
+
+use super::Qcow2;
+use super::layout::{ExtendedL2Entry, GuestOffset, HostOffset, L2Entry};
+use crate::engine::Io;
+use crate::error::Result;
+use crate::graph::driver::{Access, Mapping, Preallocate, Ready, Reservation, Role};
+use crate::intent::{Preallocation, ZeroFlags};
+
+impl Qcow2 {
+    /// Allocates what is not allocated of `[start, end)`. Nobody else writes there meanwhile; it goes on reading as zeros.
+    pub(super) async fn preallocate(&self, io: &Io, start: u64, end: u64, how: Preallocate) -> Result<()> {
+        if how == Preallocate::Off {
+            return Ok(());
+        }
+        let bits = self.geometry.cluster_bits;
+        let file = io.child(Role::File);
+        let mut at = bits.start_of(start);
+        if self.geometry.data == Role::File && how.of_file() != Preallocation::Off {
+            let from = io.len(file).next_multiple_of(bits.size());
+            io.set_len(file, from + bits.count(end - at) * bits.size(), how.of_file()).await?;
+        }
+        let mut host_end = 0;
+        while at < end {
+            let extent = self.extent(GuestOffset(at), end - at, Access::Read)?;
+            match extent.mapping {
+                Mapping::Miss(miss) => self.load_missing(io, miss).await?,
+                Mapping::Zero { at: None } | Mapping::Backing { at: None } => {
+                    let space = self.reserve_extent(io, at, extent.len).await?;
+                    let published = self.publish_zeroed(io, &space).await;
+                    if published.is_err() {
+                        self.give_back_space(&space);
+                    }
+                    published?;
+                    at = space.guest_end;
+                    host_end = host_end.max(space.host_offset + (space.guest_end - space.guest_start));
+                }
+                // It has its space already.
+                _ => at += extent.len,
+            }
+        }
+        if self.geometry.data == Role::File && io.len(file) < host_end {
+            // Clusters are part of the file; and those that tables pushed beyond its new end are reserved too.
+            io.set_len(file, host_end, how.of_file()).await?;
+        }
+        Ok(())
+    }
+
+    /// Takes space for the start of a run of clusters.
+    async fn reserve_extent(&self, io: &Io, at: u64, len: u64) -> Result<Reservation> {
+        let bits = self.geometry.cluster_bits;
+        let start = bits.start_of(at);
+        let len = (at + len).next_multiple_of(bits.size()) - start;
+        loop {
+            match self.reserve_space(GuestOffset(start), len)? {
+                Ready::Yes(space) => return Ok(space),
+                Ready::Miss(miss) => self.load_missing(io, miss).await?,
+            }
+        }
+    }
+
+    async fn publish_zeroed(&self, io: &Io, space: &Reservation) -> Result<()> {
+        // With subclusters, the entries say that nothing is there yet; and a data file was zeroed as a whole.
+        let shows = !self.geometry.rules.extended && space.child == Role::File;
+        if shows && !space.zeroed {
+            let (file, len) = (io.child(Role::File), space.guest_end - space.guest_start);
+            let flags = ZeroFlags::default();
+            io.write_zeroes("qcow2.preallocate/zero", file, space.host_offset, len, flags).await?;
+        }
+        loop {
+            match self.own_entry(GuestOffset(space.guest_start))? {
+                Ready::Miss(miss) => self.load_missing(io, miss).await?,
+                Ready::Yes(place) => {
+                    let size = self.geometry.cluster_size;
+                    for n in 0..(space.guest_end - space.guest_start) / size {
+                        let place = self.nth(&place, n);
+                        let old = self.read_entry(&place, GuestOffset(space.guest_start + n * size))?;
+                        let host = HostOffset(space.host_offset + n * size);
+                        let entry = L2Entry::Standard { host, copied: true };
+                        self.write_entry(&place, ExtendedL2Entry { entry, ..old });
+                    }
+                    return Ok(());
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,55 @@
+//! `resize`.
+
+use drystone_core::error::Error;
+use drystone_core::graph::Preallocate;
+use drystone_core::graph::open::OpenMode;
+use drystone_exec_linux::{Client, Image};
+use drystone_tools::img::args::{CacheMode, ResizeArgs};
+use drystone_tools::message::{Failure, Message};
+
+use crate::image;
+
+/// What is said where an image would become shorter, and nobody allowed it.
+const SHRINKS: &str = "Shrinking an image will delete all data beyond the shrunken image's end. Before performing such an \
+                       operation, make sure there is no important data there.";
+
+pub async fn run(client: &Client, args: &ResizeArgs, name: &str) -> Result<u8, Failure> {
+    let reading = image::reading(&args.common, CacheMode::WRITEBACK, false);
+    let mode = OpenMode { writable: true, ..reading };
+    let disk = image::open_writable(client, &args.source, mode, name).await?;
+    let done = resize(client, args, &disk).await;
+    let closed = image::close(disk).await;
+    done?;
+    closed?;
+    if !args.quiet {
+        crate::print("Image resized.\n")?;
+    }
+    Ok(0)
+}
+
+async fn resize(client: &Client, args: &ResizeArgs, disk: &Image) -> Result<(), Failure> {
+    // The reference counts whole sectors.
+    let now = disk.len().next_multiple_of(512);
+    let Some(len) = args.size.from(now) else { return Err(Failure::new("New image size must be positive")) };
+    if len <= now && args.preallocation != Preallocate::Off {
+        return Err(Failure::new("Preallocation can only be used for growing images"));
+    }
+    if len < now && !args.shrink {
+        let mut failure = Failure::new("Use the --shrink option to perform a shrink operation.");
+        failure.messages.push(Message::Warning(SHRINKS.into()));
+        return Err(failure);
+    }
+    let (node, how) = (disk.node(), args.preallocation);
+    let done = client.run(move |io| async move { io.resize(node, len, how).await }).await;
+    done.map_err(|error| {
+        Failure::new(match &*error {
+            Error::Unsupported { what: "preallocation of metadata", .. } => {
+                "Unsupported preallocation mode: metadata".to_owned()
+            }
+            Error::Leaf { operation: "change of length", errno, .. } => {
+                format!("Failed to resize the file: {errno}")
+            }
+            _ => error.to_string(),
+        })
+    })
+}
