@@ -57,6 +57,8 @@ impl Outbox {
 
 /// A bounded number of threads on one queue.
 pub(crate) struct Pool {
+    /// What its threads are called, before their number.
+    name: &'static str,
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
     threads_max: usize,
@@ -77,9 +79,9 @@ struct State {
 }
 
 impl Pool {
-    pub(crate) fn new(threads_max: usize, outbox: Arc<Outbox>) -> Self {
+    pub(crate) fn new(name: &'static str, threads_max: usize, outbox: Arc<Outbox>) -> Self {
         let shared = Arc::new(Shared { state: Mutex::default(), work: Condvar::new(), outbox });
-        Self { shared, threads: Vec::new(), threads_max: threads_max.max(1) }
+        Self { name, shared, threads: Vec::new(), threads_max: threads_max.max(1) }
     }
 
     /// Queues a job. Its caller bounds how many are queued.
@@ -100,7 +102,7 @@ impl Pool {
 
     fn start_thread(&mut self) {
         let shared = Arc::clone(&self.shared);
-        let name = format!("drystone-{}", self.threads.len());
+        let name = format!("{}-{}", self.name, self.threads.len());
         match std::thread::Builder::new().name(name).spawn(move || shared.work()) {
             Ok(thread) => self.threads.push(thread),
             // The threads that there are will come to it.
@@ -184,7 +186,7 @@ mod tests {
     fn a_panic_is_handed_over_like_an_answer() {
         let bell = Arc::new(Doorbell::new().expect("an eventfd"));
         let outbox = Arc::new(Outbox::new(Arc::clone(&bell)));
-        let mut pool = Pool::new(1, Arc::clone(&outbox));
+        let mut pool = Pool::new("codec", 1, Arc::clone(&outbox));
         // No host has that much memory.
         let work = Compute::Compress { codec: Codec::Zlib, plain: Buf::zeroed(1), limit: usize::MAX };
         pool.push(Job::Action(Token(1), Action::Compute(Box::new(work)), Leaves::default()));
