@@ -6,10 +6,11 @@ use drystone_conformance::qemu::Recipe;
 use drystone_conformance::sim::Sim;
 use drystone_conformance::suite::{Case, Run, Thoroughness};
 use drystone_conformance::world::World;
-use drystone_core::error::FaultKind;
+use drystone_core::buf::Buf;
+use drystone_core::error::{Error, FaultKind};
 use drystone_core::graph::open::{NodeSpec, open};
 use drystone_core::graph::options::from_filename;
-use drystone_core::intent::Errno;
+use drystone_core::intent::{Errno, Fua, ZeroFlags};
 
 const TOP: &[&str] = &[
     "qemu-img create -f qcow2 -o cluster_size=4k top.qcow2 1M",
@@ -173,4 +174,51 @@ fn hostile_logs_are_refused() {
         assert_eq!(error.kind(), FaultKind::Corrupt, "{about}: {error}");
         assert_eq!(sim.world.open_leaves(), 0, "{about}");
     }
+}
+
+/// Of two changes beyond the end, the first one makes the second one's place known while that waits for its turn.
+#[test]
+fn a_file_that_grew_meanwhile_takes_what_was_meant_for_its_end() {
+    for seed in 0..20 {
+        let mut world = World::new();
+        world.add_file("disk", &[0; 512]);
+        let options = r#"json:{"driver":"preallocate","prealloc-size":4096,"prealloc-align":512,
+            "file":{"driver":"file","filename":"disk"}}"#;
+        let spec = from_filename(options, None, WRITABLE).expect("legal options");
+        let mut sim = Sim::new(seed, world);
+        let result = sim.run_job(move |io| async move {
+            let node = open(&io, &spec).await?;
+            for at in [4096, 1024, 2048, 512, 8192, 16384] {
+                let (other, flags) = (io.clone(), ZeroFlags::default());
+                io.spawn(Box::pin(async move {
+                    other.write_zeroes("test", node, at, 512, flags).await.expect("zeros beyond the end");
+                    other.discard("test", node, at, 512).await.expect("a discard");
+                }));
+            }
+            for at in [512, 20480] {
+                io.write("test", node, at, Buf::from(vec![7; 512]), Fua::No).await.1?;
+            }
+            Ok::<_, Box<Error>>(node)
+        });
+        let node = result.expect("the power is on").expect("nothing fails");
+        sim.run_until_idle().expect("the power is on");
+        let closed = sim.run_job(move |io| async move { io.close(node).await });
+        closed.expect("the power is on").expect("nothing fails");
+        let bytes = sim.world.export("disk");
+        assert_eq!(bytes.len(), 20992, "as long as its data, seed {seed}");
+        assert!(bytes[20480..].iter().all(|byte| *byte == 7), "seed {seed}");
+    }
+}
+
+#[test]
+fn a_config_file_without_end_is_refused() {
+    let mut world = World::new();
+    world.add_file("disk", &[0; 512]);
+    world.add_file("cfg", &vec![b'#'; (1 << 20) + 1]);
+    let spec = from_filename("blkdebug:cfg:disk", Some("raw"), WRITABLE).expect("a legal name");
+    let mut sim = Sim::new(1, world);
+    let opened = sim.run_job(move |io| async move { open(&io, &spec).await.map(drop) });
+    let error = opened.expect("the power is on").expect_err("too long");
+    assert_eq!(error.to_string(), "the blkdebug config file has 1048577 bytes, and 1048576 are the most");
+    assert_eq!(sim.world.open_leaves(), 0);
 }

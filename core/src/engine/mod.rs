@@ -146,8 +146,8 @@ pub(crate) struct Shared {
     pub(crate) answers: Answers<AnswerValue>,
     pub(crate) epochs: epoch::Epochs,
     pub(crate) cycles: Cell<u64>,
-    /// Nodes that wait for events of the drivers above them.
-    pub(crate) debugged: Cell<u32>,
+    /// Nodes that wait for events of the drivers above them; each counts itself while it lives.
+    pub(crate) debugged: Rc<Cell<u32>>,
     /// The engine itself, for what outlives a call.
     pub(crate) this: RefCell<std::rc::Weak<Shared>>,
 }

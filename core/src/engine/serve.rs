@@ -58,8 +58,12 @@ async fn serving(shared: Rc<Shared>, mut piece: Piece) {
         }
         (Kind::Leaf(_), Verb::WriteCompressed) => Box::pin(write_plainly(&io, &mut piece)).await,
         (_, Verb::WriteZeroes(flags, Fua::Yes)) => Box::pin(zero_through(&io, &piece, flags)).await,
-        (Kind::Driver(driver), Verb::WriteZeroes(flags, Fua::No)) => {
-            Box::pin(write_zeroes(&io, &node, driver.as_ref(), &mut piece, flags)).await
+        (Kind::Driver(driver), Verb::WriteZeroes(..) | Verb::Discard) => {
+            match Box::pin(clear(&io, &node, driver.as_ref(), &mut piece)).await {
+                Ok(After::Dispatch) => return shared.dispatch(piece),
+                Ok(After::Settle) => Ok(()),
+                Err(error) => Err(error),
+            }
         }
         (Kind::Leaf(leaf), Verb::WriteZeroes(_, Fua::No)) => {
             leaf_without_cycles(&io, leaf, &piece).await;
@@ -69,9 +73,6 @@ async fn serving(shared: Rc<Shared>, mut piece: Piece) {
             Box::pin(leaf_zeroes_otherwise(&io, leaf, &piece, flags)).await
         }
         (Kind::Driver(_), Verb::ZeroesOtherwise(_)) => unreachable!("a leaf refuses to zero"),
-        (Kind::Driver(driver), Verb::Discard) => {
-            Box::pin(discard(&io, &node, driver.as_ref(), &mut piece)).await
-        }
         (Kind::Leaf(_), Verb::Discard) => unreachable!("a leaf takes discards as they are"),
     };
     shared.settle(piece.request, piece.position, std::mem::take(&mut piece.data), result);
@@ -115,9 +116,9 @@ async fn own(io: &Io, driver: &dyn Driver, piece: &mut Piece, op: Op) -> Result<
     result
 }
 
-/// Whether a driver carries such an access to the piece out itself.
-fn is_own(driver: &dyn Driver, piece: &Piece, access: Access) -> Result<bool> {
-    let extent = driver.lookup(piece.offset, piece.len, access)?;
+/// Whether a driver carries a write of the piece out itself.
+fn writes_itself(driver: &dyn Driver, piece: &Piece) -> Result<bool> {
+    let extent = driver.lookup(piece.offset, piece.len, Access::Write)?;
     Ok(matches!(extent.mapping, Mapping::Own { .. }))
 }
 
@@ -300,7 +301,7 @@ fn reads_zero(io: &Io, node: NodeId, range: std::ops::Range<u64>) -> bool {
 }
 
 async fn write_through(io: &Io, driver: &dyn Driver, piece: &mut Piece) -> Result<()> {
-    if is_own(driver, piece, Access::Write)? {
+    if writes_itself(driver, piece)? {
         return own(io, driver, piece, Op::Write(Fua::Yes)).await;
     }
     let data = std::mem::take(&mut piece.data);
@@ -326,7 +327,7 @@ async fn zero_through(io: &Io, piece: &Piece, flags: ZeroFlags) -> Result<()> {
 
 /// Writes whole units compressed, each on its own; what does not shrink, and what is no whole unit, plainly.
 async fn write_compressed(io: &Io, node: &Node, driver: &dyn Driver, piece: &mut Piece) -> Result<()> {
-    if is_own(driver, piece, Access::Write)? {
+    if writes_itself(driver, piece)? {
         return own(io, driver, piece, Op::WriteCompressed).await;
     }
     if !driver.compresses() {
@@ -363,17 +364,32 @@ async fn write_compressed(io: &Io, node: &Node, driver: &dyn Driver, piece: &mut
     result
 }
 
+/// Zeros and discards.
+async fn clear(io: &Io, node: &Node, driver: &dyn Driver, piece: &mut Piece) -> Result<After> {
+    let extent = driver.lookup(piece.offset, piece.len, Access::Zero)?;
+    let done = match (extent.mapping, piece.verb) {
+        (Mapping::Own { .. }, Verb::WriteZeroes(flags, _)) => {
+            own(io, driver, piece, Op::WriteZeroes(flags, Fua::No)).await
+        }
+        (Mapping::Own { .. }, _) => own(io, driver, piece, Op::Discard).await,
+        (Mapping::Allocate, Verb::WriteZeroes(flags, _)) => {
+            write_zeroes(io, node, driver, piece, flags).await
+        }
+        (Mapping::Allocate, _) => discard(io, node, driver, piece).await,
+        // What the driver cared about when the piece was placed, it passes on by now.
+        _ => return Ok(After::Dispatch),
+    };
+    done.map(|()| After::Settle)
+}
+
 /// Makes a range read as zeros: whole units as the format does it, what is left at either end by writing zeros.
 async fn write_zeroes(
     io: &Io,
     node: &Node,
     driver: &dyn Driver,
-    piece: &mut Piece,
+    piece: &Piece,
     flags: ZeroFlags,
 ) -> Result<()> {
-    if is_own(driver, piece, Access::Zero)? {
-        return own(io, driver, piece, Op::WriteZeroes(flags, Fua::No)).await;
-    }
     let (start, end) = (piece.offset, piece.offset + piece.len);
     let Some((first, last)) = whole_units(start, end, driver.zero_granularity(), io.len(node.id)) else {
         return zero_edge_of_unit(io, node.id, start, end).await;
@@ -427,10 +443,7 @@ async fn zeroes_as_data(io: &Io, node: NodeId, offset: u64, len: u64) -> Result<
     Ok(())
 }
 
-async fn discard(io: &Io, node: &Node, driver: &dyn Driver, piece: &mut Piece) -> Result<()> {
-    if is_own(driver, piece, Access::Zero)? {
-        return own(io, driver, piece, Op::Discard).await;
-    }
+async fn discard(io: &Io, node: &Node, driver: &dyn Driver, piece: &Piece) -> Result<()> {
     let (start, end) = (piece.offset, piece.offset + piece.len);
     let Some((first, last)) = whole_units(start, end, driver.granularity(), io.len(node.id)) else {
         return Ok(());

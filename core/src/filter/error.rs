@@ -16,6 +16,8 @@ pub enum FilterError {
 
     #[error("Could not read blkdebug config file: {0}")]
     ConfigUnreadable(String),
+    #[error("the blkdebug config file has {len} bytes, and {max} are the most")]
+    ConfigTooLong { len: u64, max: u64 },
     #[error("line {line} of the blkdebug config file: {problem}")]
     Config { line: usize, problem: String },
     #[error("Missing event name for rule")]

@@ -13,7 +13,7 @@ pub(crate) mod config;
 mod rules;
 
 use std::any::Any;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -75,6 +75,14 @@ pub struct Blkdebug {
     breaks: RefCell<Breaks>,
     resumed: WaitList,
     listener: RefCell<Option<Listener>>,
+    /// The engine's count of nodes like this one.
+    debugged: Rc<Cell<u32>>,
+}
+
+impl Drop for Blkdebug {
+    fn drop(&mut self) {
+        self.debugged.set(self.debugged.get() - 1);
+    }
 }
 
 #[derive(Default)]
@@ -96,8 +104,7 @@ impl Blkdebug {
         rules.states.extend(&options.rules.states);
         let mut machine = rules::Machine::new(&rules);
         machine.tell(Event::None);
-        // Counted until the node closes.
-        let debugged = &io.shared().debugged;
+        let debugged = Rc::clone(&io.shared().debugged);
         debugged.set(debugged.get() + 1);
         Ok(Self {
             machine: RefCell::new(machine),
@@ -105,6 +112,7 @@ impl Blkdebug {
             breaks: RefCell::default(),
             resumed: WaitList::default(),
             listener: RefCell::default(),
+            debugged,
         })
     }
 
@@ -412,9 +420,16 @@ async fn read_config(io: &Io, path: &str) -> Result<Rules> {
     let location = Location::Path(path.into());
     let opened = io.open_leaf(None, location, LeafAccess::default(), Default::default()).await;
     let file = opened.map_err(unreadable)?;
-    let len = io.len(file).min(config::LEN_MAX);
-    let bytes = io.read_bytes("blkdebug.config", file, 0, len as usize).await;
+    let len = io.len(file);
+    let bytes = match len <= config::LEN_MAX {
+        true => io.read_bytes("blkdebug.config", file, 0, len as usize).await,
+        false => Err(Box::new(fail(FilterError::ConfigTooLong { len, max: config::LEN_MAX }))),
+    };
     let closed = io.close(file).await;
+    let bytes = match bytes {
+        Err(error) if matches!(*error, Error::Format { .. }) => return Err(error),
+        bytes => bytes,
+    };
     let bytes = bytes.and_then(|bytes| closed.map(|()| bytes)).map_err(unreadable)?;
     config::parse(&String::from_utf8_lossy(&bytes)).map_err(|fault| Box::new(fail(fault)))
 }
@@ -460,12 +475,8 @@ impl Driver for Blkdebug {
         })
     }
 
-    fn close<'a>(&'a self, io: &'a Io) -> LocalFuture<'a, Result<()>> {
-        Box::pin(async {
-            let debugged = &io.shared().debugged;
-            debugged.set(debugged.get() - 1);
-            Ok(())
-        })
+    fn close<'a>(&'a self, _: &'a Io) -> LocalFuture<'a, Result<()>> {
+        Box::pin(async { Ok(()) })
     }
 
     fn as_any(&self) -> &dyn Any {
