@@ -434,7 +434,11 @@ impl World {
             return (Outcome::Moved { data, result: Err(errno) }, Consequence::Nothing);
         }
         if moment.fault.is_some() {
-            bytes.truncate(shortened(bytes.len(), align, moment.rng));
+            // A sector is written whole or not at all: what a short write tore would be torn by a crash too, and no order
+            // of writes can mend that.
+            let end = offset + shortened(bytes.len(), align, moment.rng) as u64;
+            let end = end - end % disk.config.sector;
+            bytes.truncate(if end > offset { (end - offset) as usize } else { bytes.len() });
         }
         let result = Ok(bytes.len());
         let change = disk.begin(Change::Write(offset, bytes));

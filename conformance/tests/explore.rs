@@ -1,7 +1,7 @@
 //! Crashes at every moment of every operation, and rules of order that are broken on purpose.
 
 use drystone_conformance::explore::faults::{EFFECTS, strike_each};
-use drystone_conformance::explore::operations::all;
+use drystone_conformance::explore::operations::{all, short_plans};
 use drystone_conformance::explore::rules::{PROMISES, RULES};
 use drystone_conformance::explore::{Explored, Thoroughness, explore};
 use drystone_conformance::fault::Kind;
@@ -13,6 +13,16 @@ fn no_crash_breaks_an_image() {
             explore(operation, &Thoroughness::quick(), 1).unwrap_or_else(|report| panic!("{report}"));
         assert!(explored.states > 0, "{}: nothing was explored", operation.name);
     }
+}
+
+#[test]
+fn no_crash_breaks_any_three_requests() {
+    let mut explored = Explored::default();
+    for (plan, operation) in short_plans() {
+        let one = explore(&operation, &Thoroughness::quick(), 3);
+        explored.add(one.unwrap_or_else(|report| panic!("{plan:?}: {report}")));
+    }
+    assert!(explored.moments > 2000 && explored.states > 5000, "{explored:?}");
 }
 
 #[test]

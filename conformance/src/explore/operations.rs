@@ -39,6 +39,51 @@ pub fn all() -> Vec<Operation> {
     [data(), tables(), clusters(), files(), raw()].into_iter().flatten().collect()
 }
 
+/// A guest's request in a [`short_plans`] plan.
+#[derive(Clone, Copy, Debug)]
+pub enum Short {
+    /// A write of a cluster and a half.
+    Write,
+    /// A write that shares a cluster with the first one.
+    Overlap,
+    /// A compressed write of the first cluster.
+    Compress,
+    /// Zeros, and the space is given up.
+    Zero,
+    /// A discard.
+    Discard,
+    /// A flush.
+    Flush,
+}
+
+/// Every plan of three requests to one place, on an image with something in it: what a crash between any two of their
+/// intents leaves must be in order whatever they are.
+pub fn short_plans() -> impl Iterator<Item = ([Short; 3], Operation)> {
+    const ALL: [Short; 6] =
+        [Short::Write, Short::Overlap, Short::Compress, Short::Zero, Short::Discard, Short::Flush];
+    let number = 0..ALL.len().pow(3);
+    let image = qcow2(&small(16 * KIB));
+    number.map(move |number| {
+        let plan = [0, 1, 2].map(|place| ALL[number / ALL.len().pow(place) % ALL.len()]);
+        let operation = Operation::new("a short plan", "qcow2", image.clone())
+            .after(|guest| async move { guest.write(512, 1024).await })
+            .doing(move |guest| async move {
+                for request in plan {
+                    match request {
+                        Short::Write => guest.write(0, 768).await?,
+                        Short::Overlap => guest.write(700, 400).await?,
+                        Short::Compress => guest.write_compressed(0, 512).await?,
+                        Short::Zero => guest.zero(0, 1024, true).await?,
+                        Short::Discard => guest.discard(512, 512).await?,
+                        Short::Flush => guest.flush().await?,
+                    }
+                }
+                Ok(())
+            });
+        (plan, operation)
+    })
+}
+
 /// Writes of all kinds.
 fn data() -> Vec<Operation> {
     let four = CreateOptions { cluster_size: 4 * KIB, ..CreateOptions::new(64 * KIB) };
