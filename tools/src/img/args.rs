@@ -4,6 +4,7 @@
 //! names are those of either build.
 
 mod bench;
+mod bitmap;
 mod check;
 mod common;
 mod compare;
@@ -15,6 +16,7 @@ mod map;
 mod numbers;
 
 pub use bench::{Aio, BenchArgs, FlushEvery};
+pub use bitmap::{BitmapArgs, BitmapStep};
 pub use check::{CheckArgs, Repair};
 pub use common::{CacheMode, Common, Executor, OutputFormat, Source};
 pub use compare::CompareArgs;
@@ -53,6 +55,7 @@ pub enum Action {
 #[allow(missing_docs, reason = "the structs say it")]
 pub enum Command {
     Bench(BenchArgs),
+    Bitmap(BitmapArgs),
     Check(CheckArgs),
     Compare(CompareArgs),
     Convert(ConvertArgs),
@@ -74,8 +77,16 @@ struct CommandSpec {
 }
 
 /// In alphabetical order.
-const COMMANDS: &[&CommandSpec] =
-    &[&bench::SPEC, &check::SPEC, &compare::SPEC, &convert::SPEC, &create::SPEC, &info::SPEC, &map::SPEC];
+const COMMANDS: &[&CommandSpec] = &[
+    &bench::SPEC,
+    &bitmap::SPEC,
+    &check::SPEC,
+    &compare::SPEC,
+    &convert::SPEC,
+    &create::SPEC,
+    &info::SPEC,
+    &map::SPEC,
+];
 
 const GLOBAL_OPTIONS: &[OptionSpec] = &[
     common::HELP,

@@ -14,9 +14,9 @@
 //! The changes of one commit are copied at one instant, so that an L2 entry never leaves before the refcount that it
 //! needs; what changes meanwhile waits for the next commit. Level 4 goes on beside later requests (`reclaim`).
 
-use super::Qcow2;
 use super::layout::{Header, HostOffset};
 use super::refcount::{Freed, FreedRun};
+use super::{Lock, Qcow2, Qcow2Error};
 use crate::buf::Buf;
 use crate::engine::Io;
 use crate::engine::task::join_all;
@@ -70,6 +70,9 @@ impl Qcow2 {
         let _one_at_a_time = self.commits.enter(&io.shared().tasks).await;
         if !self.holds_changes() {
             return Ok(());
+        }
+        if self.locked.get() == Some(Lock::Corrupt) {
+            return Err(self.fail(Qcow2Error::BecameCorrupt));
         }
         self.committing.set(true);
         let batch = self.take_batch();
@@ -184,6 +187,7 @@ impl Qcow2 {
 
     /// Writes everything out, gives back what is freed, and leaves a clean image.
     pub(super) async fn close_image(&self, io: &Io) -> Result<()> {
+        let stored = self.store_bitmaps(io).await;
         loop {
             let spare = self.refcounts.borrow_mut().take_spare();
             for cluster in spare {
@@ -197,7 +201,7 @@ impl Qcow2 {
             committed?;
             if !self.holds_changes() {
                 self.barrier(io).await?;
-                return self.reclaim_error.take().map_or(Ok(()), Err);
+                return stored.and(self.reclaim_error.take().map_or(Ok(()), Err));
             }
         }
     }

@@ -22,9 +22,9 @@ use drystone_tools::options::ImageName;
 
 use crate::create::known;
 use crate::interrupt::Interrupt;
-use crate::{create, image};
+use crate::{bitmap, create, image};
 
-pub async fn run(client: &Client, args: &ConvertArgs, _tool: &str) -> Result<u8, Failure> {
+pub async fn run(client: &Client, args: &ConvertArgs, tool: &str) -> Result<u8, Failure> {
     let filename = match &args.target {
         Some(ConvertTarget::File(name)) => name.as_str(),
         _ => "",
@@ -42,13 +42,16 @@ pub async fn run(client: &Client, args: &ConvertArgs, _tool: &str) -> Result<u8,
     for source in &args.sources {
         sources.push(open_source(client, args, source).await?);
     }
-    if args.bitmaps {
-        check_bitmaps(args, sources.first().is_some_and(|first| image::driver_of(client, first) == "qcow2"))?;
-        return Err(match args.target_format.as_deref() {
-            Some(format) if format != "qcow2" => no_bitmaps(format),
-            _ => Failure::new("copying bitmaps (--bitmaps) is not supported yet"),
-        });
-    }
+    let bitmaps = match (args.bitmaps, sources.first()) {
+        (true, Some(first)) => {
+            check_bitmaps(args, image::driver_of(client, first) == "qcow2")?;
+            if let Some(format) = args.target_format.as_deref().filter(|format| *format != "qcow2") {
+                return Err(no_bitmaps(format));
+            }
+            bitmap::to_copy(client, first, args.skip_broken_bitmaps).await?
+        }
+        _ => Vec::new(),
+    };
     let bytes = sources.iter().map(Image::len).sum();
     let plan = plan_target(args, known(filename), bytes)?;
     if let Some(options) = &plan.options {
@@ -61,6 +64,10 @@ pub async fn run(client: &Client, args: &ConvertArgs, _tool: &str) -> Result<u8,
     }
     let asked = Rc::clone(&interrupt);
     let copied = copy(client, args, &plan, (&sources, &target), (progress, asked)).await;
+    let copied = match copied {
+        Ok(()) => bitmap::copy(client, &target, bitmaps, tool).await,
+        stopped => stopped,
+    };
     let closed = image::close(target).await;
     for source in sources {
         image::close(source).await?;

@@ -1,6 +1,7 @@
 //! `drystone-img`: connects the command line to the engine. Each command has a module of its own.
 
 mod bench;
+mod bitmap;
 mod check;
 mod compare;
 mod convert;
@@ -46,6 +47,7 @@ fn main() -> ExitCode {
 fn run(command: Command, name: &str) -> Result<u8, Failure> {
     match command {
         Command::Bench(args) => on(&args.common.clone(), async |client| bench::run(&client, &args).await),
+        Command::Bitmap(args) => on(&args.common.clone(), async |client| bitmap::run(&client, &args).await),
         Command::Check(args) => on(&args.common.clone(), async |client| check::run(&client, &args).await),
         Command::Compare(args) => on(&args.common.clone(), async |client| compare::run(&client, &args).await),
         Command::Convert(args) => {
@@ -60,6 +62,12 @@ fn run(command: Command, name: &str) -> Result<u8, Failure> {
 /// Runs a command on the executor that was asked for.
 fn on(common: &Common, command: impl AsyncFnOnce(Client) -> Result<u8, Failure>) -> Result<u8, Failure> {
     let config = Config::default();
+    let command = async move |client: Client| {
+        let watched = client.clone();
+        let result = command(client).await;
+        image::tell_events(&watched);
+        result
+    };
     let ran = match common.executor {
         Executor::Tokio => drystone_exec_tokio::run(config, command),
         Executor::Monoio => drystone_exec_monoio::run(config, command),
