@@ -107,7 +107,8 @@ pub async fn to_copy(
     if let Some(broken) = all.iter().find(|bitmap| bitmap.about.in_use).filter(|_| !skip_broken) {
         let name = &broken.about.name;
         return Err(Failure::new(format!(
-            "Cannot copy inconsistent bitmap '{name}'\nTry --skip-broken-bitmaps, or use 'qemu-img bitmap --remove'"
+            "Cannot copy inconsistent bitmap '{name}'\nTry --skip-broken-bitmaps, or use 'qemu-img bitmap --remove' to \
+             delete it"
         )));
     }
     Ok(all)
