@@ -82,6 +82,17 @@ pub enum Event {
         /// The line.
         line: String,
     },
+    /// Metadata of an image was found broken (`BLOCK_IMAGE_CORRUPTED`).
+    ImageCorrupted {
+        /// The node.
+        node: String,
+        /// What was found, in the words of the reference.
+        message: String,
+        /// Where, if it is about a place in the file that holds the image.
+        offset: Option<u64>,
+        /// Whether the image was marked, and is not written to any more; else it was open for reading.
+        fatal: bool,
+    },
 }
 
 /// Events that wait for their reader; more are dropped, the oldest first.
@@ -366,6 +377,24 @@ impl Shared {
         self.generation.set(generation.wrapping_add(1));
         let key = self.flights.borrow_mut().insert((generation, flight));
         Token(u64::from(generation) << 32 | key as u64)
+    }
+
+    /// Has images marked whose metadata was found broken by what has just failed.
+    #[cold]
+    pub(crate) fn after_failure(&self) {
+        let Some(this) = self.this.borrow().upgrade() else { return };
+        let broken: Vec<_> = self.graph.with(|nodes| {
+            let drivers = nodes.iter().flatten().filter_map(|node| match &node.kind {
+                Kind::Driver(driver) if driver.is_broken() => Some((node.id, Rc::clone(driver))),
+                _ => None,
+            });
+            drivers.collect()
+        });
+        for (node, driver) in broken {
+            let io = Io::new(Rc::clone(&this), Some(node));
+            // A mark that cannot be written is tried again when the image is closed, which tells.
+            self.tasks.spawn(Box::pin(async move { drop(driver.mark_broken(&io).await) }));
+        }
     }
 
     pub(crate) fn report(&self, event: Event) {

@@ -391,6 +391,7 @@ impl Shared {
         }
         if let Err(error) = result {
             slot.error.get_or_insert(error);
+            self.after_failure();
         }
         slot.pending -= 1;
         if slot.pending > 0 {

@@ -308,6 +308,16 @@ pub trait Driver {
     /// Writes out what must be written before the children close.
     fn close<'a>(&'a self, io: &'a Io) -> LocalFuture<'a, Result<()>>;
 
+    /// Whether metadata was found broken, and [`mark_broken`](Self::mark_broken) is yet to be called.
+    fn is_broken(&self) -> bool {
+        false
+    }
+
+    /// Tells that metadata is broken, and marks the image, durably. Nothing is written to it from then on.
+    fn mark_broken<'a>(&'a self, _io: &'a Io) -> LocalFuture<'a, Result<()>> {
+        Box::pin(async { Ok(()) })
+    }
+
     /// For jobs that work on one format.
     fn as_any(&self) -> &dyn std::any::Any;
 }

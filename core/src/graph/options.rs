@@ -15,7 +15,7 @@ use serde_json::{Map, Value};
 use super::open::{ChildSpec, DriverSpec, NodeSpec, OpenMode, names_protocol};
 use crate::error::{Error, Result};
 use crate::filter::{FilterSpec, NullName};
-use crate::format::qcow2::Qcow2Options;
+use crate::format::qcow2::{Protect, Qcow2Options};
 use crate::intent::{Aio, Location};
 use values::Options;
 
@@ -360,7 +360,7 @@ fn qcow2_options(options: &mut Options, mode: OpenMode) -> Result<Qcow2Options> 
         Some(_) => only_read(mode, "cache-clean-interval", "caches are bounded, and only 0 is possible")?,
     }
     read.lazy_refcounts = options.switch("lazy-refcounts")?.unwrap_or(false);
-    overlap_checks(options, mode)?;
+    read.protect = overlap_checks(options)?;
     let discards = &mut read.discards;
     for (key, passed) in [
         ("pass-discard-request", &mut discards.request),
@@ -369,9 +369,7 @@ fn qcow2_options(options: &mut Options, mode: OpenMode) -> Result<Qcow2Options> 
     ] {
         *passed = options.switch(key)?.unwrap_or(*passed);
     }
-    if options.switch("discard-no-unref")? == Some(true) {
-        only_read(mode, "discard-no-unref", "discarded clusters are given back")?;
-    }
+    read.discard_no_unref = options.switch("discard-no-unref")?.unwrap_or(false);
     Ok(read)
 }
 
@@ -398,9 +396,8 @@ fn cache_sizes(options: &mut Options, read: &mut Qcow2Options) -> Result<()> {
     Ok(())
 }
 
-/// Metadata that is in memory is always protected: no cluster that holds it is ever given out. More than that would need
-/// tables to be read for it.
-fn overlap_checks(options: &mut Options, mode: OpenMode) -> Result<()> {
+/// Metadata that memory holds is always protected, whatever the level says; a level decides what is protected besides.
+fn overlap_checks(options: &mut Options) -> Result<Protect> {
     let plain = options.text("overlap-check");
     let template = options.text("overlap-check.template");
     if let (Some(plain), Some(template)) = (&plain, &template)
@@ -411,9 +408,13 @@ fn overlap_checks(options: &mut Options, mode: OpenMode) -> Result<()> {
              ('{template}')"
         )));
     }
-    let all = match plain.or(template).as_deref() {
-        None | Some("none" | "constant" | "cached") => false,
-        Some("all") => true,
+    let mut protect = match plain.or(template).as_deref() {
+        None | Some("cached") => Protect::default(),
+        Some("none") => {
+            Protect { snapshot_table: false, inactive_l1: false, inactive_l2: false, bitmap_directory: false }
+        }
+        Some("constant") => Protect { inactive_l1: false, ..Protect::default() },
+        Some("all") => Protect { inactive_l2: true, ..Protect::default() },
         Some(other) => {
             return Err(refused(format!(
                 "Unsupported value '{other}' for qcow2 option 'overlap-check'. Allowed are any of the following: none, \
@@ -424,14 +425,15 @@ fn overlap_checks(options: &mut Options, mode: OpenMode) -> Result<()> {
     for known in ["main-header", "active-l1", "active-l2", "refcount-table", "refcount-block"] {
         let _ = options.switch(&format!("overlap-check.{known}"))?;
     }
-    let mut more = all;
-    for other in ["snapshot-table", "inactive-l1", "inactive-l2", "bitmap-directory"] {
-        more = options.switch(&format!("overlap-check.{other}"))?.unwrap_or(more) || more;
+    for (key, protected) in [
+        ("snapshot-table", &mut protect.snapshot_table),
+        ("inactive-l1", &mut protect.inactive_l1),
+        ("inactive-l2", &mut protect.inactive_l2),
+        ("bitmap-directory", &mut protect.bitmap_directory),
+    ] {
+        *protected = options.switch(&format!("overlap-check.{key}"))?.unwrap_or(*protected);
     }
-    match more {
-        true => only_read(mode, "overlap-check", "'cached' is what can be had"),
-        false => Ok(()),
-    }
+    Ok(protect)
 }
 
 #[cfg(test)]
@@ -467,12 +469,7 @@ mod tests {
     #[test]
     fn what_changes_writes_is_refused_for_writers_alone() {
         let writable = OpenMode { writable: true, ..OpenMode::default() };
-        for option in [
-            r#""detect-zeroes":"on""#,
-            r#""discard-no-unref":true"#,
-            r#""overlap-check":"all""#,
-            r#""cache-clean-interval":600"#,
-        ] {
+        for option in [r#""detect-zeroes":"on""#, r#""cache-clean-interval":600"#] {
             let name = format!(r#"json:{{"driver":"qcow2","file.filename":"a",{option}}}"#);
             assert!(from(&name).is_ok(), "{name}");
             assert!(from_filename(&name, None, writable).is_err(), "{name}");

@@ -5,6 +5,7 @@
 
 mod amend;
 mod bench;
+mod bitmap;
 mod check;
 mod commit;
 mod common;
@@ -23,6 +24,7 @@ mod snapshot;
 
 pub use amend::AmendArgs;
 pub use bench::{Aio, BenchArgs, FlushEvery};
+pub use bitmap::{BitmapArgs, BitmapStep};
 pub use check::{CheckArgs, Repair};
 pub use commit::CommitArgs;
 pub use common::{CacheMode, Common, Executor, OutputFormat, Source};
@@ -72,6 +74,7 @@ pub enum Action {
 pub enum Command {
     Amend(AmendArgs),
     Bench(BenchArgs),
+    Bitmap(BitmapArgs),
     Check(CheckArgs),
     Commit(CommitArgs),
     Compare(CompareArgs),
@@ -102,6 +105,7 @@ struct CommandSpec {
 const COMMANDS: &[&CommandSpec] = &[
     &amend::SPEC,
     &bench::SPEC,
+    &bitmap::SPEC,
     &check::SPEC,
     &commit::SPEC,
     &compare::SPEC,

@@ -6,7 +6,7 @@
 
 use super::layout::{ExtendedL2Entry, GuestOffset, HostOffset, L2Entry};
 use super::refcount::{Freed, Refcounts};
-use super::{Qcow2, Qcow2Error};
+use super::{Lock, Qcow2, Qcow2Error};
 use crate::buf::{Buf, BufList};
 use crate::compute::{Compute, ComputeError};
 use crate::engine::Io;
@@ -136,6 +136,9 @@ impl Qcow2 {
         }
         if self.pack_fresh_only && self.is_allocated(io, offset).await? {
             return Err(self.fail(Qcow2Error::Occupied { guest: offset }));
+        }
+        if self.locked.get() == Some(Lock::Watched) {
+            self.dirty(offset.0, plain_len as u64);
         }
         let packed = computed.output;
         let len = packed.len();

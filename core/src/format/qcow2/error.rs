@@ -76,6 +76,8 @@ pub enum Qcow2Error {
     L2CacheEntrySize { cluster_size: u64 },
     #[error("Lazy refcounts require a qcow2 image with at least qemu 1.1 compatibility level")]
     LazyRefcountsInVersion2,
+    #[error("discard-no-unref is only supported since qcow2 version 3")]
+    DiscardNoUnrefInVersion2,
     #[error("Can't find snapshot")]
     NoSnapshot,
     #[error("'data-file' is required for this image")]
@@ -98,6 +100,17 @@ pub enum Qcow2Error {
         .slice.0, .guest.0
     )]
     InL2Slice { slice: HostOffset, guest: GuestOffset, problem: Box<Qcow2Error> },
+    #[error("L1 table entry {index}: {problem}; the image is corrupt, run 'check' on it")]
+    InL1Table { index: usize, problem: Box<Qcow2Error> },
+    #[error(
+        "Preventing invalid write on metadata (overlaps with {holds}): the data of guest offset {:#x} is said to be at \
+         {:#x}; the image is corrupt, run 'check' on it", .guest.0, .at.0
+    )]
+    OverlapsMetadata { guest: GuestOffset, at: HostOffset, holds: &'static str },
+    #[error(
+        "the image is corrupt, and was marked so: nothing is written to it until 'check -r all' has repaired it"
+    )]
+    BecameCorrupt,
     #[error(
         "compressed cluster for guest offset {:#x}, {len} bytes at {:#x}: {problem}", .guest.0, .host.0
     )]
@@ -113,10 +126,10 @@ pub enum Qcow2Error {
     #[error("the image cannot grow beyond {clusters} clusters")]
     ImageFull { clusters: u64 },
     #[error(
-        "Preventing invalid allocation of cluster {:#x}: it holds the {holds}, and yet its refcount is 0; the image is \
-         corrupt, run 'check' on it", .at.0
+        "Preventing invalid allocation of cluster {:#x}: it holds the image's metadata, and yet its refcount is 0; \
+         the image is corrupt, run 'check' on it", .at.0
     )]
-    MetadataIsFree { at: HostOffset, holds: &'static str },
+    MetadataIsFree { at: HostOffset },
     #[error("refcount table entry {index} names {:#x}, which holds other metadata; run 'check' on the image", .at.0)]
     RefcountBlockShared { index: u64, at: HostOffset },
     #[error("cluster {:#x} is freed, and yet its refcount is 0; the image is corrupt, run 'check' on it", .at.0)]
@@ -149,6 +162,26 @@ pub enum Qcow2Error {
     CheckTooLarge { clusters: u64 },
     #[error("the raw data file is the disk: it cannot be emptied so that a backing file shows through")]
     RawDataFileHoldsAll,
+    #[error("Dirty bitmap '{name}' not found")]
+    NoBitmap { name: String },
+    #[error("Bitmap already exists: {name}")]
+    BitmapExists { name: String },
+    #[error("Bitmap name cannot be empty")]
+    BitmapNameEmpty,
+    #[error("Granularity must be power of 2 and at least 512")]
+    BitmapGranularity,
+    #[error("Can't make bitmap '{name}' persistent in '{node}': {problem}")]
+    BitmapUnstorable { name: String, node: String, problem: &'static str },
+    #[error(
+        "Bitmap '{name}' is inconsistent and cannot be used\nTry block-dirty-bitmap-remove to delete this bitmap from disk"
+    )]
+    InconsistentBitmap { name: String },
+    #[error(
+        "Bitmaps are of different sizes (destination size is {to}, source size is {from}) and can't be merged"
+    )]
+    BitmapSizes { to: u64, from: u64 },
+    #[error("a bitmap of this disk would take more than 512 MiB; its granularity is too small")]
+    BitmapTooLarge,
     #[error("the dirty bitmaps are damaged: {problem}")]
     Bitmaps { problem: &'static str },
 
@@ -173,7 +206,16 @@ impl FormatError for Qcow2Error {
             | Self::SnapshotOfDataFile => FaultKind::Unsupported,
             Self::L2CacheEntrySize { .. }
             | Self::LazyRefcountsInVersion2
+            | Self::DiscardNoUnrefInVersion2
             | Self::Option(_)
+            | Self::NoBitmap { .. }
+            | Self::BitmapExists { .. }
+            | Self::BitmapNameEmpty
+            | Self::BitmapGranularity
+            | Self::BitmapUnstorable { .. }
+            | Self::InconsistentBitmap { .. }
+            | Self::BitmapSizes { .. }
+            | Self::BitmapTooLarge
             | Self::NoSnapshot
             | Self::NoDataFile
             | Self::RefcountFull { .. }

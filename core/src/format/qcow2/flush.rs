@@ -16,7 +16,7 @@
 
 use super::layout::{Header, HostOffset};
 use super::refcount::{Freed, FreedRun};
-use super::{Qcow2, Qcow2Error};
+use super::{Lock, Qcow2, Qcow2Error};
 use crate::buf::Buf;
 use crate::engine::Io;
 use crate::engine::task::join_all;
@@ -81,6 +81,9 @@ impl Qcow2 {
         }
         if !self.holds_changes() {
             return Ok(());
+        }
+        if self.locked.get() == Some(Lock::Corrupt) {
+            return Err(self.fail(Qcow2Error::BecameCorrupt));
         }
         self.committing.set(true);
         let batch = self.take_batch();
@@ -201,6 +204,7 @@ impl Qcow2 {
 
     /// Writes everything out, gives back what is freed, and leaves a clean image.
     pub(super) async fn close_image(&self, io: &Io) -> Result<()> {
+        let stored = self.store_bitmaps(io).await;
         loop {
             let spare = self.refcounts.borrow_mut().take_spare();
             for cluster in spare {
@@ -214,7 +218,7 @@ impl Qcow2 {
             committed?;
             if !self.holds_changes() {
                 self.barrier_for(io, "qcow2.close").await?;
-                return self.reclaim_error.take().map_or(Ok(()), Err);
+                return stored.and(self.reclaim_error.take().map_or(Ok(()), Err));
             }
         }
     }

@@ -75,7 +75,10 @@ impl Qcow2 {
             // All slices hold changes: writing them out makes room.
             self.commit(io).await?;
         }
-        let bytes = std::mem::take(&mut bytes);
+        let mut bytes = std::mem::take(&mut bytes);
+        if kind == Missing::L2Slice {
+            self.disown_overlapping(&mut bytes);
+        }
         let inserted = match kind {
             Missing::RefcountSlice => self.refcounts.borrow_mut().cache.insert(at, bytes),
             _ => self.l2.borrow_mut().insert(at, bytes),

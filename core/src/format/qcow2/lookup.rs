@@ -2,7 +2,7 @@
 //! Source: \[qcow2\] "Cluster mapping".
 
 use super::layout::{ExtendedL2Entry, GuestOffset, HostOffset, L1Entry, L2Entry, SubclusterKind};
-use super::{Geometry, MetadataOnly, Missing, Qcow2, Qcow2Error};
+use super::{Geometry, Lock, Missing, Qcow2, Qcow2Error};
 use crate::error::Result;
 use crate::graph::driver::{Access, Extent, Mapping};
 
@@ -10,13 +10,14 @@ impl Qcow2 {
     /// The extent at `offset`: neighbouring clusters of one slice that read alike count as one.
     pub(super) fn extent(&self, offset: GuestOffset, len: u64, access: Access) -> Result<Extent> {
         let geometry = &self.geometry;
-        match geometry.metadata_only {
+        match self.locked.get() {
             None => {}
             // Neither ciphertext to a reader nor plaintext into the image.
-            Some(MetadataOnly::Encrypted) => {
-                return Err(self.fail(Qcow2Error::Encrypted { method: "no key" }));
-            }
-            Some(MetadataOnly::NoDataFile) => return Err(self.fail(Qcow2Error::NoDataFile)),
+            Some(Lock::Encrypted) => return Err(self.fail(Qcow2Error::Encrypted { method: "no key" })),
+            Some(Lock::NoDataFile) => return Err(self.fail(Qcow2Error::NoDataFile)),
+            Some(Lock::Corrupt | Lock::Watched) if access == Access::Read => {}
+            Some(Lock::Watched) => self.dirty(offset.0, len),
+            Some(Lock::Corrupt) => return Err(self.fail(Qcow2Error::BecameCorrupt)),
         }
         if access == Access::Zero {
             return Ok(Extent { len, mapping: Mapping::Allocate });

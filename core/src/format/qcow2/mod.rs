@@ -17,6 +17,7 @@ mod bitmaps;
 mod cache;
 pub mod check;
 mod compressed;
+mod corrupt;
 mod create;
 mod crypt;
 mod empty;
@@ -41,13 +42,15 @@ use std::any::Any;
 use std::cell::{Cell, RefCell};
 
 pub use amend::Amend;
-pub use bitmaps::Bitmap;
+use bitmaps::Bitmaps;
+pub use bitmaps::{Bitmap, DirtyBitmap, find_bitmap};
 use cache::SliceCache;
+use corrupt::Corruption;
 pub use create::{CreateOptions, create, preallocate};
 pub use error::Qcow2Error;
 use layout::{ClusterBits, EntryRules, GuestOffset, Header, HostOffset, L1Entry};
 pub use measure::Shape;
-pub use open::{Qcow2Options, SnapshotChoice, open, probe, read_header};
+pub use open::{Protect, Qcow2Options, SnapshotChoice, open, probe, read_header};
 use refcount::Refcounts;
 pub use snapshots::{NewSnapshot, SNAPSHOT_NAME_LEN_MAX};
 
@@ -98,6 +101,14 @@ pub struct Qcow2 {
     pack_fresh_only: bool,
     /// The version whose readers must understand what is written; below the header's while that goes down.
     writes_version: Cell<u32>,
+    discard_no_unref: bool,
+    /// Whether the image may be changed.
+    writable: bool,
+    /// What is special about access to guest data, if anything.
+    locked: Cell<Option<Lock>>,
+    /// The first sign that the image is corrupt.
+    corruption: RefCell<Corruption>,
+    dirty_bitmaps: RefCell<Bitmaps>,
 }
 
 /// Numbers of an image that never change while it is open.
@@ -114,18 +125,22 @@ struct Geometry {
     /// Bytes of a subcluster, or of a cluster where there are none.
     subcluster_size: u64,
     rules: EntryRules,
-    /// Why nobody reads or writes guest data: the image was opened for its metadata alone.
-    metadata_only: Option<MetadataOnly>,
     /// Which child holds the guest data.
     data: Role,
     version: u32,
 }
 
-/// Why an image that was opened for its metadata cannot show its data.
-#[derive(Clone, Copy, Debug)]
-enum MetadataOnly {
+/// What is special about access to guest data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lock {
+    /// Opened for the metadata alone, without a key.
     Encrypted,
+    /// Opened for the metadata alone, without the data file.
     NoDataFile,
+    /// Metadata was found broken: nothing is written any more.
+    Corrupt,
+    /// Nobody is kept out, but dirty bitmaps take note of what is written.
+    Watched,
 }
 
 /// The active L1 table.
@@ -193,6 +208,7 @@ impl Qcow2 {
     }
 
     fn fail(&self, fault: Qcow2Error) -> Box<Error> {
+        self.take_note(&fault);
         Box::new(Error::Format { node: self.name.clone(), fault: Box::new(fault) })
     }
 
@@ -205,7 +221,8 @@ impl Qcow2 {
     #[inline]
     fn l1_entry(&self, index: usize) -> Result<L1Entry> {
         let raw = self.l1.borrow().entries[index];
-        L1Entry::parse(raw, self.geometry.cluster_bits).map_err(|fault| self.fail(fault))
+        L1Entry::parse(raw, self.geometry.cluster_bits)
+            .map_err(|fault| self.fail(Qcow2Error::InL1Table { index, problem: Box::new(fault) }))
     }
 
     /// Number of an L2 entry within its table.
@@ -317,7 +334,20 @@ impl Driver for Qcow2 {
     }
 
     fn close<'a>(&'a self, io: &'a Io) -> LocalFuture<'a, Result<()>> {
-        Box::pin(self.close_image(io))
+        Box::pin(async move {
+            match self.locked.get() {
+                Some(Lock::Corrupt) => self.mark_corrupt(io).await,
+                _ => self.close_image(io).await,
+            }
+        })
+    }
+
+    fn is_broken(&self) -> bool {
+        self.corruption.borrow().is_new()
+    }
+
+    fn mark_broken<'a>(&'a self, io: &'a Io) -> LocalFuture<'a, Result<()>> {
+        Box::pin(self.mark_corrupt(io))
     }
 
     fn as_any(&self) -> &dyn Any {

@@ -12,7 +12,7 @@ use super::layout::{
 };
 use super::lookup::be_u64;
 use super::refcount::Refcounts;
-use super::{Discards, Geometry, L1Table, MetadataOnly, Qcow2, Qcow2Error};
+use super::{Discards, Geometry, L1Table, Lock, Qcow2, Qcow2Error};
 use crate::buf::Buf;
 use crate::engine::{self, Io};
 use crate::error::{Error, Result};
@@ -83,8 +83,33 @@ pub struct Qcow2Options {
     /// Open for a check or a repair: images open that are marked corrupt or dirty, or whose refcounts are lost, and
     /// bitmaps stay as they are. The guest's data is not to be written.
     pub for_check: bool,
+    /// Metadata that no data may be written over, beyond what memory holds anyway (`overlap-check`).
+    pub protect: Protect,
+    /// A discarded cluster stays where it is, and reads as zeros (`discard-no-unref`).
+    pub discard_no_unref: bool,
     /// Refuse compressed writes where a cluster is allocated, as QEMU does. Otherwise they replace it.
     pub pack_fresh_only: bool,
+}
+
+/// Metadata that is protected from writes of data besides header, active tables, refcount table and blocks, which always
+/// are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Protect {
+    /// `snapshot-table`.
+    pub snapshot_table: bool,
+    /// `inactive-l1`: L1 tables of snapshots.
+    pub inactive_l1: bool,
+    /// `inactive-l2`: L2 tables of snapshots, which opening has to look for.
+    pub inactive_l2: bool,
+    /// `bitmap-directory`.
+    pub bitmap_directory: bool,
+}
+
+impl Default for Protect {
+    /// The level `cached`.
+    fn default() -> Self {
+        Self { snapshot_table: true, inactive_l1: true, inactive_l2: false, bitmap_directory: true }
+    }
 }
 
 impl Default for Qcow2Options {
@@ -98,6 +123,8 @@ impl Default for Qcow2Options {
             snapshot: None,
             metadata_only: false,
             for_check: false,
+            protect: Protect::default(),
+            discard_no_unref: false,
             pack_fresh_only: false,
         }
     }
@@ -167,6 +194,11 @@ pub async fn open(
         refcounts.fresh_beyond(file_len);
     }
     let dirty = header.has(Incompatible::DIRTY);
+    let locked = match options.metadata_only {
+        true if header.crypt != Crypt::None => Some(Lock::Encrypted),
+        true if header.has(Incompatible::DATA_FILE) => Some(Lock::NoDataFile),
+        _ => None,
+    };
     let qcow2 = Qcow2 {
         name: io.title(file),
         l1: RefCell::new(L1Table { at: header.l1_offset, entries: l1, dirty: None, writing: None }),
@@ -192,13 +224,20 @@ pub async fn open(
         reclaim_error: RefCell::default(),
         discards: options.discards,
         pack_fresh_only: options.pack_fresh_only,
+        discard_no_unref: options.discard_no_unref,
+        writable,
+        locked: Cell::new(locked),
+        corruption: RefCell::default(),
+        dirty_bitmaps: RefCell::default(),
     };
     if writable && !options.for_check {
         match dirty {
             true => qcow2.repair_dirty(io, file).await?,
             false => qcow2.protect_metadata()?,
         }
+        qcow2.protect_more(io, file, options.protect).await?;
         qcow2.clear_stale_features(io, file).await?;
+        qcow2.use_bitmaps(io, file).await?;
     }
     Ok(qcow2)
 }
@@ -250,6 +289,9 @@ fn admit(header: &Header, writable: bool, options: &Qcow2Options) -> Result<(), 
     if header.refcount_table_clusters == 0 && !options.for_check {
         return Err(Qcow2Error::NoRefcountTable);
     }
+    if options.discard_no_unref && header.version < 3 {
+        return Err(Qcow2Error::DiscardNoUnrefInVersion2);
+    }
     if options.for_check {
         return Ok(());
     }
@@ -296,11 +338,6 @@ fn geometry(header: &Header, options: &Qcow2Options) -> Geometry {
             version: header.version,
         },
         data: if header.has(Incompatible::DATA_FILE) { Role::DataFile } else { Role::File },
-        metadata_only: match options.metadata_only {
-            true if header.crypt != Crypt::None => Some(MetadataOnly::Encrypted),
-            true if header.has(Incompatible::DATA_FILE) => Some(MetadataOnly::NoDataFile),
-            _ => None,
-        },
         version: header.version,
     }
 }
@@ -447,10 +484,11 @@ impl Qcow2 {
     async fn clear_stale_features(&self, io: &Io, file: NodeId) -> Result<()> {
         {
             let mut header = self.header.borrow_mut();
-            let kept = match header.has(Incompatible::DATA_FILE) {
-                true => header.autoclear & Autoclear::RAW_DATA_FILE,
-                false => 0,
+            let known = match header.has(Incompatible::DATA_FILE) {
+                true => Autoclear::BITMAPS | Autoclear::RAW_DATA_FILE,
+                false => Autoclear::BITMAPS,
             };
+            let kept = header.autoclear & known;
             if header.autoclear == kept {
                 return Ok(());
             }

@@ -240,9 +240,7 @@ impl Refcounts {
     fn check_taken(&self, first: u64, count: u64) -> Result<(), Qcow2Error> {
         match (first..first + count).find(|cluster| self.metadata.contains(cluster)) {
             None => Ok(()),
-            Some(cluster) => {
-                Err(Qcow2Error::MetadataIsFree { at: self.offset_of(cluster), holds: "image's metadata" })
-            }
+            Some(cluster) => Err(Qcow2Error::MetadataIsFree { at: self.offset_of(cluster) }),
         }
     }
 

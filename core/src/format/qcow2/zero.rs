@@ -177,7 +177,10 @@ impl Qcow2 {
         if !shows {
             return Change::None;
         }
+        let kept = old.entry.host().is_some() && self.discard_no_unref;
         let new = match (self.geometry.rules.extended, self.writes_version.get()) {
+            (true, _) if kept => ExtendedL2Entry { entry: old.entry, allocated: 0, zero: u32::MAX },
+            (false, _) if kept => plain(L2Entry::Zero { host: old.entry.host(), copied: old.entry.copied() }),
             (true, _) => ExtendedL2Entry { entry: L2Entry::Unallocated, allocated: 0, zero: u32::MAX },
             (false, 2) => plain(L2Entry::Unallocated),
             (false, _) => plain(L2Entry::Zero { host: None, copied: false }),

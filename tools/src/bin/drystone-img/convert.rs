@@ -20,9 +20,9 @@ use drystone_tools::options::ImageName;
 
 use crate::create::known;
 use crate::interrupt::Interrupt;
-use crate::{create, image};
+use crate::{bitmap, create, image};
 
-pub async fn run(client: &Client, args: &ConvertArgs, _tool: &str) -> Result<u8, Failure> {
+pub async fn run(client: &Client, args: &ConvertArgs, tool: &str) -> Result<u8, Failure> {
     let filename = match &args.target {
         Some(ConvertTarget::File(name)) => name.as_str(),
         _ => "",
@@ -41,13 +41,16 @@ pub async fn run(client: &Client, args: &ConvertArgs, _tool: &str) -> Result<u8,
         let mode = image::reading(&args.common, args.source_cache, args.force_share);
         sources.push(image::open_at(client, source, mode, args.snapshot.as_ref()).await?);
     }
-    if args.bitmaps {
-        check_bitmaps(args, sources.first().is_some_and(|first| image::driver_of(client, first) == "qcow2"))?;
-        return Err(match args.target_format.as_deref() {
-            Some(format) if format != "qcow2" => no_bitmaps(format),
-            _ => Failure::new("copying bitmaps (--bitmaps) is not supported yet"),
-        });
-    }
+    let bitmaps = match (args.bitmaps, sources.first()) {
+        (true, Some(first)) => {
+            check_bitmaps(args, image::driver_of(client, first) == "qcow2")?;
+            if let Some(format) = args.target_format.as_deref().filter(|format| *format != "qcow2") {
+                return Err(no_bitmaps(format));
+            }
+            bitmap::to_copy(client, first, args.skip_broken_bitmaps).await?
+        }
+        _ => Vec::new(),
+    };
     // Sources begin at sectors.
     let bytes = sources.iter().fold(0, |end: u64, source| end.next_multiple_of(512) + source.len());
     let plan = plan_target(args, known(filename), bytes)?;
@@ -61,6 +64,10 @@ pub async fn run(client: &Client, args: &ConvertArgs, _tool: &str) -> Result<u8,
     }
     let asked = Rc::clone(&interrupt);
     let copied = copy(client, args, &plan, (&sources, &target), (progress, asked)).await;
+    let copied = match copied {
+        Ok(()) => bitmap::copy(client, &target, bitmaps, tool).await,
+        stopped => stopped,
+    };
     let closed = image::close(target).await;
     for source in sources {
         image::close(source).await?;

@@ -107,8 +107,15 @@ pub async fn open_spec(client: &Client, name: &ImageName, spec: &NodeSpec) -> Re
 /// Tells what happened to images by themselves, as the reference does on the standard error output.
 pub fn tell_events(client: &Client) {
     while let Some(event) = client.next_event() {
-        if let Event::Repair { line, .. } = event {
-            crate::say(&format!("{line}\n"));
+        match event {
+            Event::Repair { line, .. } => crate::say(&format!("{line}\n")),
+            Event::ImageCorrupted { message, fatal: true, .. } => crate::say(&format!(
+                "qcow2: Marking image as corrupt: {message}; further corruption events will be suppressed\n"
+            )),
+            Event::ImageCorrupted { message, .. } => crate::say(&format!(
+                "qcow2: Image is corrupt: {message}; further non-fatal corruption events will be suppressed\n"
+            )),
+            _ => {}
         }
     }
 }

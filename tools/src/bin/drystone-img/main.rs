@@ -2,6 +2,7 @@
 
 mod amend;
 mod bench;
+mod bitmap;
 mod check;
 mod commit;
 mod compare;
@@ -62,6 +63,7 @@ fn run(command: Command, name: &str) -> Result<u8, Failure> {
             on(&args.common.clone(), async |client| amend::run(&client, &args, name).await)
         }
         Command::Bench(args) => on(&args.common.clone(), async |client| bench::run(&client, &args).await),
+        Command::Bitmap(args) => on(&args.common.clone(), async |client| bitmap::run(&client, &args).await),
         Command::Check(args) => on(&args.common.clone(), async |client| check::run(&client, &args).await),
         Command::Commit(args) => {
             on(&args.common.clone(), async |client| commit::run(&client, &args, name).await)
@@ -90,6 +92,12 @@ fn run(command: Command, name: &str) -> Result<u8, Failure> {
 /// Runs a command on the executor that was asked for.
 fn on(common: &Common, command: impl AsyncFnOnce(Client) -> Result<u8, Failure>) -> Result<u8, Failure> {
     let config = Config::default();
+    let command = async move |client: Client| {
+        let watched = client.clone();
+        let result = command(client).await;
+        image::tell_events(&watched);
+        result
+    };
     let ran = match common.executor {
         Executor::Tokio => drystone_exec_tokio::run(config, command),
         Executor::Monoio => drystone_exec_monoio::run(config, command),

@@ -6,9 +6,9 @@ use crate::format::qcow2::Qcow2Error;
 /// Bits 9 to 55: a host offset.
 const OFFSET_MASK: u64 = 0x00ff_ffff_ffff_fe00;
 /// Bit 63: the refcount of what the entry points to is exactly one.
-const COPIED: u64 = 1 << 63;
+pub const COPIED: u64 = 1 << 63;
 /// Bit 62 of an L2 entry: a compressed cluster.
-const COMPRESSED: u64 = 1 << 62;
+pub const COMPRESSED: u64 = 1 << 62;
 /// Bit 0 of a standard L2 entry, from version 3 on: the cluster reads as zeros.
 const ZERO: u64 = 1;
 

@@ -10,8 +10,8 @@ mod luks;
 mod snapshot;
 
 pub use entry::{
-    EntryRules, ExtendedL2Entry, L1Entry, L2Entry, RefcountTableEntry, RefcountWidth, SUBCLUSTERS,
-    SubclusterKind,
+    COMPRESSED, COPIED, EntryRules, ExtendedL2Entry, L1Entry, L2Entry, RefcountTableEntry, RefcountWidth,
+    SUBCLUSTERS, SubclusterKind,
 };
 pub(super) use header::BACKING_NAME_MAX;
 pub use header::{Autoclear, Compatible, Crypt, Extension, Header, Incompatible, extension_kind};
