@@ -23,6 +23,7 @@ pub const WRITABLE: OpenMode = OpenMode {
     force_share: false,
     locking: true,
     names: drystone_core::graph::open::ImageNames::Follow,
+    commits_down: 0,
 };
 
 /// Bytes of a block of direct I/O at the most.

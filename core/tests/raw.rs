@@ -21,6 +21,7 @@ const WRITABLE: OpenMode = OpenMode {
     force_share: false,
     locking: true,
     names: drystone_core::graph::open::ImageNames::Follow,
+    commits_down: 0,
 };
 
 #[test]

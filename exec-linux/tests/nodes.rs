@@ -19,6 +19,7 @@ const READING: OpenMode = OpenMode {
     force_share: false,
     locking: true,
     names: drystone_core::graph::open::ImageNames::Follow,
+    commits_down: 0,
 };
 
 #[test]

@@ -150,6 +150,26 @@ impl Io {
         self.request(Piece::range(label, Verb::Discard, node, offset, len)).await.1
     }
 
+    /// Makes an image hold nothing, durably, so that its backing file, or zeros, show through. Nobody else may use the
+    /// node meanwhile: requests in flight would meet what the image was.
+    ///
+    /// # Errors
+    /// When a leaf fails; [`Error::Unsupported`] for a format that cannot be emptied.
+    pub async fn make_empty(&self, node: NodeId) -> Result<()> {
+        let here = self.shared.graph.node(node);
+        if here.flags.read_only {
+            return Err(Box::new(Error::ReadOnly { node: here.name.clone() }));
+        }
+        match &here.kind {
+            Kind::Driver(driver) => driver.make_empty(&self.for_node(node)).await,
+            Kind::Leaf(leaf) => Err(Box::new(Error::Unsupported {
+                node: here.name.clone(),
+                driver: leaf.driver_name(),
+                what: "emptying",
+            })),
+        }
+    }
+
     /// Makes everything durable that completed on a node before.
     ///
     /// # Errors

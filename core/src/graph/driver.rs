@@ -7,7 +7,7 @@
 use crate::buf::BufList;
 use crate::engine::Io;
 use crate::engine::LocalFuture;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::intent::ZeroFlags;
 
 /// The edges of a node, by the names that QEMU gives them.
@@ -223,6 +223,15 @@ pub trait Driver {
     /// Gives up the content of a range, whole units of allocation (or the end of the node).
     fn discard<'a>(&'a self, _io: &'a Io, _offset: u64, _len: u64) -> LocalFuture<'a, Result<()>> {
         unreachable!("a driver that answers `Allocate` to zeros discards")
+    }
+
+    /// Makes the node hold nothing, durably, so that its backing file, or zeros, show through. Nobody else uses it
+    /// meanwhile. One that cannot says [`Error::Unsupported`].
+    fn make_empty<'a>(&'a self, io: &'a Io) -> LocalFuture<'a, Result<()>> {
+        Box::pin(async move {
+            let (node, driver) = (io.title(io.node()), self.name());
+            Err(Box::new(Error::Unsupported { node, driver, what: "emptying" }))
+        })
     }
 
     /// Whether no metadata waits to be written, so that a durable data write is a durable guest write.

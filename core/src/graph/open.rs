@@ -49,6 +49,15 @@ pub struct OpenMode {
     pub locking: bool,
     /// What names that images hold may open.
     pub names: ImageNames,
+    /// How many images down the backing chain one is that is written to as well, by a commit; 0: none is.
+    pub commits_down: usize,
+}
+
+impl OpenMode {
+    /// Whether the backing file is the one that a commit writes to.
+    fn writable_below(&self) -> bool {
+        self.commits_down == 1
+    }
 }
 
 impl Default for OpenMode {
@@ -63,6 +72,7 @@ impl Default for OpenMode {
             force_share: false,
             locking: true,
             names: ImageNames::Follow,
+            commits_down: 0,
         }
     }
 }
@@ -388,7 +398,9 @@ fn backing_spec(
     header: &Header,
     choice: &ChildSpec,
 ) -> Result<Option<NodeSpec>> {
-    let mode = OpenMode { writable: false, write_through: false, ..spec.mode };
+    let commits_down = spec.mode.commits_down.saturating_sub(1);
+    let writable = spec.mode.writable_below();
+    let mode = OpenMode { writable, write_through: false, commits_down, ..spec.mode };
     let format = header.backing_format.as_deref();
     let (name, more) = match (choice, &header.backing_file) {
         (ChildSpec::Spec(child), _) => return Ok(Some((**child).clone())),

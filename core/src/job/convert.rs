@@ -7,6 +7,7 @@ use std::cell::{Cell, RefCell};
 use std::ops::Range;
 use std::time::Duration;
 
+use super::above::{Above, above};
 use super::{Doing, Progress, Stopped};
 use crate::buf::{Buf, BufList, is_zero};
 use crate::engine::task::{Gate, WaitList, join, join_all};
@@ -29,6 +30,8 @@ pub struct Convert {
     pub sources: Vec<NodeId>,
     /// Where to.
     pub target: NodeId,
+    /// What this node, in the backing chain of the only source, holds, and what lies below it, is left out.
+    pub above: Option<NodeId>,
     /// Write clusters in compressed form.
     pub compress: bool,
     /// Bytes of zeros from which they are not written as data; 0: write all data as it is.
@@ -277,6 +280,16 @@ impl State<'_> {
     async fn status(&self, at: u64) -> Result<Run, Stopped> {
         let (source, offset) = self.source_at(at);
         let len = self.io.len(source) - offset;
+        if let Some(base) = self.plan.above {
+            let found = above(self.io, source, base, offset, len).await;
+            let (len, above) = found.map_err(Doing::Status.failed(0, at))?;
+            let kind = match above {
+                Above::Data => Kind::Data,
+                Above::Zero => Kind::Zero,
+                Above::Nothing => Kind::Backing,
+            };
+            return Ok(Run { range: at..at + len, begun: at, kind, place: None });
+        }
         let only_top = self.plan.target_has_backing;
         let base = if only_top { self.io.edge(source, crate::graph::Role::Backing) } else { None };
         let status = self.io.status(source, offset, len, base).await;

@@ -3,11 +3,15 @@
 //! A job holds no node open beyond its own end, moves data only through [`Io`](crate::engine::Io), and says how far it
 //! is through a [`Progress`]. Dropping the engine drops its jobs.
 
+mod above;
 mod bench;
+mod commit;
 mod compare;
 mod convert;
 mod create;
+mod dd;
 mod measure;
+mod rebase;
 mod status;
 
 use std::rc::Rc;
@@ -15,10 +19,13 @@ use std::rc::Rc;
 use crate::error::Error;
 
 pub use bench::{Bench, bench};
+pub use commit::{Commit, commit};
 pub use compare::{Compare, Comparison, compare};
 pub use convert::{Convert, Count, convert};
 pub use create::{ImageSpec, create};
+pub use dd::{Dd, dd};
 pub use measure::measure;
+pub use rebase::{Rebase, change_backing, rebase};
 pub use status::Statuses;
 
 /// Is told how much of how much is done, in bytes or whatever the job counts.
@@ -54,6 +61,9 @@ pub enum Doing {
     /// Making the target durable.
     #[error("flush")]
     Flush,
+    /// Emptying a committed image.
+    #[error("emptying")]
+    Empty,
 }
 
 impl Doing {

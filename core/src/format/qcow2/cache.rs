@@ -130,6 +130,13 @@ impl SliceCache {
         }
     }
 
+    /// Forgets everything: no slice is one of the image's any more, and none is being written.
+    pub(super) fn clear(&mut self) {
+        self.slots.clear();
+        self.index.clear();
+        (self.hand, self.dirty) = (0, 0);
+    }
+
     /// Copies of all dirty slices in the order of the file; they count as being written until
     /// [`written`](Self::written) or [`failed`](Self::failed).
     pub(super) fn take_dirty(&mut self) -> Vec<(HostOffset, Buf)> {

@@ -124,6 +124,8 @@ pub enum Qcow2Error {
 
     #[error("the file has {clusters} clusters, of which at most 2^31 - 1 can be checked")]
     CheckTooLarge { clusters: u64 },
+    #[error("the raw data file is the disk: it cannot be emptied so that a backing file shows through")]
+    RawDataFileHoldsAll,
     #[error("the dirty bitmaps are damaged: {problem}")]
     Bitmaps { problem: &'static str },
 
@@ -151,6 +153,7 @@ impl FormatError for Qcow2Error {
             | Self::Option(_)
             | Self::NoSnapshot
             | Self::NoDataFile
+            | Self::RawDataFileHoldsAll
             | Self::ImageFull { .. } => FaultKind::Misuse,
             Self::CacheExhausted | Self::Occupied { .. } => FaultKind::Io,
             _ => FaultKind::Corrupt,

@@ -11,12 +11,14 @@
 //! makes it reachable (`write`), and writes its metadata in an order that a crash cannot break (`flush`).
 //! Start reading at [`lookup`](Qcow2), then `write`, then `flush`; what is on disk is in `layout`.
 
+mod backing;
 mod bitmaps;
 mod cache;
 pub mod check;
 mod compressed;
 mod create;
 mod crypt;
+mod empty;
 mod error;
 mod flush;
 pub mod layout;
@@ -279,6 +281,10 @@ impl Driver for Qcow2 {
 
     fn discard<'a>(&'a self, io: &'a Io, offset: u64, len: u64) -> LocalFuture<'a, Result<()>> {
         Box::pin(self.discard_range(io, GuestOffset(offset), len))
+    }
+
+    fn make_empty<'a>(&'a self, io: &'a Io) -> LocalFuture<'a, Result<()>> {
+        Box::pin(self.empty_image(io))
     }
 
     fn is_clean(&self) -> bool {

@@ -22,7 +22,7 @@ use crate::graph::driver::{Ready, Role};
 use crate::intent::Fua;
 
 /// Bytes of a refcount table at the most. Source: QEMU's limit, beyond which it refuses the image.
-const REFCOUNT_TABLE_MAX: u64 = 8 << 20;
+pub(super) const REFCOUNT_TABLE_MAX: u64 = 8 << 20;
 
 /// Freed clusters that wait for a commit, at the most; more of them cause one.
 const FREED_MAX: usize = 4096;
@@ -108,6 +108,25 @@ impl Refcounts {
     /// Has clusters beyond `file_len` count as zeroed, on a leaf that grows with zeros.
     pub(super) fn fresh_beyond(&mut self, file_len: u64) {
         self.fresh_from = file_len.div_ceil(self.cluster_bits.size());
+    }
+
+    /// The file was cut off, and grows with zeros from there on, if it ever does.
+    pub(super) fn cut_at(&mut self, file_len: u64) {
+        if self.fresh_from != u64::MAX {
+            self.fresh_beyond(file_len);
+        }
+    }
+
+    /// Takes an empty image's table for the image's: only its metadata is counted.
+    pub(super) fn start_over(&mut self, table_at: HostOffset, table: Vec<u64>, metadata: FxHashSet<u64>) {
+        let used_to = metadata.iter().max().map_or(0, |last| last + 1);
+        let _ = self.taken(used_to, 0);
+        (self.table_at, self.table, self.table_dirty) = (table_at, table, None);
+        self.cache.clear();
+        self.metadata = metadata;
+        (self.next_packed, self.first_free) = (0, 0);
+        self.spare.clear();
+        self.freed.clear();
     }
 
     /// Clusters that one refcount block counts.

@@ -61,6 +61,13 @@ impl Qcow2 {
         self.change_entries(io, offset, len, !has_backing, change).await.map(|_| ())
     }
 
+    /// Makes a range hold nothing, so that what lies below shows through.
+    pub(super) async fn forget_range(&self, io: &Io, offset: GuestOffset, len: u64) -> Result<()> {
+        let nothing = ExtendedL2Entry { entry: L2Entry::Unallocated, allocated: 0, zero: 0 };
+        let change = |old, _, _| if old == nothing { Change::None } else { Change::To(nothing) };
+        self.change_entries(io, offset, len, true, change).await.map(|_| ())
+    }
+
     pub(super) fn data_file_is_raw(&self) -> bool {
         self.header.borrow().autoclear & Autoclear::RAW_DATA_FILE != 0
     }

@@ -119,6 +119,7 @@ async fn copy(
     let work = Convert {
         sources: sources.iter().map(Image::node).collect(),
         target: target.node(),
+        above: None,
         compress: args.compress,
         sparse: args.sparse_size,
         workers: usize::from(args.parallel),
@@ -153,7 +154,7 @@ fn stopped_at(stopped: &Stopped) -> Failure {
         Doing::Status => format!("reading block status at offset {at}"),
         Doing::Read => format!("reading at byte {at}"),
         Doing::Write => format!("writing at byte {at}"),
-        Doing::Flush => format!("flushing the target at byte {at}"),
+        Doing::Flush | Doing::Empty => format!("flushing the target at byte {at}"),
     };
     Failure::new(format!("error while {what}: {reason}\n{source}"))
 }
