@@ -5,26 +5,32 @@
 
 mod bench;
 mod check;
+mod commit;
 mod common;
 mod compare;
 mod convert;
 mod create;
+mod dd;
 mod help;
 mod info;
 mod map;
 mod measure;
 mod numbers;
+mod rebase;
 
 pub use bench::{Aio, BenchArgs, FlushEvery};
 pub use check::{CheckArgs, Repair};
+pub use commit::CommitArgs;
 pub use common::{CacheMode, Common, Executor, OutputFormat, Source};
 pub use compare::CompareArgs;
 pub use convert::{ConvertArgs, ConvertTarget, SnapshotName};
 pub use create::CreateArgs;
+pub use dd::DdArgs;
 pub use help::of_tool as tool_help;
 pub use info::InfoArgs;
 pub use map::MapArgs;
 pub use measure::{MeasureArgs, MeasureSubject};
+pub use rebase::RebaseArgs;
 
 use crate::getopt::{Getopt, OptionSpec, Order, Parsed};
 use crate::message::Failure;
@@ -56,12 +62,15 @@ pub enum Action {
 pub enum Command {
     Bench(BenchArgs),
     Check(CheckArgs),
+    Commit(CommitArgs),
     Compare(CompareArgs),
     Convert(ConvertArgs),
     Create(CreateArgs),
+    Dd(DdArgs),
     Info(InfoArgs),
     Map(MapArgs),
     Measure(MeasureArgs),
+    Rebase(RebaseArgs),
 }
 
 /// What a command's own parser returns: the command, or a text to print.
@@ -80,12 +89,15 @@ struct CommandSpec {
 const COMMANDS: &[&CommandSpec] = &[
     &bench::SPEC,
     &check::SPEC,
+    &commit::SPEC,
     &compare::SPEC,
     &convert::SPEC,
     &create::SPEC,
+    &dd::SPEC,
     &info::SPEC,
     &map::SPEC,
     &measure::SPEC,
+    &rebase::SPEC,
 ];
 
 const GLOBAL_OPTIONS: &[OptionSpec] = &[

@@ -22,7 +22,7 @@ use crate::{FORMATS, image};
 const TOO_LARGE: &str = "The image size is too large for file format 'raw'";
 
 /// The drivers that an image may name for its backing file: those of the reference's schema.
-const DRIVERS: &[&str] = &[
+pub const DRIVERS: &[&str] = &[
     "blkdebug",
     "blklogwrites",
     "blkreplay",

@@ -11,7 +11,7 @@ use drystone_core::graph::options::{from_filename, from_options};
 use drystone_exec_linux::{Client, Image};
 use drystone_tools::img::args::{CacheMode, Common, SnapshotName, Source};
 use drystone_tools::img::convert::{no_snapshot, no_snapshots_in};
-use drystone_tools::img::open::cannot_open;
+use drystone_tools::img::open::{cannot_open, guessed_raw};
 use drystone_tools::message::Failure;
 use drystone_tools::options::ImageName;
 
@@ -95,6 +95,14 @@ pub fn metadata_only(mut spec: NodeSpec) -> NodeSpec {
         options.metadata_only = true;
     }
     spec
+}
+
+/// Says that an image which is written to was taken for raw, because nobody said what it is.
+pub fn warn_of_guess(client: &Client, image: &Image, source: &Source, tool: &str) {
+    let told = source.format.is_some() || matches!(source.name, ImageName::Options { .. });
+    if !told && driver_of(client, image) == "raw" {
+        crate::say(&guessed_raw(source.name.text()).render(tool));
+    }
 }
 
 /// Name of the driver of an open image.

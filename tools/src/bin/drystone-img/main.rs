@@ -2,14 +2,17 @@
 
 mod bench;
 mod check;
+mod commit;
 mod compare;
 mod convert;
 mod create;
+mod dd;
 mod image;
 mod info;
 mod interrupt;
 mod map;
 mod measure;
+mod rebase;
 
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
@@ -48,14 +51,21 @@ fn run(command: Command, name: &str) -> Result<u8, Failure> {
     match command {
         Command::Bench(args) => on(&args.common.clone(), async |client| bench::run(&client, &args).await),
         Command::Check(args) => on(&args.common.clone(), async |client| check::run(&client, &args).await),
+        Command::Commit(args) => {
+            on(&args.common.clone(), async |client| commit::run(&client, &args, name).await)
+        }
         Command::Compare(args) => on(&args.common.clone(), async |client| compare::run(&client, &args).await),
         Command::Convert(args) => {
             on(&args.common.clone(), async |client| convert::run(&client, &args, name).await)
         }
         Command::Create(args) => on(&args.common.clone(), async |client| create::run(&client, &args).await),
+        Command::Dd(args) => on(&args.common.clone(), async |client| dd::run(&client, &args, name).await),
         Command::Info(args) => on(&args.common.clone(), async |client| info::run(&client, &args).await),
         Command::Map(args) => on(&args.common.clone(), async |client| map::run(&client, &args).await),
         Command::Measure(args) => on(&args.common.clone(), async |client| measure::run(&client, &args).await),
+        Command::Rebase(args) => {
+            on(&args.common.clone(), async |client| rebase::run(&client, &args, name).await)
+        }
     }
 }
 

@@ -132,6 +132,20 @@ impl CreateRequest {
     }
 }
 
+/// The options of an image of so many bytes and no others, for a command that makes one by the way.
+///
+/// # Errors
+/// When the format or the protocol makes no images.
+pub fn new_image(format: &str, size: u64, known: Known<'_>) -> Result<CreateOptions, Failure> {
+    if !known.drivers.contains(&format) {
+        return Err(Failure::new("Unknown file format"));
+    }
+    let protocol = known.protocol.map_err(|name| Failure::new(format!("Unknown protocol '{name}'")))?;
+    let mut options = create_options(format, Some(protocol), known).map_err(Failure::new)?;
+    options.set("size", size.to_string()).expect("every format has a size, and this one is a number");
+    Ok(options)
+}
+
 /// The options with which `format` makes an image on `protocol`.
 pub(super) fn create_options(
     format: &str,

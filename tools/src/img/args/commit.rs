@@ -1,0 +1,95 @@
+//! `commit [-f FMT | --image-opts] [-t CACHE] [-b BASE] [-d] [-r RATE] [-p] [-q] FILENAME`
+
+use crate::getopt::{Getopt, OptionSpec};
+use crate::message::Failure;
+
+use super::common::{
+    EXECUTOR, FORMAT, HELP, IMAGE_NAMES, IMAGE_OPTS, OBJECT, PROGRESS, QUIET, Step, one_operand,
+};
+use super::{Action, CacheMode, Command, CommandSpec, Common, ParsedCommand, Scan, Source, numbers};
+
+/// Arguments of `commit`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CommitArgs {
+    /// What every command takes.
+    pub common: Common,
+    /// The image.
+    pub source: Source,
+    /// `-t`: how the images are cached.
+    pub cache: CacheMode,
+    /// `-b`: the image of the backing chain that gets the data; the next one when `None`.
+    pub base: Option<String>,
+    /// `-d`, or `-b`: the image is not emptied.
+    pub drop: bool,
+    /// `-r`: bytes a second at most; 0 is no limit.
+    pub rate_limit: u64,
+    /// `-p`, unless `-q`.
+    pub progress: bool,
+    /// `-q`.
+    pub quiet: bool,
+}
+
+pub(super) const SPEC: CommandSpec = CommandSpec {
+    name: "commit",
+    about: "Put an image's data into its backing file",
+    operands: "FILENAME",
+    options: &[
+        HELP,
+        QUIET,
+        PROGRESS,
+        FORMAT,
+        IMAGE_OPTS,
+        OptionSpec {
+            long: &["cache"],
+            short: "t",
+            value: Some("CACHE"),
+            help: "cache mode of the images (default: writeback)",
+        },
+        OptionSpec { long: &["drop"], short: "d", value: None, help: "leave FILENAME as it is" },
+        OptionSpec {
+            long: &["base"],
+            short: "b",
+            value: Some("BASE"),
+            help: "image of the backing chain to commit to (default: the next one); implies -d",
+        },
+        OptionSpec { long: &["rate"], short: "r", value: Some("RATE"), help: "bytes a second at most" },
+        OBJECT,
+        EXECUTOR,
+        IMAGE_NAMES,
+    ],
+    parse,
+};
+
+fn parse(getopt: &mut Getopt<'_>, mut scan: Scan) -> ParsedCommand {
+    let (mut format, mut image_opts, mut cache, mut base) = (None, false, None, None);
+    let (mut drop, mut rate_limit, mut progress, mut quiet) = (false, 0, false, false);
+    loop {
+        match scan.step(getopt)? {
+            Step::End => break,
+            Step::Done(action) => return Ok((action, scan.warnings)),
+            Step::Option(option, value) => match option {
+                "format" => format = Some(value),
+                "image-opts" => image_opts = true,
+                "cache" => cache = Some(value),
+                "base" => base = Some(value),
+                "drop" => drop = true,
+                "rate" => rate_limit = numbers::size("rate limit", &value)?,
+                "progress" => progress = true,
+                _ => quiet = true,
+            },
+        }
+    }
+    let filename = one_operand(&getopt.take_operands())?.to_owned();
+    let cache = parse_cache(cache.as_deref())?;
+    let source = scan.source(&filename, format.as_deref(), image_opts)?;
+    drop |= base.is_some();
+    progress &= !quiet;
+    let args = CommitArgs { common: scan.common, source, cache, base, drop, rate_limit, progress, quiet };
+    Ok((Action::Run(Box::new(Command::Commit(args))), scan.warnings))
+}
+
+/// Reads the cache mode of an image that is changed.
+pub(super) fn parse_cache(name: Option<&str>) -> Result<CacheMode, Failure> {
+    let Some(name) = name else { return Ok(CacheMode::WRITEBACK) };
+    CacheMode::parse(name).ok_or_else(|| Failure::new(format!("Invalid cache option: {name}")))
+}
