@@ -261,7 +261,9 @@ fn object_help_is_the_same() {
 
 #[test]
 fn help_and_version() {
-    for command in ["bench", "check", "compare", "convert", "create", "info", "map"] {
+    for command in
+        ["bench", "check", "commit", "compare", "convert", "create", "dd", "info", "map", "measure", "rebase"]
+    {
         for line in [format!("drystone-img {command} --help"), format!("drystone-img {command} a -qh")] {
             let Ok(invocation) = parse(&words(&line)) else { continue };
             let Action::Print(text) = invocation.action else { panic!() };
