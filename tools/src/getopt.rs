@@ -18,7 +18,7 @@ pub struct OptionSpec {
 
 /// Options that the reference does not have. They are never cut short, so that what it takes for another option stays
 /// that option.
-const WHOLE: &[&str] = &["executor", "image-names"];
+const WHOLE: &[&str] = &["executor", "image-names", "completions", "man", "inspect"];
 
 /// What came of one step of parsing.
 #[derive(Clone, Debug, PartialEq, Eq)]

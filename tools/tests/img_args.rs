@@ -261,7 +261,11 @@ fn object_help_is_the_same() {
 
 #[test]
 fn help_and_version() {
-    for command in ["bench", "bitmap", "check", "compare", "convert", "create", "info", "map"] {
+    let commands = [
+        "amend", "bench", "bitmap", "check", "commit", "compare", "convert", "create", "dd", "info", "map", "measure",
+        "rebase", "resize", "snapshot",
+    ];
+    for command in commands {
         for line in [format!("drystone-img {command} --help"), format!("drystone-img {command} a -qh")] {
             let Ok(invocation) = parse(&words(&line)) else { continue };
             let Action::Print(text) = invocation.action else { panic!() };

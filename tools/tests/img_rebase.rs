@@ -4,7 +4,7 @@ mod chain;
 mod released;
 mod side;
 
-use chain::{SHAPES, both, build, expect_info, hold};
+use chain::{SHAPES, SHORT, both, build, expect_info, hold};
 use side::{EXECUTORS, Side};
 
 /// Two more images to put the top one on: a shorter and a longer one.
@@ -20,7 +20,7 @@ fn others(side: &Side) {
 
 #[test]
 fn chains_of_every_shape() {
-    for shape in SHAPES {
+    for (number, shape) in SHAPES.iter().enumerate() {
         for line in [
             "rebase -b n -F qcow2 {}/t",
             "rebase -b l -F qcow2 {}/t",
@@ -30,17 +30,25 @@ fn chains_of_every_shape() {
             "rebase -b _ {}/t",
             "rebase -b _ {}/m",
             "rebase -c -b n -F qcow2 {}/t",
-            "rebase -q -U -b n -F qcow2 {}/t",
+            "rebase -q -U -b l -F qcow2 {}/t",
         ] {
-            if line.contains("-c") && shape[2].contains("data_file") {
+            let packs = !shape[2].contains("data_file");
+            let for_all = line.contains("-b n -F") || line.contains("-b b -F") || line.contains("-b _ {}/t");
+            if line.contains("-c") && !packs || number > 0 && !for_all {
                 continue;
             }
             let mut side = Side::new();
-            build(&side, *shape);
+            build(&side, *shape, SHORT);
             others(&side);
             side.make("convert -O raw ours/t before");
-            both(&mut side, line);
             let about = format!("{shape:?}: {line}");
+            if line.contains("-c") && shape[2].contains("extended_l2") {
+                // The reference stops at an assertion of its own where a cluster is held in part.
+                side.our_make(&line.replace("{}", "ours"));
+                side.make(&line.replace("{}", "theirs").replace("-c ", ""));
+            } else {
+                both(&mut side, line);
+            }
             hold(&mut side, &about, &["b", "m", "t", "n", "l"]);
             let backing = |side: &Side, folder: &str| {
                 let text = side.make(&format!("info --output=json {folder}/t")).replace(folder, "");
@@ -59,7 +67,7 @@ fn chains_of_every_shape() {
 fn the_header_alone() {
     for shape in SHAPES {
         let mut side = Side::new();
-        build(&side, *shape);
+        build(&side, *shape, SHORT);
         others(&side);
         for line in [
             "rebase -u -b n -F qcow2 {}/t",
@@ -82,7 +90,7 @@ fn the_header_alone() {
 fn every_executor() {
     for executor in EXECUTORS {
         let mut side = Side::new();
-        build(&side, SHAPES[4]);
+        build(&side, SHAPES[4], SHORT);
         others(&side);
         side.our_make(&format!("rebase -p --executor {executor} -b n -F qcow2 ours/t"));
         side.make("rebase -b n -F qcow2 theirs/t");
@@ -95,7 +103,7 @@ fn every_executor() {
 #[test]
 fn nothing_is_copied_without_need() {
     let mut side = Side::new();
-    build(&side, SHAPES[0]);
+    build(&side, SHAPES[0], SHORT);
     let before = side.read("ours/m").len();
     side.make("create -q -f qcow2 -b b -F qcow2 ours/same 5M");
     side.our_make("rebase -b same -F qcow2 ours/m");
@@ -108,12 +116,13 @@ fn nothing_is_copied_without_need() {
 #[test]
 fn refusals() {
     let mut side = Side::new();
-    build(&side, SHAPES[0]);
+    build(&side, SHAPES[0], SHORT);
     others(&side);
     let long = "a".repeat(1023);
     for folder in ["ours", "theirs"] {
         side.make(&format!("create -q -f qcow2 -o cluster_size=512 {folder}/s 1M"));
-        let raw = format!("data_file={folder}/raw.data,data_file_raw=on");
+        let data = side.path(&format!("{folder}.data"));
+        let raw = format!("data_file={},data_file_raw=on", data.display());
         side.make(&format!("create -q -f qcow2 -o {raw} {folder}/d 1M"));
         side.make(&format!("create -q -f qcow2 -u -b gone -F raw {folder}/g 1M"));
     }

@@ -10,11 +10,13 @@ mod check;
 mod commit;
 mod common;
 mod compare;
+mod completions;
 mod convert;
 mod create;
 mod dd;
 mod help;
 mod info;
+mod man;
 mod map;
 mod measure;
 mod numbers;
@@ -36,7 +38,7 @@ pub use dd::DdArgs;
 pub(crate) use help::append_options;
 pub use help::of_tool as tool_help;
 pub use info::InfoArgs;
-pub use map::MapArgs;
+pub use map::{MapArgs, MapOutput};
 pub use measure::{MeasureArgs, MeasureSubject};
 pub use rebase::RebaseArgs;
 pub use resize::{NewSize, ResizeArgs};
@@ -129,6 +131,13 @@ const GLOBAL_OPTIONS: &[OptionSpec] = &[
         value: Some("TRACE"),
         help: "trace events: [[enable=]PATTERN][,events=FILE][,file=FILE]",
     },
+    OptionSpec {
+        long: &["completions"],
+        short: "",
+        value: Some(completions::SHELLS),
+        help: "print a script that makes the shell complete command lines, and exit",
+    },
+    OptionSpec { long: &["man"], short: "", value: None, help: "print the manual page, and exit" },
 ];
 
 /// The base name of the tool as it was called, which starts every message.
@@ -165,6 +174,14 @@ pub fn parse(argv: &[String]) -> Result<Invocation, Failure> {
         match recognized(parsed)? {
             ("help", _) => return invocation(warnings, Action::Help),
             ("version", _) => return invocation(warnings, Action::Print(help::version(name))),
+            ("man", _) => return invocation(warnings, Action::Print(man::page(name))),
+            ("completions", shell) => {
+                let script = completions::script(name, &shell).ok_or_else(|| {
+                    let text = format!("--completions expects 'bash', 'zsh' or 'fish', not '{shell}'");
+                    Failure::usage(text)
+                })?;
+                return invocation(warnings, Action::Print(script));
+            }
             (_, trace) if matches!(trace.as_str(), "help" | "?") => {
                 return invocation(warnings, Action::Print(String::new()));
             }

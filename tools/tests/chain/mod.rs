@@ -2,16 +2,21 @@
 
 use crate::side::{Run, Side};
 
+/// Length of the middle image when it is to be the shortest, and when it is to be as long as the others.
+pub const SHORT: u64 = 5 << 20;
+pub const LONG: u64 = 6 << 20;
+
 /// `options` of the three images of a chain, base first; `data_file=DATA` gives each a file of its own.
-pub fn build(side: &Side, options: [&str; 3]) {
+pub fn build(side: &Side, options: [&str; 3], middle_len: u64) {
     for folder in ["ours", "theirs"] {
         let _ = std::fs::create_dir(side.path(folder));
         let [base, middle, top] = options.map(|options| options.to_owned());
-        let with = |options: &str, name: &str| options.replace("DATA", &format!("{folder}/{name}.data"));
+        // A data file's name counts from where the reference runs, and from where the image is with us.
+        let data = |name: &str| side.path(&format!("{folder}/{name}.data")).display().to_string();
+        let with = |options: &str, name: &str| options.replace("DATA", &data(name));
         side.make(&format!("create -q -f qcow2 -o {} {folder}/b {}", with(&base, "b"), 6 << 20));
         side.io(&format!("{folder}/b"), "write -P 1 0 1M; write -P 2 3M 300k; write -P 7 5M 1M");
-        let size = 5 << 20;
-        let line = format!("-o {} -b b -F qcow2 {folder}/m {size}", with(&middle, "m"));
+        let line = format!("-o {} -b b -F qcow2 {folder}/m {middle_len}", with(&middle, "m"));
         side.make(&format!("create -q -f qcow2 {line}"));
         side.io(&format!("{folder}/m"), "write -P 3 500k 1M; write -z 3100k 100k; write -P 9 4M 5k");
         let line = format!("-o {} -b m -F qcow2 {folder}/t {}", with(&top, "t"), 6 << 20);

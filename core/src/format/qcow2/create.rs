@@ -150,6 +150,13 @@ impl CreateOptions {
         Ok(())
     }
 
+    /// The header of such an image, for tests of what becomes of headers.
+    #[cfg(test)]
+    pub(super) fn header_bytes(&self) -> Vec<u8> {
+        let plan = Plan::new(self).expect("legal options");
+        self.header(&plan).encode().expect("a header that fits")
+    }
+
     fn header(&self, plan: &Plan) -> Header {
         let set = |on: bool, bit: u64| if on { bit } else { 0 };
         let bits = ClusterBits::new(self.cluster_size.trailing_zeros()).expect("checked");

@@ -75,19 +75,11 @@ fn stopped_at(args: &CommitArgs, stopped: &Stopped) -> Failure {
 async fn depth_of(client: &Client, args: &CommitArgs, base: &str) -> Result<usize, Failure> {
     let disk = image::open(client, &args.source, image::reading(&args.common, args.cache, false)).await?;
     let (node, name) = (disk.node(), base.to_owned());
-    let found = client.run(move |io| async move { Ok((is_backed(&io, node), depth_in(&io, node, &name))) });
+    let found = client.run(move |io| async move { Ok(depth_in(&io, node, &name)) });
     let found = found.await.map_err(|error| Failure::new(error.to_string()))?;
     image::close(disk).await?;
     let image = args.source.name.text();
-    match found {
-        (_, Some(depth)) => Ok(depth),
-        (false, None) => Err(Failure::new("Image does not have a backing file")),
-        (true, None) => Err(Failure::new(format!("Did not find '{base}' in the backing chain of '{image}'"))),
-    }
-}
-
-fn is_backed(io: &Io, image: NodeId) -> bool {
-    io.edge(image, Role::Backing).is_some()
+    found.ok_or_else(|| Failure::new(format!("Did not find '{base}' in the backing chain of '{image}'")))
 }
 
 /// A name in a chain is relative to the image above the one that it names.

@@ -14,6 +14,7 @@ use drystone_tools::img::args::{InfoArgs, OutputFormat};
 use drystone_tools::img::info::{
     BackingName, Child, FormatSpecific, ImageInfo, Snapshot, render_human, render_json,
 };
+use drystone_tools::img::inspect::{Inspection, OutsideName};
 use drystone_tools::img::open::cannot_open;
 use drystone_tools::message::Failure;
 use drystone_tools::options::{ImageName, json_filename};
@@ -29,6 +30,9 @@ pub async fn run(client: &Client, args: &InfoArgs) -> Result<u8, Failure> {
     let mode =
         OpenMode { force_share: args.force_share, names: args.common.image_names, ..OpenMode::default() };
     let mut spec = image::spec(&args.source, mode)?;
+    if args.inspect {
+        return inspect(client, args, spec).await;
+    }
     let mut name = args.source.name.clone();
     let mut images: Vec<ImageInfo> = Vec::new();
     loop {
@@ -67,6 +71,35 @@ pub async fn run(client: &Client, args: &InfoArgs) -> Result<u8, Failure> {
         OutputFormat::Human => render_human(&images, &TimeZone::system()),
         OutputFormat::Json => render_json(&images, args.backing_chain),
     })?;
+    Ok(0)
+}
+
+/// Lists the names that the image holds. Only its own file is opened.
+async fn inspect(client: &Client, args: &InfoArgs, spec: NodeSpec) -> Result<u8, Failure> {
+    let name = &args.source.name;
+    let disk = image::open_spec(client, name, &image::metadata_only(spec)).await?;
+    let node = disk.node();
+    let looked = client.run(move |io| async move {
+        let title = io.title(node);
+        let driver = io.driver(node);
+        let qcow2 = driver.as_ref().and_then(|driver| driver.as_any().downcast_ref::<Qcow2>());
+        let header = qcow2.map(Qcow2::header);
+        let path = |name: &str| (!names_protocol(name)).then(|| beside(&title, name));
+        let mut names = Vec::new();
+        if let Some(header) = &header {
+            let format = header.backing_format.as_deref();
+            let backing = header.backing_file.as_deref();
+            names.extend(backing.map(|name| OutsideName::new("backing file", name, format, path(name))));
+            let data = header.data_file.as_deref();
+            names.extend(
+                data.map(|name| OutsideName::new("data file", name, None, Some(beside(&title, name)))),
+            );
+        }
+        Ok(Inspection { filename: title.clone(), format: driver_name(&io, node), names })
+    });
+    let inspection = looked.await.map_err(|error| cannot_open(name, &error.to_string()))?;
+    image::close(disk).await?;
+    crate::print(&inspection.render(args.output))?;
     Ok(0)
 }
 

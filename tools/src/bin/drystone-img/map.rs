@@ -4,10 +4,12 @@ use std::rc::Rc;
 
 use drystone_core::engine::{Io, Status};
 use drystone_core::error::Result as CoreResult;
+use drystone_core::graph::{CHAIN_MAX, Role};
 use drystone_core::job::Statuses;
-use drystone_exec_linux::Client;
-use drystone_tools::img::args::{CacheMode, MapArgs};
+use drystone_exec_linux::{Client, Image};
+use drystone_tools::img::args::{CacheMode, MapArgs, MapOutput};
 use drystone_tools::img::map::{MapEntry, MapPrinter};
+use drystone_tools::img::picture::{Picture, PictureFormat};
 use drystone_tools::message::Failure;
 
 use crate::image;
@@ -15,11 +17,10 @@ use crate::image;
 pub async fn run(client: &Client, args: &MapArgs) -> Result<u8, Failure> {
     let mode = image::reading(&args.common, CacheMode::WRITEBACK, args.force_share);
     let disk = image::open(client, &args.source, mode).await?;
-    let (mut printer, head) = MapPrinter::new(args.output);
-    crate::print(&head)?;
     let start = args.start_offset;
     let end = args.max_length.map_or(disk.len(), |len| start.saturating_add(len).min(disk.len()));
     let node = disk.node();
+    let mut writer = Writer::begin(client, args, &disk, (start, end)).await?;
     let statuses = Rc::new(Statuses::new(image::bytes_on_host));
     let (mut at, mut last) = (start, None::<MapEntry>);
     while at < end {
@@ -33,7 +34,7 @@ pub async fn run(client: &Client, args: &MapArgs) -> Result<u8, Failure> {
         for entry in batch {
             at = entry.start + entry.length;
             last = Some(entry.clone());
-            crate::print(&printer.push(entry)?)?;
+            writer.push(entry)?;
         }
     }
     // The reference counts whole sectors; what a file lacks of the last one reads as zeros.
@@ -42,11 +43,60 @@ pub async fn run(client: &Client, args: &MapArgs) -> Result<u8, Failure> {
     if let Some(last) = last.filter(|_| at == disk.len() && at < asked) {
         let offset = last.offset.map(|offset| offset + last.length);
         let missing = MapEntry { start: at, length: asked - at, zero: true, data: false, offset, ..last };
-        crate::print(&printer.push(missing)?)?;
+        writer.push(missing)?;
     }
-    crate::print(&printer.finish(start)?)?;
+    writer.finish(start)?;
     image::close(disk).await?;
     Ok(0)
+}
+
+/// What becomes of the entries.
+enum Writer {
+    Text(MapPrinter),
+    Picture(Box<Picture>, PictureFormat),
+}
+
+impl Writer {
+    async fn begin(
+        client: &Client,
+        args: &MapArgs,
+        disk: &Image,
+        (start, end): (u64, u64),
+    ) -> Result<Self, Failure> {
+        let format = match args.output {
+            MapOutput::Text(format) => {
+                let (printer, head) = MapPrinter::new(format);
+                crate::print(&head)?;
+                return Ok(Self::Text(printer));
+            }
+            MapOutput::Picture(format) => format,
+        };
+        let node = disk.node();
+        let layers = client.run(move |io| async move {
+            let chain = std::iter::successors(Some(node), |image| io.edge(*image, Role::Backing));
+            Ok(chain.take(CHAIN_MAX).map(|image| io.title(image)).collect())
+        });
+        let layers = layers.await.map_err(|error| Failure::new(error.to_string()))?;
+        let picture = Picture::new(args.source.name.text(), layers, start, end);
+        Ok(Self::Picture(Box::new(picture), format))
+    }
+
+    fn push(&mut self, entry: MapEntry) -> Result<(), Failure> {
+        match self {
+            Self::Text(printer) => crate::print(&printer.push(entry)?),
+            Self::Picture(picture, _) => {
+                picture.push(&entry);
+                Ok(())
+            }
+        }
+    }
+
+    fn finish(self, start: u64) -> Result<(), Failure> {
+        match self {
+            Self::Text(printer) => crate::print(&printer.finish(start)?),
+            Self::Picture(picture, format) => crate::print(&picture.render(format)),
+        }
+    }
 }
 
 async fn walk(

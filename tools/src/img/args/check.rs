@@ -77,8 +77,9 @@ fn parse(getopt: &mut Getopt<'_>, mut scan: Scan) -> ParsedCommand {
         Err(action) => return Ok((action, scan.warnings)),
     };
     let cache = parse_source_cache(cache.as_deref())?;
+    let output = image.output()?;
     let source = image.source(&mut scan)?;
-    let OneImage { force_share, output, .. } = image;
+    let OneImage { force_share, .. } = image;
     let args = CheckArgs { common: scan.common, source, repair, cache, force_share, quiet, output };
     Ok((Action::Run(Box::new(Command::Check(args))), scan.warnings))
 }

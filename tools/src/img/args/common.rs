@@ -147,11 +147,21 @@ pub(super) struct OneImage {
     image_opts: bool,
     /// `-U`.
     pub(super) force_share: bool,
-    /// `--output`.
-    pub(super) output: OutputFormat,
+    /// The argument of `--output`.
+    output: Option<String>,
 }
 
 impl OneImage {
+    /// `--output`, as it was written.
+    pub(super) fn output_word(&self) -> Option<&str> {
+        self.output.as_deref()
+    }
+
+    /// `--output`.
+    pub(super) fn output(&self) -> Result<OutputFormat, Failure> {
+        parse_output(self.output_word())
+    }
+
     /// What FILENAME names.
     pub(super) fn source(&self, scan: &mut Scan) -> Result<Source, Failure> {
         scan.source(&self.filename, self.format.as_deref(), self.image_opts)
@@ -182,7 +192,6 @@ impl Scan {
             }
         }
         let filename = one_operand(&getopt.take_operands())?.to_owned();
-        let output = parse_output(output.as_deref())?;
         Ok(Ok(OneImage { filename, format, image_opts, force_share, output }))
     }
 

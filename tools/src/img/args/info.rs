@@ -14,6 +14,8 @@ pub struct InfoArgs {
     pub source: Source,
     /// `--backing-chain`: show the backing files too.
     pub backing_chain: bool,
+    /// `--inspect`: list the names of other files, and open none of them.
+    pub inspect: bool,
     /// `-U`: open the image although others write to it.
     pub force_share: bool,
     /// `--output`.
@@ -29,6 +31,12 @@ pub(super) const SPEC: CommandSpec = CommandSpec {
         FORMAT,
         IMAGE_OPTS,
         OptionSpec { long: &["backing-chain"], short: "b", value: None, help: "show the backing files too" },
+        OptionSpec {
+            long: &["inspect"],
+            short: "",
+            value: None,
+            help: "list the names of other files that the image holds, and open none of them",
+        },
         FORCE_SHARE,
         OUTPUT,
         OBJECT,
@@ -39,17 +47,21 @@ pub(super) const SPEC: CommandSpec = CommandSpec {
 };
 
 fn parse(getopt: &mut Getopt<'_>, mut scan: Scan) -> ParsedCommand {
-    let mut backing_chain = false;
-    let own = |_: &str, _| {
-        backing_chain = true;
+    let (mut backing_chain, mut inspect) = (false, false);
+    let own = |option: &str, _| {
+        match option {
+            "inspect" => inspect = true,
+            _ => backing_chain = true,
+        }
         Ok(())
     };
     let image = match scan.one_image(getopt, own)? {
         Ok(image) => image,
         Err(action) => return Ok((action, scan.warnings)),
     };
+    let output = image.output()?;
     let source = image.source(&mut scan)?;
-    let OneImage { force_share, output, .. } = image;
-    let args = InfoArgs { common: scan.common, source, backing_chain, force_share, output };
+    let OneImage { force_share, .. } = image;
+    let args = InfoArgs { common: scan.common, source, backing_chain, inspect, force_share, output };
     Ok((Action::Run(Box::new(Command::Info(args))), scan.warnings))
 }

@@ -2,7 +2,9 @@
 
 use crate::getopt::{Getopt, OptionSpec};
 
-use super::common::{EXECUTOR, FORCE_SHARE, FORMAT, HELP, IMAGE_NAMES, IMAGE_OPTS, OBJECT, OUTPUT, OneImage};
+use super::common::{EXECUTOR, FORCE_SHARE, FORMAT, HELP, IMAGE_NAMES, IMAGE_OPTS, OBJECT, OneImage};
+use crate::img::picture::PictureFormat;
+
 use super::{Action, Command, CommandSpec, Common, OutputFormat, ParsedCommand, Scan, Source, numbers};
 
 /// Arguments of `map`.
@@ -19,7 +21,16 @@ pub struct MapArgs {
     /// `-U`: open the image although others write to it.
     pub force_share: bool,
     /// `--output`.
-    pub output: OutputFormat,
+    pub output: MapOutput,
+}
+
+/// What `map` writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MapOutput {
+    /// What the reference writes.
+    Text(OutputFormat),
+    /// A picture.
+    Picture(PictureFormat),
 }
 
 pub(super) const SPEC: CommandSpec = CommandSpec {
@@ -43,7 +54,12 @@ pub(super) const SPEC: CommandSpec = CommandSpec {
             help: "stop after so many bytes",
         },
         FORCE_SHARE,
-        OUTPUT,
+        OptionSpec {
+            long: &["output"],
+            short: "",
+            value: Some("human|json|svg|html"),
+            help: "form of the output: text, or a picture of which layer holds what (default: human)",
+        },
         OBJECT,
         EXECUTOR,
         IMAGE_NAMES,
@@ -64,8 +80,13 @@ fn parse(getopt: &mut Getopt<'_>, mut scan: Scan) -> ParsedCommand {
         Ok(image) => image,
         Err(action) => return Ok((action, scan.warnings)),
     };
+    let output = match image.output_word() {
+        Some("svg") => MapOutput::Picture(PictureFormat::Svg),
+        Some("html") => MapOutput::Picture(PictureFormat::Html),
+        _ => MapOutput::Text(image.output()?),
+    };
     let source = image.source(&mut scan)?;
-    let OneImage { force_share, output, .. } = image;
+    let OneImage { force_share, .. } = image;
     let args = MapArgs { common: scan.common, source, start_offset, max_length, force_share, output };
     Ok((Action::Run(Box::new(Command::Map(args))), scan.warnings))
 }
