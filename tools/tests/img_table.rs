@@ -608,8 +608,6 @@ const SNAPSHOT: &str = r#"
     snapshot -a x --apply y q
     snapshot -c x
     snapshot -c
-    snapshot --create
-    snapshot --delete= q
     snapshot -l q q
     snapshot -l nope
     snapshot -c x nope
@@ -681,7 +679,6 @@ const RESIZE: &str = r#"
     resize --image-opts -f qcow2 driver=qcow2,file.filename=q 1M
     resize -U q 1M
     resize --foo q 1M
-    resize -f
     resize --object foo q 1M
     resize --object secret,id=s q 1536k
     resize --shrink q 1M

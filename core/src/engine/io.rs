@@ -526,6 +526,9 @@ impl Io {
             Err(Box::new(Error::Unsupported { node: here.name.clone(), driver: here.driver_name(), what }))
         };
         match &here.kind {
+            Kind::Leaf(_) if here.flags.read_only => {
+                Err(Box::new(Error::ReadOnly { node: here.name.clone() }))
+            }
             Kind::Leaf(_) if how == Preallocate::Metadata => unsupported("preallocation of metadata"),
             Kind::Leaf(_) => self.set_len(node, len, how.of_file()).await,
             Kind::Driver(driver) => match driver.length() {

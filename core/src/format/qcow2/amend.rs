@@ -10,7 +10,6 @@ use super::layout::{
     extension_kind,
 };
 use super::lookup::be_u64;
-use super::refcount::Freed;
 use super::{Qcow2, Qcow2Error};
 use crate::buf::Buf;
 use crate::compute::Codec;
@@ -38,7 +37,7 @@ pub struct Amend {
     pub data_file_raw: Option<bool>,
     /// Name of the external data file, as the image is to state it; it must have one.
     pub data_file: Option<String>,
-    /// Name of the backing file, which cannot change here; empty for none.
+    /// Name of the backing file, which cannot change here.
     pub backing_file: Option<String>,
     /// Format of the backing file, which cannot change here.
     pub backing_format: Option<String>,
@@ -92,7 +91,7 @@ impl Qcow2 {
     async fn change_width(&self, io: &Io, width: RefcountWidth) -> Result<()> {
         let node = io.shared().graph.node(io.node());
         let still = self.stand_still(io, &node).await?;
-        let change = Change { width, ..Change::of(self, Freed::Other) };
+        let change = Change { width, ..Change::of(self) };
         self.switch(io, &still, change).await
     }
 
@@ -123,7 +122,7 @@ impl Qcow2 {
             let disk_size = snapshot.disk_size.or(Some(size));
             kept.extend(Snapshot { disk_size, ..snapshot.clone() }.encode());
         }
-        let mut change = Change::of(self, Freed::Snapshot);
+        let mut change = Change::of(self);
         change.retired = self.old_snapshot_table(table.len() as u64);
         change.snapshots = Some(SnapshotTable { kept, kept_count: snapshots.len() as u32, new: None });
         self.switch(io, &still, change).await
@@ -233,9 +232,7 @@ impl Qcow2 {
 impl Amend {
     /// Whether the changes go together with each other and with the image. The messages are `qemu-img`'s.
     fn check(&self, header: &Header, version: u32) -> Result<(), &'static str> {
-        let kept = |to: &Option<String>, is: &Option<String>| {
-            to.as_deref().is_none_or(|to| to == is.as_deref().unwrap_or_default())
-        };
+        let kept = |to: &Option<String>, is: &Option<String>| to.is_none() || to == is;
         if !kept(&self.backing_file, &header.backing_file)
             || !kept(&self.backing_format, &header.backing_format)
         {

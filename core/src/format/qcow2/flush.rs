@@ -239,7 +239,7 @@ fn union(a: Option<(usize, usize)>, b: Option<(usize, usize)>) -> Option<(usize,
 }
 
 /// Neighbouring slices become one write.
-fn merged(writes: Vec<(HostOffset, Buf)>) -> Vec<(HostOffset, crate::buf::BufList)> {
+pub(super) fn merged(writes: Vec<(HostOffset, Buf)>) -> Vec<(HostOffset, crate::buf::BufList)> {
     let mut runs: Vec<(HostOffset, crate::buf::BufList)> = Vec::new();
     for (at, bytes) in writes {
         match runs.last_mut() {

@@ -23,28 +23,22 @@ impl Qcow2 {
             let from = io.len(file).next_multiple_of(bits.size());
             io.set_len(file, from + bits.count(end - at) * bits.size(), how.of_file()).await?;
         }
-        let mut host_end = 0;
         while at < end {
             let extent = self.extent(GuestOffset(at), end - at, Access::Read)?;
             match extent.mapping {
                 Mapping::Miss(miss) => self.load_missing(io, miss).await?,
                 Mapping::Zero { at: None } | Mapping::Backing { at: None } => {
                     let space = self.reserve_extent(io, at, extent.len).await?;
-                    let published = self.publish_zeroed(io, &space).await;
+                    let published = self.publish_zeroed(io, &space, how).await;
                     if published.is_err() {
                         self.give_back_space(&space);
                     }
                     published?;
                     at = space.guest_end;
-                    host_end = host_end.max(space.host_offset + (space.guest_end - space.guest_start));
                 }
                 // It has its space already.
                 _ => at += extent.len,
             }
-        }
-        if self.geometry.data == Role::File && io.len(file) < host_end {
-            // Clusters are part of the file; and those that tables pushed beyond its new end are reserved too.
-            io.set_len(file, host_end, how.of_file()).await?;
         }
         Ok(())
     }
@@ -62,11 +56,17 @@ impl Qcow2 {
         }
     }
 
-    async fn publish_zeroed(&self, io: &Io, space: &Reservation) -> Result<()> {
+    async fn publish_zeroed(&self, io: &Io, space: &Reservation, how: Preallocate) -> Result<()> {
+        let host_end = space.host_offset + (space.guest_end - space.guest_start);
+        let file = io.child(Role::File);
+        if space.child == Role::File && io.len(file) < host_end {
+            // A cluster is part of the file before an entry points to it; tables may have pushed it beyond what is reserved.
+            io.set_len(file, host_end, how.of_file()).await?;
+        }
         // With subclusters, the entries say that nothing is there yet; and a data file was zeroed as a whole.
         let shows = !self.geometry.rules.extended && space.child == Role::File;
         if shows && !space.zeroed {
-            let (file, len) = (io.child(Role::File), space.guest_end - space.guest_start);
+            let len = space.guest_end - space.guest_start;
             let flags = ZeroFlags::default();
             io.write_zeroes("qcow2.preallocate/zero", file, space.host_offset, len, flags).await?;
         }

@@ -103,7 +103,7 @@ impl Qcow2 {
     async fn grow_l1(&self, io: &Io, entries: usize) -> Result<()> {
         let node = io.shared().graph.node(io.node());
         let still = self.stand_still(io, &node).await?;
-        let mut change = Change::of(self, Freed::Other);
+        let mut change = Change::of(self);
         change.l1.resize(entries, 0);
         self.switch(io, &still, change).await
     }

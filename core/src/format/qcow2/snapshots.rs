@@ -60,7 +60,7 @@ impl Qcow2 {
         let still = self.stand_still(io, &node).await?;
         let (snapshots, table) = self.snapshot_table(io).await?;
         let id = next_id(&snapshots);
-        let mut change = Change::of(self, Freed::Snapshot);
+        let mut change = Change::of(self);
         change.raise.clone_from(&change.l1);
         let entry = Snapshot {
             l1_offset: HostOffset(0),
@@ -110,7 +110,7 @@ impl Qcow2 {
         let still = self.stand_still(io, &node).await?;
         let (snapshots, _) = self.snapshot_table(io).await?;
         let snapshot = choice.find(&snapshots).ok_or_else(|| self.fail(Qcow2Error::NoSnapshot))?;
-        let mut change = Change::of(self, Freed::Snapshot);
+        let mut change = Change::of(self);
         let before = std::mem::take(&mut change.l1);
         change.raise = self.snapshot_l1(io, snapshot).await?;
         change.size = snapshot.disk_size.unwrap_or(change.size);
@@ -140,7 +140,7 @@ impl Qcow2 {
         let still = self.stand_still(io, &node).await?;
         let (snapshots, table) = self.snapshot_table(io).await?;
         let snapshot = choice.find(&snapshots).ok_or_else(|| self.fail(Qcow2Error::NoSnapshot))?;
-        let mut change = Change::of(self, Freed::Snapshot);
+        let mut change = Change::of(self);
         change.lower = self.snapshot_l1(io, snapshot).await?;
         let bits = self.geometry.cluster_bits;
         let l1_len = u64::from(snapshot.l1_entries) * 8;
@@ -148,7 +148,7 @@ impl Qcow2 {
         change.retired.push(FreedRun {
             first: snapshot.l1_offset.0 >> bits.bits(),
             count: bits.count(l1_len),
-            why: Freed::Snapshot,
+            why: Freed::Other,
         });
         change.retired.retain(|run| run.count > 0);
         let mut kept = Vec::with_capacity(table.len());
@@ -202,7 +202,7 @@ impl Qcow2 {
     pub(super) fn old_snapshot_table(&self, len: u64) -> Vec<FreedRun> {
         let bits = self.geometry.cluster_bits;
         let first = self.header.borrow().snapshots_offset.0 >> bits.bits();
-        let run = FreedRun { first, count: bits.count(len), why: Freed::Snapshot };
+        let run = FreedRun { first, count: bits.count(len), why: Freed::Other };
         Some(run).filter(|run| run.count > 0).into_iter().collect()
     }
 

@@ -6,7 +6,7 @@
 //! ```text
 //!   header ─▶ [ refcount table, blocks, L1, L2 tables, snapshot table ]     the generation in use
 //!      ╎
-//!      └────▶ [ blocks | refcount table | L1 | snapshot's L1 | snapshot table | L2 tables that differ ]     the next one
+//!      └────▶ [ blocks | refcount table | L1 | snapshot's L1 | snapshot table ] [ L2 tables that differ ]     the next one
 //! ```
 //!
 //! Order on disk: all of the next generation, a barrier, the header's first sector, a barrier; then the old generation is
@@ -55,8 +55,6 @@ pub(super) struct Change {
     pub(super) width: RefcountWidth,
     /// Clusters that are given up afterwards, beyond the old generation's own.
     pub(super) retired: Vec<FreedRun>,
-    /// Why the old generation is given up.
-    pub(super) why: Freed,
 }
 
 /// A snapshot table to be.
@@ -117,7 +115,6 @@ impl Qcow2 {
     /// Writes the next generation and switches to it. Durable on return; on an error, the image is what it was.
     pub(super) async fn switch(&self, io: &Io, _still: &Standstill<'_>, mut change: Change) -> Result<()> {
         let retired = std::mem::take(&mut change.retired);
-        let why = change.why;
         let next = match self.write_generation(io, &mut change).await {
             Ok(next) => next,
             Err(error) => {
@@ -125,7 +122,7 @@ impl Qcow2 {
                 return Err(error);
             }
         };
-        let old = self.old_generation(&next.layout, why);
+        let old = self.old_generation(&next.layout);
         if let Err(error) = self.point_to(io, &change, &next.layout).await {
             self.put_back(io).await;
             self.wrote_beyond(io);
@@ -134,7 +131,7 @@ impl Qcow2 {
         let mut retired = [retired, old].concat();
         let bits = self.geometry.cluster_bits.bits();
         for table in &next.replaced {
-            let run = FreedRun { first: table.0 >> bits, count: 1, why };
+            let run = FreedRun { first: table.0 >> bits, count: 1, why: Freed::Other };
             retired.extend((0..next.moved_each).map(|_| run));
         }
         self.adopt(&change, next);
@@ -266,11 +263,15 @@ impl Qcow2 {
         }
     }
 
-    /// What the generation in use takes, as far as the next one replaces it.
-    fn old_generation(&self, layout: &Layout, why: Freed) -> Vec<FreedRun> {
+    /// What the generation in use takes, as far as the next one replaces it. No holes are punched there: the generation
+    /// after the next one is likely to go there.
+    fn old_generation(&self, layout: &Layout) -> Vec<FreedRun> {
         let (header, bits) = (self.header.borrow(), self.geometry.cluster_bits);
-        let run =
-            |at: HostOffset, len: u64| FreedRun { first: at.0 >> bits.bits(), count: bits.count(len), why };
+        let run = |at: HostOffset, len: u64| FreedRun {
+            first: at.0 >> bits.bits(),
+            count: bits.count(len),
+            why: Freed::Other,
+        };
         let refcounts = self.refcounts.borrow();
         let mut runs = vec![run(refcounts.table_at, refcounts.table.len() as u64 * 8)];
         for (index, raw) in refcounts.table.iter().enumerate() {
@@ -357,7 +358,7 @@ impl Qcow2 {
 
 impl Change {
     /// The image as it is.
-    pub(super) fn of(qcow2: &Qcow2, why: Freed) -> Self {
+    pub(super) fn of(qcow2: &Qcow2) -> Self {
         Self {
             raise: Vec::new(),
             lower: Vec::new(),
@@ -366,7 +367,6 @@ impl Change {
             snapshots: None,
             width: qcow2.refcounts.borrow().width,
             retired: Vec::new(),
-            why,
         }
     }
 }

@@ -1,6 +1,10 @@
-//! Where the next generation goes: one run of free clusters, the first that is long enough, or beyond all that is in use.
+//! Where the next generation goes: two runs of free clusters, one for L2 tables and one for all else, the first that are
+//! long enough, or beyond all that is in use.
 //!
-//! Two generations of like size take turns in two places, so that the file does not grow with every snapshot.
+//! Generations of like size take turns in the places of those before them, so that the file does not grow with every
+//! snapshot. L2 tables stay apart because some outlive their generation, and would leave holes that are too short.
+
+use std::ops::Range;
 
 use super::super::layout::{HostOffset, L1Entry, RefcountTableEntry};
 use super::super::refcount::REFCOUNT_TABLE_MAX;
@@ -16,10 +20,12 @@ const WINDOW_LEN: u64 = 32 << 20;
 /// The places of a generation, in clusters of the file.
 ///
 /// ```text
-///   start ─▶ blocks | refcount table | L1 | snapshot's L1 | snapshot table | L2 tables, as many as turn out to differ
+///   start    ─▶ blocks | refcount table | L1 | snapshot's L1 | snapshot table
+///   l2_start ─▶ L2 tables, as many as turn out to differ
 /// ```
 pub(super) struct Layout {
     pub(super) start: u64,
+    l2_start: u64,
     /// Numbers of the refcount blocks, in order.
     pub(super) blocks: Vec<u64>,
     pub(super) table_clusters: u64,
@@ -50,12 +56,18 @@ impl Layout {
         self.snapshot_l1() + self.snapshot_l1_clusters
     }
 
-    pub(super) fn l2_tables(&self) -> u64 {
-        self.snapshots() + self.snapshots_clusters
+    /// Where all but the L2 tables is.
+    pub(super) fn fixed(&self) -> Range<u64> {
+        self.start..self.snapshots() + self.snapshots_clusters
+    }
+
+    /// Where the L2 tables are that differ.
+    pub(super) fn l2_tables(&self) -> Range<u64> {
+        self.l2_start..self.l2_start + self.l2_tables_max
     }
 
     pub(super) fn end(&self) -> u64 {
-        self.l2_tables() + self.l2_tables_max
+        self.fixed().end.max(self.l2_tables().end)
     }
 
     /// The place of block number `index`, which is one of [`blocks`](Self::blocks).
@@ -71,30 +83,44 @@ impl Layout {
         if self.blocks.len() <= at_once {
             return vec![self.blocks.clone()];
         }
-        let own = self.start / self.per_block..=(self.end() - 1) / self.per_block;
-        let (last, others): (Vec<u64>, Vec<u64>) = self.blocks.iter().partition(|index| own.contains(index));
+        let own = self.own_blocks();
+        let (last, others): (Vec<u64>, Vec<u64>) =
+            self.blocks.iter().partition(|index| own.binary_search(index).is_ok());
         let mut windows: Vec<_> = others.chunks(at_once).map(<[u64]>::to_vec).collect();
         windows.push(last);
         windows
     }
 
-    fn clusters(&self) -> u64 {
-        self.end() - self.start
+    /// Numbers of the blocks that count the generation itself, in order.
+    fn own_blocks(&self) -> Vec<u64> {
+        let parts = [self.fixed(), self.l2_tables()];
+        let parts = parts.into_iter().filter(|part| !part.is_empty());
+        let mut own: Vec<u64> =
+            parts.flat_map(|part| part.start / self.per_block..=(part.end - 1) / self.per_block).collect();
+        own.sort_unstable();
+        own.dedup();
+        own
     }
 
-    /// Adds the blocks that count the generation where it starts at `start`, until they count themselves too.
-    fn settle(&mut self, start: u64, cluster_size: u64) -> Result<(), Qcow2Error> {
-        self.start = start;
+    /// Puts the generation to its places, `end` where nothing fits, and adds blocks until they count it all.
+    fn settle(
+        &mut self,
+        (fixed, l2_tables): (Option<u64>, Option<u64>),
+        end: u64,
+        cluster_size: u64,
+    ) -> Result<(), Qcow2Error> {
         loop {
-            let own = start / self.per_block..=(self.end() - 1) / self.per_block;
+            self.start = fixed.unwrap_or(end);
+            let behind = if fixed.is_none() { self.fixed().end } else { end };
+            self.l2_start = l2_tables.unwrap_or(behind);
             let known = self.blocks.len();
-            let missing: Vec<u64> = own.filter(|index| self.blocks.binary_search(index).is_err()).collect();
-            self.blocks.extend(missing);
+            self.blocks.extend(self.own_blocks());
             self.blocks.sort_unstable();
+            self.blocks.dedup();
             let entries = self.blocks.last().map_or(0, |last| last + 1);
             let tables = (entries * 8).div_ceil(cluster_size).max(self.table_clusters);
             if tables * cluster_size > REFCOUNT_TABLE_MAX {
-                return Err(Qcow2Error::ImageFull { clusters: start });
+                return Err(Qcow2Error::ImageFull { clusters: self.end() });
             }
             if (known, self.table_clusters) == (self.blocks.len(), tables) {
                 return Ok(());
@@ -133,6 +159,7 @@ impl Qcow2 {
         let moves_l1 = counts_references || l1_entries != change.l1.len();
         let mut layout = Layout {
             start: 0,
+            l2_start: 0,
             blocks: self.covered(per_block, cluster_size)?,
             // One that was made with room to grow keeps it.
             table_clusters: if same_width { table_clusters } else { 1 },
@@ -148,8 +175,19 @@ impl Qcow2 {
         };
         let entries = layout.blocks.last().map_or(0, |last| last + 1);
         layout.table_clusters = layout.table_clusters.max(clusters_of(entries * 8));
-        let free = self.free_run(io, layout.clusters()).await?;
-        let settled = layout.settle(free.fit.unwrap_or(free.end), cluster_size);
+        // L2 tables beyond all that is counted take blocks of their own.
+        let fixed_len = layout.fixed().end + layout.l2_tables_max / per_block + 4;
+        let fixed = self.free_run(io, fixed_len, 0..0).await?;
+        let taken = fixed.fit.map_or(0..0, |start| start..start + fixed_len);
+        let l2_tables = match layout.l2_tables_max {
+            0 => Free { fit: Some(0), end: fixed.end },
+            tables => self.free_run(io, tables, taken).await?,
+        };
+        let end = fixed.end.max(l2_tables.end);
+        let mut settled = layout.settle((fixed.fit, l2_tables.fit), end, cluster_size);
+        if fixed.fit.is_some() && layout.fixed().end - layout.fixed().start > fixed_len {
+            settled = layout.settle((None, l2_tables.fit), end, cluster_size);
+        }
         settled.map_err(|fault| self.fail(fault))?;
         let last = self.geometry.cluster_bits.bits();
         match layout.end() < 1 << (56 - last) {
@@ -198,8 +236,8 @@ impl Qcow2 {
         }
     }
 
-    /// Looks for `wanted` neighbouring clusters that are counted and free.
-    async fn free_run(&self, io: &Io, wanted: u64) -> Result<Free> {
+    /// Looks for `wanted` neighbouring clusters that are counted and free, and not those that are `taken`.
+    async fn free_run(&self, io: &Io, wanted: u64, taken: Range<u64>) -> Result<Free> {
         let file = io.child(Role::File);
         let bits = self.geometry.cluster_bits;
         let (width, per_block, entries) = {
@@ -224,14 +262,25 @@ impl Qcow2 {
             let refcounts = self.refcounts.borrow();
             for in_block in 0..per_block {
                 let cluster = index * per_block + in_block;
-                if width.get(&bytes, in_block as usize) == 0 && !refcounts.metadata.contains(&cluster) {
-                    run += 1;
-                } else {
-                    (run, end) = (0, end.max(cluster + 1));
+                let counted =
+                    width.get(&bytes, in_block as usize) != 0 || refcounts.metadata.contains(&cluster);
+                run = if counted || taken.contains(&cluster) { 0 } else { run + 1 };
+                if counted {
+                    end = end.max(cluster + 1);
                 }
                 if run == wanted {
                     return Ok(Free { fit: Some(cluster + 1 - wanted), end });
                 }
+            }
+        }
+        // A damaged image may name tables beyond the end of its file.
+        let mut beyond: Vec<u64> =
+            self.refcounts.borrow().metadata.iter().copied().filter(|cluster| *cluster >= end).collect();
+        beyond.sort_unstable();
+        // Twice as much room holds the blocks too that count the region itself.
+        for cluster in beyond {
+            if cluster < end + 2 * wanted + 64 {
+                end = cluster + 1;
             }
         }
         Ok(Free { fit: None, end })

@@ -1,5 +1,6 @@
 //! Walks through what L1 tables reach: counting it, and renewing the flags that say what is counted once.
 
+use super::super::flush::merged;
 use super::super::layout::{HostOffset, L1Entry, L2Entry};
 use super::super::lookup::be_u64;
 use super::super::{Qcow2, Qcow2Error};
@@ -77,7 +78,7 @@ impl Qcow2 {
             let Some(tables) = tables else { return Ok(()) };
             let mut writes = Vec::new();
             for mut table in tables {
-                let own = next.layout.l2_tables()..next.layout.end();
+                let own = next.layout.l2_tables();
                 let replaced = own.contains(&(table.at.0 >> bits));
                 if !self.renew_table(&mut table.bytes, window).map_err(|fault| self.fail(fault))? {
                     if let Some(count) = window.count(table.at.0 >> bits).filter(|_| !replaced) {
@@ -87,16 +88,19 @@ impl Qcow2 {
                     continue;
                 }
                 if !replaced {
-                    let place = next.layout.l2_tables() + next.replaced.len() as u64;
+                    let place = next.layout.l2_tables().start + next.replaced.len() as u64;
                     window.use_fresh(place, next.moved_each);
                     next.replaced.push(table.at);
                     table.at = HostOffset(place << bits);
                     let copied = next.moved_each == 1;
                     next.l1[table.l1_index] = L1Entry::Table { at: table.at, copied }.encode();
                 }
-                let file = io.child(Role::File);
-                writes.push(io.write("qcow2.generation/l2_table", file, table.at.0, table.bytes, Fua::No));
+                writes.push((table.at, table.bytes));
             }
+            let file = io.child(Role::File);
+            let writes = merged(writes)
+                .into_iter()
+                .map(|(at, bytes)| io.write("qcow2.generation/l2_table", file, at.0, bytes, Fua::No));
             for (_, result) in join_all(writes).await {
                 result?;
             }

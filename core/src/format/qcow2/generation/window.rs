@@ -78,11 +78,11 @@ impl Window {
 
     /// Counts the clusters of the generation itself: its tables once, and the L2 tables as often as they are referred to.
     pub(super) fn add_region(&mut self, layout: &Layout, replaced: &[HostOffset], each: u64) {
-        for cluster in layout.start..layout.l2_tables() {
+        for cluster in layout.fixed() {
             self.use_fresh(cluster, 1);
         }
-        for number in 0..replaced.len() as u64 {
-            self.use_fresh(layout.l2_tables() + number, each);
+        for cluster in layout.l2_tables().take(replaced.len()) {
+            self.use_fresh(cluster, each);
         }
     }
 
