@@ -287,7 +287,10 @@ impl Shared {
             return self.reply(ReplyTo::Caller(tag), data, Err(error));
         }
         let verb = self.through(node, verb);
-        self.start(ReplyTo::Caller(tag), Piece { len, ..Piece::new(label, verb, node, offset, data) });
+        self.start(
+            ReplyTo::Caller(tag),
+            Piece { request: 0, label, verb, node, offset, len, position: 0, through: false, data },
+        );
     }
 
     /// The verb for a node whose writes are durable when they complete.
@@ -330,7 +333,10 @@ impl Shared {
         };
         let Piece { label, verb, node, offset, len, data, .. } = piece;
         if let Err((to, data)) = self.start_whole(to, writes, label, (node, offset), data) {
-            self.start_parts(to, Piece { len, ..Piece::new(label, verb, node, offset, data) });
+            self.start_parts(
+                to,
+                Piece { request: 0, label, verb, node, offset, len, position: 0, through: false, data },
+            );
         }
     }
 

@@ -84,7 +84,8 @@ impl Piece {
 
     /// A whole request that carries none.
     pub(crate) fn range(label: Label, verb: Verb, node: NodeId, offset: u64, len: u64) -> Self {
-        Self { len, ..Self::new(label, verb, node, offset, BufList::new()) }
+        let data = BufList::new();
+        Self { request: 0, label, verb, node, offset, len, position: 0, through: false, data }
     }
 
     /// Splits off the first `len` bytes.
