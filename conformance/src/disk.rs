@@ -311,11 +311,13 @@ impl Disk {
             // A write grows the disk; one from before a durable longer write does not shrink it.
             end = if matches!(pending.change, Change::SetLen(_)) { len } else { end.max(len) };
         }
+        // Sectors do not tear, not even where a length that is lost would cut one in two.
+        let cut = (survive < lengths.len()).then_some(end);
         let mut seen = 0;
         for pending in &log {
             let resized = pending.new_len.is_some();
             seen += usize::from(resized);
-            self.survive(&pending.change, resized && seen <= survive, fate);
+            self.survive(&pending.change, resized && seen <= survive, cut, fate);
         }
         self.stable.set_len(end);
         self.view = self.stable.clone();
@@ -328,8 +330,13 @@ impl Disk {
     }
 
     /// Applies the sectors of one change that survive; lengths come later.
-    fn survive(&mut self, change: &Change, length_survives: bool, fate: &mut Fate) {
+    fn survive(&mut self, change: &Change, length_survives: bool, cut: Option<u64>, fate: &mut Fate) {
         let whole = fate.next_change();
+        let sector_len = self.config.sector;
+        let is_cut = |part: &Range<u64>| {
+            let sector = part.start / sector_len;
+            cut.is_some_and(|cut| cut % sector_len != 0 && cut / sector_len == sector)
+        };
         match change {
             Change::SetLen(len) if length_survives => {
                 let end = self.stable.len().max(*len);
@@ -339,7 +346,7 @@ impl Disk {
             Change::Write(offset, bytes) => {
                 for sector in sectors_of(change, self.config.sector) {
                     let part = (sector.start - offset) as usize..(sector.end - offset) as usize;
-                    if fate.sector(whole) {
+                    if fate.sector(whole) && !is_cut(&sector) {
                         self.stable.write(sector.start, &bytes[part]);
                     }
                 }
