@@ -68,7 +68,8 @@ impl Writer {
         let format = match args.output {
             MapOutput::Text(format) => {
                 let (printer, head) = MapPrinter::new(format);
-                return Ok(Self::Text(printer, head));
+                crate::print(&head)?;
+                return Ok(Self::Text(printer, String::new()));
             }
             MapOutput::Picture(format) => format,
         };
