@@ -36,6 +36,7 @@ pub async fn run(client: &Client, args: &MapArgs) -> Result<u8, Failure> {
             last = Some(entry.clone());
             writer.push(entry)?;
         }
+        writer.write_out()?;
     }
     // The reference counts whole sectors; what a file lacks of the last one reads as zeros.
     let whole = disk.len().next_multiple_of(512);
@@ -52,7 +53,8 @@ pub async fn run(client: &Client, args: &MapArgs) -> Result<u8, Failure> {
 
 /// What becomes of the entries.
 enum Writer {
-    Text(MapPrinter),
+    /// The text goes out a batch at a time.
+    Text(MapPrinter, String),
     Picture(Box<Picture>, PictureFormat),
 }
 
@@ -67,7 +69,7 @@ impl Writer {
             MapOutput::Text(format) => {
                 let (printer, head) = MapPrinter::new(format);
                 crate::print(&head)?;
-                return Ok(Self::Text(printer));
+                return Ok(Self::Text(printer, String::new()));
             }
             MapOutput::Picture(format) => format,
         };
@@ -83,7 +85,14 @@ impl Writer {
 
     fn push(&mut self, entry: MapEntry) -> Result<(), Failure> {
         match self {
-            Self::Text(printer) => crate::print(&printer.push(entry)?),
+            Self::Text(printer, text) => match printer.push(entry) {
+                Ok(more) => {
+                    text.push_str(&more);
+                    Ok(())
+                }
+                // What comes before the mistake is shown.
+                Err(failure) => self.write_out().and(Err(failure)),
+            },
             Self::Picture(picture, _) => {
                 picture.push(&entry);
                 Ok(())
@@ -91,9 +100,17 @@ impl Writer {
         }
     }
 
-    fn finish(self, start: u64) -> Result<(), Failure> {
+    fn write_out(&mut self) -> Result<(), Failure> {
         match self {
-            Self::Text(printer) => crate::print(&printer.finish(start)?),
+            Self::Text(_, text) => crate::print(&std::mem::take(text)),
+            Self::Picture(..) => Ok(()),
+        }
+    }
+
+    fn finish(mut self, start: u64) -> Result<(), Failure> {
+        self.write_out()?;
+        match self {
+            Self::Text(printer, _) => crate::print(&printer.finish(start)?),
             Self::Picture(picture, format) => crate::print(&picture.render(format)),
         }
     }
