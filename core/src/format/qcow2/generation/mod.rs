@@ -38,6 +38,7 @@ use crate::graph::driver::Role;
 use crate::intent::Fua;
 use region::Layout;
 use walk::Step;
+use window::Window;
 
 /// What the next generation is to be.
 pub(super) struct Change {
@@ -173,7 +174,7 @@ impl Qcow2 {
             if counts_references {
                 self.renew_flags(io, &mut window, &mut next).await?;
             }
-            self.note_forgotten(&window, &mut next.forgotten);
+            next.forgotten.extend(self.unused_metadata(&window));
             next.first_free = next.first_free.min(window.first_free());
             for (place, index) in window.indices().iter().map(|index| (next.layout.block_at(*index), *index))
             {
@@ -189,10 +190,10 @@ impl Qcow2 {
         Ok(next)
     }
 
-    /// Adds the clusters of our metadata that the window says nobody uses any more.
-    fn note_forgotten(&self, window: &window::Window, forgotten: &mut Vec<u64>) {
+    /// Clusters of our own metadata that nobody uses any more, as far as the window tells.
+    fn unused_metadata(&self, window: &Window) -> Vec<u64> {
         let refcounts = self.refcounts.borrow();
-        forgotten.extend(refcounts.metadata.iter().filter(|at| window.count(**at) == Some(0)));
+        refcounts.metadata.iter().copied().filter(|cluster| window.count(*cluster) == Some(0)).collect()
     }
 
     async fn write_tables(&self, io: &Io, change: &Change, next: &Next) -> Result<()> {

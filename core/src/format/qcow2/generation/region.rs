@@ -181,9 +181,10 @@ impl Qcow2 {
         let taken = fixed.fit.map_or(0..0, |start| start..start + fixed_len);
         let l2_tables = match layout.l2_tables_max {
             0 => Free { fit: Some(0), end: fixed.end },
-            tables => self.free_run(io, tables, taken).await?,
+            tables => self.free_run(io, tables, taken.clone()).await?,
         };
-        let end = fixed.end.max(l2_tables.end);
+        // All else may have gone to the free clusters that come last.
+        let end = fixed.end.max(l2_tables.end).max(taken.end);
         let mut settled = layout.settle((fixed.fit, l2_tables.fit), end, cluster_size);
         if fixed.fit.is_some() && layout.fixed().end - layout.fixed().start > fixed_len {
             settled = layout.settle((None, l2_tables.fit), end, cluster_size);

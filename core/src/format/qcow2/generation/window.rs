@@ -54,7 +54,7 @@ impl Window {
 
     /// Counts a cluster, which nobody used before, so many times; outside the window it does nothing.
     pub(super) fn use_fresh(&mut self, cluster: u64, count: u64) {
-        debug_assert!(self.count(cluster).is_none_or(|before| before == 0), "the region was free");
+        assert!(self.count(cluster).is_none_or(|before| before == 0), "a generation goes to free clusters");
         self.set(cluster, count);
     }
 
