@@ -1,5 +1,7 @@
 //! Two folders with the same chain of images, in which each tool does the same, and what comes of it.
 
+#![allow(dead_code, reason = "each test file uses its part")]
+
 use crate::side::{Run, Side};
 
 /// Length of the middle image when it is to be the shortest, and when it is to be as long as the others.
