@@ -262,8 +262,8 @@ fn object_help_is_the_same() {
 #[test]
 fn help_and_version() {
     let commands = [
-        "amend", "bench", "bitmap", "check", "commit", "compare", "convert", "create", "dd", "info", "map", "measure",
-        "rebase", "resize", "snapshot",
+        "amend", "bench", "bitmap", "check", "commit", "compare", "convert", "create", "dd", "info", "map",
+        "measure", "rebase", "resize", "snapshot",
     ];
     for command in commands {
         for line in [format!("drystone-img {command} --help"), format!("drystone-img {command} a -qh")] {

@@ -236,7 +236,7 @@ fn files() -> Vec<Operation> {
     let version_2 = CreateOptions { version: 2, backing: backing.clone(), ..small(64 * KIB) };
     let above = CreateOptions { cluster_size: 4 * KIB, backing, ..CreateOptions::new(64 * KIB) };
     let apart = CreateOptions { data_file: Some("data".into()), ..small(32 * KIB) };
-    let bitmaps = bitmaps();
+    let (bitmaps, unknown) = (bitmaps(), unknown_feature());
     let source = stones(48 * KIB);
     let mut converting = World::new();
     converting.add_file("source", &source);
@@ -273,8 +273,11 @@ fn files() -> Vec<Operation> {
                 guest.write(8 * KIB, 700).await?;
                 guest.flush().await
             }),
-        Operation::new("bitmaps that this writer does not know", "qcow2", bitmaps.clone())
+        Operation::new("dirty bitmaps", "qcow2", bitmaps.clone())
             .holding(stale_bitmaps(bitmaps.export(TOP)))
+            .doing(|guest| async move { guest.write(0, KIB).await }),
+        Operation::new("a feature that this writer does not know", "qcow2", unknown.clone())
+            .holding(stale_feature(unknown.export(TOP)))
             .doing(|guest| async move { guest.write(0, KIB).await }),
         on("check", &small(64 * KIB))
             .after(|guest| async move { guest.write(0, 12 * KIB).await })
@@ -386,19 +389,69 @@ fn bitmaps() -> World {
     ])
 }
 
-/// A bitmap that is called up to date while the disk has changed loses data in the next incremental backup.
+/// A bitmap that is called up to date while it lacks a change loses data in the next incremental backup.
 fn stale_bitmaps(before: Vec<u8>) -> impl Fn(&World) -> std::result::Result<(), String> {
-    const AUTOCLEAR: usize = 95;
+    let disk = |file: &[u8]| file.get(5 * 4096..6 * 4096).unwrap_or_default().to_vec();
+    let before = disk(&before);
+    move |world| {
+        let file = world.export(TOP);
+        match disk(&file) == before || first_bit(&file) != Some(false) {
+            true => Ok(()),
+            false => Err("a bitmap is called up to date, and lacks a change".into()),
+        }
+    }
+}
+
+/// The first bit of the only bitmap; none where the bitmap is not called up to date.
+/// Source: [qcow2] "Bitmaps extension", "Bitmap directory".
+fn first_bit(file: &[u8]) -> Option<bool> {
+    const BITMAPS: u32 = 0x2385_2875;
+    let word = |at: usize| u32::from_be_bytes(file[at..at + 4].try_into().expect("four bytes"));
+    let long = |at: usize| u64::from_be_bytes(file[at..at + 8].try_into().expect("eight bytes"));
+    let mut at = word(100) as usize;
+    while word(at) != BITMAPS {
+        if word(at) == 0 {
+            return None;
+        }
+        at += 8 + (word(at + 4) as usize).next_multiple_of(8);
+    }
+    let directory = long(at + 24) as usize;
+    if file[AUTOCLEAR] & 1 == 0 || word(directory + 12) & 1 == 1 {
+        return None;
+    }
+    let entry = long(long(directory) as usize);
+    match entry & 0x00ff_ffff_ffff_fe00 {
+        0 => Some(entry & 1 == 1),
+        bits => Some(file[bits as usize] & 1 == 1),
+    }
+}
+
+/// An image with a feature of its own, which says that all of it is up to date.
+fn unknown_feature() -> World {
+    let mut world = by_qemu(&[
+        "qemu-img create -f qcow2 -o cluster_size=4k top 64k",
+        "qemu-io -f qcow2 -c 'write -P 17 0 12k' top",
+    ]);
+    let mut file = world.export(TOP);
+    file[AUTOCLEAR] |= 0x80;
+    world.add_file(TOP, &file);
+    world
+}
+
+fn stale_feature(before: Vec<u8>) -> impl Fn(&World) -> std::result::Result<(), String> {
     let rest = |file: &[u8]| file.get(4 * KIB as usize..).unwrap_or_default().to_vec();
     let before = rest(&before);
     move |world| {
         let file = world.export(TOP);
-        match file[AUTOCLEAR] & 1 == 0 || rest(&file) == before {
+        match file[AUTOCLEAR] & 0x80 == 0 || rest(&file) == before {
             true => Ok(()),
-            false => Err("a bitmap is called up to date, and the image has changed".into()),
+            false => Err("a feature is called up to date, and the image has changed".into()),
         }
     }
 }
+
+/// The last byte of the autoclear bits. Source: [qcow2] "Header".
+const AUTOCLEAR: usize = 95;
 
 fn by_qemu(commands: &[&str]) -> World {
     let folder = Folder::new();

@@ -53,7 +53,7 @@ pub const RULES: &[Rule] = &[
         "freed clusters used again",
     ),
     barrier("qcow2.barrier", "what a flush covers is durable when it is answered", "allocating write"),
-    barrier("qcow2.close", "a closed image is durable", "bitmaps that this writer does not know"),
+    barrier("qcow2.close", "a closed image is durable", "a feature that this writer does not know"),
     barrier(
         "qcow2.change_header/before",
         "what a new header points to is durable before it",
@@ -62,8 +62,9 @@ pub const RULES: &[Rule] = &[
     barrier(
         "qcow2.open/autoclear",
         "the cleared autoclear bits are durable before the first change",
-        "bitmaps that this writer does not know",
+        "a feature that this writer does not know",
     ),
+    barrier("qcow2.bitmaps/in_use", "bitmaps are durably in use before the first change", "dirty bitmaps"),
     barrier("qcow2.create/barrier", "all other metadata is durable before the header", "create"),
     barrier("qcow2.create/header", "a created image is durable", "create"),
     awaited("write/data", "data is written before an entry points to its cluster", "allocating write"),

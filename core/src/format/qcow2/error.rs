@@ -155,6 +155,8 @@ pub enum Qcow2Error {
     HeaderAdrift,
     #[error("Snapshots are not supported with an external data file")]
     SnapshotOfDataFile,
+    #[error("Device has active dirty bitmaps")]
+    CountsChanges,
     #[error("the image has {max} snapshots already, as many as there can be")]
     SnapshotsFull { max: u32 },
 
@@ -221,6 +223,7 @@ impl FormatError for Qcow2Error {
             | Self::RefcountFull { .. }
             | Self::RefcountTooWide { .. }
             | Self::SnapshotsFull { .. }
+            | Self::CountsChanges
             | Self::RawDataFileHoldsAll
             | Self::ImageFull { .. } => FaultKind::Misuse,
             Self::CacheExhausted | Self::HeaderAdrift | Self::Occupied { .. } => FaultKind::Io,

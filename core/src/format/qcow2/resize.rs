@@ -11,7 +11,7 @@
 use std::cell::Cell;
 
 use super::generation::Change;
-use super::layout::{ExtendedL2Entry, GuestOffset, L1_LEN_MAX, L1Entry, L2Entry, extension_kind};
+use super::layout::{ExtendedL2Entry, GuestOffset, L1_LEN_MAX, L1Entry, L2Entry};
 use super::lookup::be_u64;
 use super::refcount::Freed;
 use super::{Qcow2, Qcow2Error};
@@ -50,11 +50,7 @@ impl Qcow2 {
         if header.snapshot_count > 0 && header.version < 3 {
             return refuse("Can't resize a v2 image which has snapshots");
         }
-        if header.extension(extension_kind::BITMAPS).is_some() && len != header.size {
-            return refuse(
-                "the image has dirty bitmaps, whose length would no longer be the disk's; remove them first",
-            );
-        }
+        self.check_bitmaps_for(len).map_err(|fault| self.fail(fault))?;
         if len < header.size && how != Preallocate::Off {
             return refuse("Preallocation can't be used for shrinking an image");
         }
@@ -95,6 +91,7 @@ impl Qcow2 {
         // All that the longer disk shows is durable before it is longer.
         self.commit(io).await?;
         self.change_header(io, |header| header.size = len).await?;
+        self.resize_bitmaps(len);
         drop(shown);
         Ok(())
     }
@@ -138,6 +135,7 @@ impl Qcow2 {
         self.flush_all(io).await?;
         // From here on the disk ends there: nobody is lost to whom the rest was promised.
         self.change_header(io, |header| header.size = len).await?;
+        self.resize_bitmaps(len);
         let bits = self.geometry.cluster_bits;
         let end = len.next_multiple_of(bits.size());
         {

@@ -106,6 +106,9 @@ impl Qcow2 {
     /// [`Qcow2Error::NoSnapshot`], or what [`create_snapshot`](Self::create_snapshot) says.
     pub(crate) async fn apply_snapshot(&self, io: &Io, choice: &SnapshotChoice) -> Result<()> {
         self.check_snapshots_work(io)?;
+        if self.counts_changes() {
+            return Err(self.fail(Qcow2Error::CountsChanges));
+        }
         let node = io.shared().graph.node(io.node());
         let still = self.stand_still(io, &node).await?;
         let (snapshots, _) = self.snapshot_table(io).await?;

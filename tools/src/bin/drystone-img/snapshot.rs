@@ -70,7 +70,10 @@ async fn act(client: &Client, args: &SnapshotArgs, disk: &Image) -> Result<(), F
             }
             let choice = SnapshotChoice::IdOrName(tag.clone());
             let done = client.run(move |io| async move { apply_snapshot(&io, node, &choice).await }).await;
-            done.map_err(|error| failed(&format!("Failed to load snapshot: {}", reason(&error))))
+            done.map_err(|error| match error.to_string() {
+                busy if busy == "Device has active dirty bitmaps" => failed(&busy),
+                _ => failed(&format!("Failed to load snapshot: {}", reason(&error))),
+            })
         }
         SnapshotAction::Delete(tag) => {
             let failed = |why: &str| Failure::new(format!("Could not delete snapshot '{tag}': {why}"));

@@ -48,6 +48,24 @@ impl Bits {
         }
     }
 
+    /// Changes how many there are; new ones are not set.
+    pub(super) fn resize(&mut self, count: u64) {
+        self.count = count;
+        self.chunks.resize(count.div_ceil(CHUNK_BITS) as usize, None);
+        self.cut_off();
+    }
+
+    /// Clears what lies beyond the last bit.
+    fn cut_off(&mut self) {
+        let Some(Some(chunk)) = self.chunks.last_mut() else { return };
+        let in_chunk = (self.count - 1) % CHUNK_BITS + 1;
+        let (full, odd) = ((in_chunk / 8) as usize, in_chunk % 8);
+        if odd != 0 {
+            chunk[full] &= 0xff >> (8 - odd);
+        }
+        chunk[full + usize::from(odd != 0)..].fill(0);
+    }
+
     /// Clears all.
     pub(super) fn clear(&mut self) {
         self.chunks.fill(None);
@@ -78,13 +96,7 @@ impl Bits {
             chunk[at % CHUNK] = *value;
         }
         // Bits beyond the last are no bits of the disk, whatever was stored.
-        let odd = self.count % 8;
-        if odd != 0
-            && let Some(Some(chunk)) = self.chunks.last_mut()
-        {
-            let last = (self.count / 8) as usize % CHUNK;
-            chunk[last] &= 0xff >> (8 - odd);
-        }
+        self.cut_off();
     }
 
     /// The next run of set bits from `bit` on.
@@ -111,6 +123,19 @@ impl Bits {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn bits_go_and_come_with_the_length() {
+        let mut bits = Bits::new(100_000);
+        bits.set(0..100_000);
+        bits.resize(32_771);
+        bits.resize(100_000);
+        assert_eq!(bits.next_run(0), Some(0..32_771));
+        assert_eq!(bits.next_run(32_771), None);
+        bits.resize(0);
+        bits.resize(9);
+        assert_eq!(bits.next_run(0), None);
+    }
 
     proptest! {
         #[test]

@@ -179,11 +179,28 @@ impl Qcow2 {
     }
 
     fn new_bits(&self, granularity: u64) -> Result<Bits, Qcow2Error> {
-        let count = self.header.borrow().size.div_ceil(granularity);
-        if count.div_ceil(8) > BITMAP_LEN_MAX {
-            return Err(Qcow2Error::BitmapTooLarge);
+        bit_count(self.header.borrow().size, granularity).map(Bits::new)
+    }
+
+    /// Whether the bitmaps can be those of a disk of `len` bytes.
+    pub(super) fn check_bitmaps_for(&self, len: u64) -> Result<(), Qcow2Error> {
+        let bitmaps = self.dirty_bitmaps.borrow();
+        bitmaps.all.iter().try_for_each(|bitmap| bit_count(len, bitmap.about.granularity).map(drop))
+    }
+
+    /// Has the bitmaps follow the length of the disk; what is new is clean, as in QEMU 10.0.2.
+    pub(super) fn resize_bitmaps(&self, len: u64) {
+        for bitmap in &mut self.dirty_bitmaps.borrow_mut().all {
+            if let (Some(bits), Ok(count)) = (&mut bitmap.bits, bit_count(len, bitmap.about.granularity)) {
+                bits.resize(count);
+                bitmap.changed = true;
+            }
         }
-        Ok(Bits::new(count))
+    }
+
+    /// Whether the image is open with bitmaps, which count from the disk as it is.
+    pub(super) fn counts_changes(&self) -> bool {
+        !self.dirty_bitmaps.borrow().all.is_empty()
     }
 
     /// Loads the bitmaps of an image that is about to be written to, and says that they are in use.
@@ -355,4 +372,13 @@ impl Bitmaps {
 pub fn find_bitmap<'a>(all: &'a [DirtyBitmap], name: &str) -> Result<&'a DirtyBitmap, Qcow2Error> {
     let found = all.iter().find(|bitmap| bitmap.about.name == name);
     found.ok_or_else(|| Qcow2Error::NoBitmap { name: name.into() })
+}
+
+/// Bits of a bitmap of a disk of `len` bytes.
+fn bit_count(len: u64, granularity: u64) -> Result<u64, Qcow2Error> {
+    let count = len.div_ceil(granularity);
+    match count.div_ceil(8) <= BITMAP_LEN_MAX {
+        true => Ok(count),
+        false => Err(Qcow2Error::BitmapTooLarge),
+    }
 }
