@@ -16,6 +16,7 @@ mod operation;
 pub mod operations;
 pub mod rules;
 mod straight;
+mod upkeep;
 
 use std::collections::{BTreeSet, HashSet};
 use std::hash::BuildHasherDefault;

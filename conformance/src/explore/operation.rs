@@ -24,9 +24,10 @@ use drystone_core::engine::{Io, LocalFuture, Op};
 use drystone_core::error::Result;
 use drystone_core::format::qcow2::CreateOptions;
 use drystone_core::graph::NodeId;
+use drystone_core::graph::Preallocate;
 use drystone_core::graph::open::{NodeSpec, OpenMode, open};
 use drystone_core::graph::options::from_filename;
-use drystone_core::intent::{Fua, Preallocation, ZeroFlags};
+use drystone_core::intent::{Fua, ZeroFlags};
 use drystone_core::job::{ImageSpec, create};
 
 use super::crashes::fingerprint;
@@ -383,7 +384,7 @@ impl Guest {
         let old = self.0.sizes.borrow().clone();
         self.0.sizes.borrow_mut().push(len);
         self.touch();
-        let result = self.io().set_len(self.node(), len, Preallocation::Off).await;
+        let result = self.io().resize(self.node(), len, Preallocate::Off).await;
         // A length is durable with the next flush; until then a crash may bring the old one back.
         if result.is_err() {
             *self.0.sizes.borrow_mut() = old;

@@ -11,6 +11,7 @@ use drystone_core::job::{Convert, Count, ImageSpec, convert, create};
 use std::rc::Rc;
 
 use super::operation::{Do, Guest, Operation, TOP, qcow2, qcow2_in};
+use super::upkeep::upkeep;
 use crate::cases::{WRITABLE, stones};
 use crate::qemu::Folder;
 use crate::world::World;
@@ -36,7 +37,7 @@ fn on(name: &'static str, options: &CreateOptions) -> Operation {
 /// # Panics
 /// When an image cannot be made.
 pub fn all() -> Vec<Operation> {
-    [data(), tables(), clusters(), files(), raw()].into_iter().flatten().collect()
+    [data(), tables(), clusters(), files(), raw(), upkeep()].into_iter().flatten().collect()
 }
 
 /// A guest's request in a [`short_plans`] plan.
