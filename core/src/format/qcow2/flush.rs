@@ -180,7 +180,9 @@ impl Qcow2 {
     /// Order on disk: a barrier, the header, a barrier. What the new header points to is durable before it, and the change
     /// is durable on return. Memory follows the disk: a header that could not be written is not the image's.
     pub(super) async fn change_header(&self, io: &Io, change: impl FnOnce(&mut Header)) -> Result<()> {
-        self.barrier(io).await?;
+        if let Some(data) = io.try_child(Role::DataFile) {
+            io.flush("qcow2.change_header/data_file", data).await?;
+        }
         self.write_header(io, io.child(Role::File), change).await
     }
 
