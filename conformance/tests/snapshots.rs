@@ -151,6 +151,25 @@ fn a_snapshot_is_deleted_or_not() {
 
 const FILLED_AGAIN: &str = "qemu-io -f qcow2 -c 'write -P 30 0 64k' -c 'write -P 31 450k 100k' top.qcow2";
 
+/// A cluster that was freed, and that the disk refers to again, was flagged as shared when the last snapshot went.
+#[test]
+fn operations_follow_each_other() {
+    let all: Operation = Rc::new(|io, node| {
+        Box::pin(async move {
+            let new = NewSnapshot { name: "new".into(), ..NewSnapshot::default() };
+            let first = SnapshotChoice::IdOrName("first".into());
+            apply_snapshot(&io, node, &first).await?;
+            create_snapshot(&io, node, &new).await?;
+            delete_snapshot(&io, node, &first).await?;
+            delete_snapshot(&io, node, &SnapshotChoice::IdOrName("new".into())).await
+        })
+    });
+    each(&["qemu-img snapshot -c first top.qcow2", CHANGED], &all, |upkeep| {
+        assert_eq!(upkeep.after().snapshots, []);
+        Ok(())
+    });
+}
+
 #[test]
 fn a_reference_that_does_not_fit_changes_nothing() {
     let commands = ["qemu-img create -q -f qcow2 -o refcount_bits=1,cluster_size=4k top.qcow2 1M", FILLED];

@@ -1,7 +1,7 @@
-//! Operations that change an image as a whole: snapshots, lengths, options.
+//! Operations that change an image as a whole: snapshots, options.
 
-use drystone_core::format::qcow2::{Amend, CreateOptions, NewSnapshot, SnapshotChoice};
-use drystone_core::job::{amend, create_snapshot, delete_snapshot};
+use drystone_core::format::qcow2::{Amend, CreateOptions, NewSnapshot};
+use drystone_core::job::{amend, create_snapshot};
 
 use super::operation::{Guest, Operation, qcow2};
 use drystone_core::error::Result;
@@ -33,28 +33,6 @@ pub(super) fn upkeep() -> Vec<Operation> {
             take(&guest, "first").await?;
             // What the snapshot shares is copied.
             guest.write(2 * KIB, KIB).await?;
-            guest.flush().await
-        }),
-        on("a snapshot is deleted", &small)
-            .after(|guest| async move {
-                guest.write(KIB, 3 * KIB).await?;
-                take(&guest, "first").await?;
-                guest.write(2 * KIB, KIB).await?;
-                guest.flush().await
-            })
-            .doing(|guest| async move {
-                let choice = SnapshotChoice::IdOrName("first".into());
-                match delete_snapshot(&guest.io(), guest.node(), &choice).await {
-                    // Done again after a failure, which may have come behind it.
-                    Err(error) if error.to_string().contains("find snapshot") => {}
-                    other => other?,
-                }
-                guest.write(40 * KIB, KIB).await?;
-                guest.flush().await
-            }),
-        on("a longer disk", &small).doing(|guest| async move {
-            guest.resize(128 * KIB).await?;
-            guest.write(40 * KIB, KIB).await?;
             guest.flush().await
         }),
         on("wider refcounts", &small).doing(|guest| async move {

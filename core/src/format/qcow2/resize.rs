@@ -223,9 +223,6 @@ impl Qcow2 {
 
     /// Takes off the file what lies behind its last cluster in use, once what was freed is given back.
     async fn cut_file(&self, io: &Io) -> Result<()> {
-        self.commit(io).await?;
-        let tasks = &io.shared().tasks;
-        self.reclaimed.wait(tasks, || (self.reclaiming.get() == 0).then_some(())).await;
         let node = io.shared().graph.node(io.node());
         // Nobody takes a cluster that is about to be cut off, and the refcounts that say so are durable.
         let _still = self.stand_still(io, &node).await?;

@@ -102,8 +102,13 @@ struct Next {
 
 impl Qcow2 {
     /// Waits until mappings stand still and all metadata is durable.
+    ///
+    /// What was freed before is given back first: a cluster that the disk refers to again (it went back to a snapshot) would
+    /// be counted twice, flagged as shared, and be counted once a moment later.
     pub(super) async fn stand_still<'a>(&'a self, io: &'a Io, node: &'a Node) -> Result<Standstill<'a>> {
         let tasks = &io.shared().tasks;
+        self.commit(io).await?;
+        self.reclaimed.wait(tasks, || (self.reclaiming.get() == 0).then_some(())).await;
         let still = Standstill {
             _claims: node.claims.take_all(tasks).await,
             _reclaims: self.reclaims.enter(tasks).await,
@@ -292,8 +297,12 @@ impl Qcow2 {
         let layout = &next.layout;
         let found = metadata_clusters(&self.header.borrow(), &next.l1, &next.table);
         let mut refcounts = self.refcounts.borrow_mut();
-        // The old generation keeps its places in memory until they are given back.
-        refcounts.metadata.extend(found.expect("the places of a generation were free, and differ"));
+        match found {
+            // The old generation keeps its places in memory until they are given back.
+            Ok(clusters) => refcounts.metadata.extend(clusters),
+            // Tables overlap in a damaged image alone: nothing more is written to it.
+            Err(_) => refcounts.adrift = true,
+        }
         (refcounts.table, refcounts.table_at) = (next.table, self.offset_of(layout.table()));
         refcounts.width = change.width;
         refcounts.cache.clear();
