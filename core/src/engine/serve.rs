@@ -116,8 +116,11 @@ async fn own(io: &Io, driver: &dyn Driver, piece: &mut Piece, op: Op) -> Result<
     result
 }
 
-/// Whether a driver carries a write of the piece out itself.
+/// Whether a driver carries a write of the piece out itself. What is empty is nowhere.
 fn writes_itself(driver: &dyn Driver, piece: &Piece) -> Result<bool> {
+    if piece.len == 0 {
+        return Ok(false);
+    }
     let extent = driver.lookup(piece.offset, piece.len, Access::Write)?;
     Ok(matches!(extent.mapping, Mapping::Own { .. }))
 }
