@@ -174,7 +174,8 @@ fn entries_of_the_snapshot_table_are_completed() {
         side.write("theirs", &bytes.0);
         let (ours, theirs) = (side.ours("check -r all ours"), side.theirs("check -r all theirs"));
         side.expect_alike(&format!("{extra_len} bytes of extra data"), &told(&ours), &told(&theirs));
-        assert_eq!(side.theirs("check ours").code, 0);
+        // The table that was replaced may be left as a leak, and as nothing worse.
+        assert!(matches!(side.theirs("check ours").code, 0 | 3), "{extra_len} bytes of extra data");
         let list = |name: &str| side.make(&format!("snapshot -l {name}"));
         let (ours, theirs) = (list("ours"), list("theirs"));
         side.expect_alike("snapshots", &ours, &theirs);
