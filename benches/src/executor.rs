@@ -35,6 +35,10 @@ pub enum Load {
     Writes(u64),
     /// Makes an image of so many clusters of 4 KiB, and writes them in no order.
     Fragments(u64),
+    /// Writes every second one of so many clusters of an image that is there.
+    EverySecond(u64),
+    /// Makes an image of 1 TiB with subclusters, and writes so many blocks of it, evenly spread.
+    Extents(u64),
 }
 
 /// Puts the load on an image at `path`.
@@ -65,9 +69,16 @@ pub fn run(executor: Executor, load: Load, path: &str) -> io::Result<()> {
 
 async fn work(client: &Client, load: Load, path: &str, spawn: impl Fn(Task) -> Task) -> Result<()> {
     match load {
-        Load::Reads(_) => {}
-        Load::Writes(clusters) => make(client, path, clusters, CLUSTER as u64).await?,
-        Load::Fragments(clusters) => make(client, path, clusters, BLOCK as u64).await?,
+        Load::Reads(_) | Load::EverySecond(_) => {}
+        Load::Writes(clusters) => make(client, path, CreateOptions::new(clusters * CLUSTER as u64)).await?,
+        Load::Fragments(clusters) => {
+            let size = clusters * BLOCK as u64;
+            make(client, path, CreateOptions { cluster_size: BLOCK as u64, ..CreateOptions::new(size) })
+                .await?;
+        }
+        Load::Extents(_) => {
+            make(client, path, CreateOptions { extended_l2: true, ..CreateOptions::new(1 << 40) }).await?;
+        }
     }
     // As `qemu-img bench -t unsafe`: what is measured is the path of a request, not the disk below.
     let mode = OpenMode { writable: !matches!(load, Load::Reads(_)), no_flush: true, ..OpenMode::default() };
@@ -89,14 +100,13 @@ fn qcow2(path: &str, mode: OpenMode) -> NodeSpec {
     NodeSpec { node_name: None, mode, driver }
 }
 
-async fn make(client: &Client, path: &str, clusters: u64, cluster_size: u64) -> Result<()> {
+async fn make(client: &Client, path: &str, options: CreateOptions) -> Result<()> {
     let path = path.to_owned();
     client
         .run(async move |io| {
             io.create_leaf(&Location::Path(path.clone()), 0, Preallocation::Off).await?;
             let mode = OpenMode { writable: true, ..OpenMode::default() };
             let file = open(&io, &NodeSpec::file(path, mode)).await?;
-            let options = CreateOptions { cluster_size, ..CreateOptions::new(clusters * cluster_size) };
             create(&io, file, &options).await?;
             io.close(file).await
         })
@@ -109,7 +119,8 @@ async fn requests(disk: Image, load: Load, n: u64) {
     let (count, size) = match load {
         Load::Reads(count) => (count, BLOCK),
         Load::Writes(clusters) => (clusters, CLUSTER),
-        Load::Fragments(clusters) => (clusters, BLOCK),
+        Load::Fragments(count) | Load::Extents(count) => (count, BLOCK),
+        Load::EverySecond(clusters) => (clusters / 2, CLUSTER),
     };
     let mut data = BufList::from(Buf::from(vec![0x5a; size]));
     for request in (n..count).step_by(DEPTH) {
@@ -117,6 +128,8 @@ async fn requests(disk: Image, load: Load, n: u64) {
             Load::Reads(_) => disk.read(random.block(len), data).await,
             Load::Writes(_) => disk.write(request * size as u64, data).await,
             // An odd factor visits every cluster once when their number is a power of two.
+            Load::EverySecond(_) => disk.write(request * 2 * size as u64, data).await,
+            Load::Extents(_) => disk.write(request * (len / count / size as u64 * size as u64), data).await,
             Load::Fragments(_) => disk.write(request * 0x9e37_79b1 % count * size as u64, data).await,
         };
         result.expect("a file on this host reads and writes");

@@ -9,6 +9,7 @@ pub mod null;
 
 pub mod bare;
 pub mod codec;
+pub mod edits;
 pub mod executor;
 pub mod measure;
 #[cfg(feature = "peers")]

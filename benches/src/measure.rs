@@ -1,5 +1,6 @@
 //! Running subjects in turns, and what the kernel says that each used.
 
+use std::ffi::OsStr;
 use std::io;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -30,6 +31,17 @@ pub fn once(command: &mut Command) -> io::Result<Usage> {
     }
     let cpu = end.rusage.utime + end.rusage.stime;
     Ok(Usage { wall: start.elapsed(), cpu, resident_max: end.rusage.maxrss })
+}
+
+/// This program again, doing what one subject is measured by. Images are made so too: a process inherits what the
+/// kernel calls the resident memory of the one that starts it.
+///
+/// # Errors
+/// When this program does not know where it is.
+pub fn myself(name: &str, file: impl AsRef<OsStr>, count: u64) -> io::Result<Command> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.args(["subject", name]).arg(file).arg(count.to_string());
+    Ok(command)
 }
 
 /// One of those that are compared.

@@ -5,8 +5,7 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::Random;
-use crate::executor::{Executor, Load, run};
-use crate::measure::{Subject, in_turns, print_processes};
+use crate::measure::{Subject, in_turns, myself, once, print_processes};
 
 /// Bytes of the disk that is converted.
 const PLAIN_LEN: u64 = 1 << 30;
@@ -28,14 +27,14 @@ pub fn compare(drystone_img: &Path, qemu_img: &Path, dir: &Path, rounds: usize) 
     words(&text, PACKED_LEN)?;
     let (qcow2, zlib, zstd, fragments) =
         (at("plain.qcow2"), at("zlib.qcow2"), at("zstd.qcow2"), at("fragments.qcow2"));
-    run(Executor::Tokio, Load::Fragments(FRAGMENTS), &fragments)?;
+    once(&mut myself("fragments/tokio", &fragments, FRAGMENTS)?)?;
     let zstd_option = "compression_type=zstd";
     for line in [
         vec!["convert", "-O", "qcow2", &raw, &qcow2],
         vec!["convert", "-c", "-O", "qcow2", &text, &zlib],
         vec!["convert", "-c", "-O", "qcow2", "-o", zstd_option, &text, &zstd],
     ] {
-        crate::measure::once(Command::new(qemu_img).args(line))?;
+        once(Command::new(qemu_img).args(line))?;
     }
     println!("\n| what | time, theirs | times as fast | CPU, theirs | ratio | memory, theirs |");
     println!("|---|---|---|---|---|---|");

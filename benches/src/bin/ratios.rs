@@ -1,6 +1,6 @@
 //! Measures Drystone beside its peers and prints tables of ratios.
 //!
-//! `cargo run --release -p drystone-benches --features peers -- [reads] [writes] [tools] [codecs] [--rounds N] [--dir DIR]
+//! `cargo run --release -p drystone-benches --features peers -- [reads] [writes] [tools] [edits] [codecs] [--rounds N] [--dir DIR]
 //! [--qemu-img PATH] [--drystone-img PATH]`
 //!
 //! Each subject is this program again (`subject NAME FILE COUNT`), or somebody else's tool. What is not there is left
@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use drystone_benches::executor::{Executor, Load};
-use drystone_benches::measure::{Subject, in_turns, once, print_requests};
-use drystone_benches::{BLOCK, CLUSTER, DEPTH, bare, codec, executor, tools};
+use drystone_benches::measure::{Subject, in_turns, myself, once, print_requests};
+use drystone_benches::{BLOCK, CLUSTER, DEPTH, bare, codec, edits, executor, tools};
 use lexopt::prelude::*;
 
 type Outcome<T = ()> = Result<T, Box<dyn std::error::Error>>;
@@ -87,6 +87,9 @@ fn subject(name: &str, file: &str, count: u64) -> Outcome {
         #[cfg(feature = "peers")]
         Some((load, name @ ("imago" | "qcow2-rs"))) => peer(load, name, file, count)?,
         Some(("reads", name)) => executor::run(executor(name), Load::Reads(count), file)?,
+        Some(("fragments", name)) => executor::run(executor(name), Load::Fragments(count), file)?,
+        Some(("extents", name)) => executor::run(executor(name), Load::Extents(count), file)?,
+        Some(("every-second", name)) => executor::run(executor(name), Load::EverySecond(count), file)?,
         Some(("writes", name)) => executor::run(executor(name), Load::Writes(count), file)?,
         _ => return Err(format!("no subject is called '{name}'").into()),
     }
@@ -123,6 +126,12 @@ fn compare(arguments: &Arguments) -> Outcome {
         _ => {}
     }
     match &arguments.drystone_img {
+        Some(drystone_img) if arguments.wants("edits") && qemu_img => {
+            edits::compare(drystone_img, &arguments.qemu_img, &arguments.dir, arguments.rounds)?;
+        }
+        _ => {}
+    }
+    match &arguments.drystone_img {
         Some(drystone_img) if arguments.wants("codecs") && qemu_img => codecs(arguments, drystone_img)?,
         _ if arguments.wants("tools") || arguments.wants("codecs") => {
             eprintln!("ratios: tools need --drystone-img and qemu-img: left out")
@@ -130,12 +139,6 @@ fn compare(arguments: &Arguments) -> Outcome {
         _ => {}
     }
     Ok(())
-}
-
-fn myself(name: &str, file: &Path, count: u64) -> std::io::Result<Command> {
-    let mut command = Command::new(std::env::current_exe()?);
-    command.args(["subject", name]).arg(file).arg(count.to_string());
-    Ok(command)
 }
 
 fn reads(arguments: &Arguments, qemu_img: bool) -> Outcome {
@@ -220,7 +223,7 @@ fn codecs(arguments: &Arguments, drystone_img: &Path) -> Outcome {
             command
         };
         let mut subjects = [
-            Subject::new("the codec", myself(&format!("pack/{codec}"), text.as_ref(), 0)?),
+            Subject::new("the codec", myself(&format!("pack/{codec}"), &text, 0)?),
             Subject::new("drystone-img convert -c", packs(drystone_img, &ours)),
             Subject::new("qemu-img convert -c", packs(&arguments.qemu_img, &theirs)),
         ];
@@ -239,7 +242,7 @@ fn codecs(arguments: &Arguments, drystone_img: &Path) -> Outcome {
             command
         };
         let mut subjects = [
-            Subject::new("the codec", myself(&format!("unpack/{codec}"), text.as_ref(), 0)?),
+            Subject::new("the codec", myself(&format!("unpack/{codec}"), &text, 0)?),
             Subject::new("drystone-img convert", unpacks(drystone_img)),
             Subject::new("qemu-img convert", unpacks(&arguments.qemu_img)),
         ];
