@@ -38,6 +38,8 @@ pub enum Kind {
     Compute,
     /// [`Action::Sleep`], which cannot fail.
     Sleep,
+    /// [`Action::Entropy`].
+    Entropy,
 }
 
 impl Kind {
@@ -62,6 +64,7 @@ impl Kind {
             Action::Lock { .. } => Self::Lock,
             Action::Compute(_) => Self::Compute,
             Action::Sleep { .. } => Self::Sleep,
+            Action::Entropy { .. } => Self::Entropy,
             other => panic!("the simulator does not know {other:?}"),
         }
     }

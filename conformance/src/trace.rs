@@ -85,6 +85,7 @@ pub fn action(action: &Action) -> String {
         }
         Action::Remove { location } => format!("remove {location}"),
         Action::Lock { leaf, holds, shares } => format!("lock {} {:#x} {:#x}", leaf.0, holds.0, shares.0),
+        Action::Entropy { data } => format!("entropy +{}", data.len_bytes()),
         Action::Sleep { duration } => format!("sleep {duration:?}"),
         other => format!("{other:?}"),
     }

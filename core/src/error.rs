@@ -118,6 +118,12 @@ pub enum Error {
     /// An option, or a name that an image holds, was refused.
     #[error("{0}")]
     Options(String),
+    /// The host has no random bytes.
+    #[error("no random bytes for identifiers: {errno}")]
+    Entropy {
+        /// The host's answer.
+        errno: Errno,
+    },
     /// The job was cancelled.
     #[error("cancelled")]
     Cancelled,

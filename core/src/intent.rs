@@ -178,6 +178,11 @@ pub enum Action {
         /// What it tolerates that others do at the same time.
         shares: Permissions,
     },
+    /// Fill a buffer with bytes that nobody can foretell: identifiers, keys, salts. [`Outcome::Moved`].
+    Entropy {
+        /// What to fill.
+        data: BufList,
+    },
     /// CPU-heavy pure work; run [`Compute::run`] anywhere. [`Outcome::Computed`].
     Compute(Box<Compute>),
     /// Let time pass. [`Outcome::Done`].
@@ -351,7 +356,7 @@ impl Permissions {
 #[non_exhaustive]
 #[repr(u64)]
 pub enum Outcome {
-    /// To `Read`, `Write`, `CopyRange`: the buffers come back, with the number of bytes moved.
+    /// To `Read`, `Write`, `CopyRange`, `Entropy`: the buffers come back, with the number of bytes moved.
     Moved {
         /// The buffers of the intent, all of them, in their order.
         data: BufList,

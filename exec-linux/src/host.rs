@@ -152,6 +152,10 @@ fn elsewhere(action: Action) -> Outcome {
         Action::Create { location, len, preallocation } => leaf::create(&location, len, preallocation),
         Action::Remove { location } => Outcome::Done(leaf::remove(&location)),
         Action::Compute(work) => Outcome::Computed(work.run(&mut Workspace::default())),
+        Action::Entropy { mut data } => {
+            let result = entropy(&mut data);
+            Outcome::Moved { data, result }
+        }
         Action::Sleep { duration } => {
             std::thread::sleep(duration);
             Outcome::Done(Ok(()))
@@ -169,4 +173,20 @@ fn elsewhere(action: Action) -> Outcome {
         | Action::Close { .. } => Outcome::Done(Err(Errno::EBADF)),
         other => panic!("an action that this executor does not know: {other:?}"),
     }
+}
+
+fn entropy(data: &mut BufList) -> Result<usize, Errno> {
+    let mut filled = 0;
+    for piece in data.windows_mut() {
+        let mut rest = &mut piece[..];
+        while !rest.is_empty() {
+            match rustix::rand::getrandom(&mut *rest, rustix::rand::GetRandomFlags::empty()) {
+                Ok(count) => rest = &mut rest[count..],
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(Errno(error.raw_os_error())),
+            }
+        }
+        filled += piece.len();
+    }
+    Ok(filled)
 }

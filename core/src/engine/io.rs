@@ -221,6 +221,20 @@ impl Io {
         }
     }
 
+    /// Bytes that nobody can foretell.
+    ///
+    /// # Errors
+    /// When the host has none.
+    pub async fn entropy<const N: usize>(&self) -> Result<[u8; N]> {
+        let action = Action::Entropy { data: Buf::zeroed(N).into() };
+        let (data, result) = self.moved("entropy", action).await;
+        match result {
+            Ok(moved) if moved == N => Ok(data.into_single()[..].try_into().expect("as long as it was")),
+            Ok(_) => Err(Box::new(Error::Entropy { errno: Errno::EIO })),
+            Err(errno) => Err(Box::new(Error::Entropy { errno })),
+        }
+    }
+
     /// Has CPU-heavy work done where the executor chooses.
     pub async fn compute(&self, label: Label, work: Compute) -> Computed {
         match self.outcome(label, Action::Compute(Box::new(work))).await {

@@ -15,6 +15,7 @@ use crate::filter::{self, FilterSpec};
 use crate::format::qcow2::layout::{Header, Incompatible};
 use crate::format::qcow2::{self, Qcow2Error, Qcow2Options};
 use crate::format::raw::Raw;
+use crate::format::vdi;
 use crate::intent::{Aio, Errno, LeafAccess, Location, Permissions};
 
 /// A tree of nodes to open.
@@ -104,6 +105,11 @@ pub enum DriverSpec {
         /// The rest.
         options: Qcow2Options,
     },
+    /// A VDI image.
+    Vdi {
+        /// What holds the image.
+        file: Box<NodeSpec>,
+    },
     /// An image in the format that its first bytes tell; raw when they tell none.
     Probe {
         /// What holds the image.
@@ -175,7 +181,7 @@ impl NodeSpec {
         match &self.driver {
             DriverSpec::Leaf(_) => false,
             DriverSpec::Node(_) => true,
-            DriverSpec::Raw { file, .. } => file.refers_to_nodes(),
+            DriverSpec::Raw { file, .. } | DriverSpec::Vdi { file } => file.refers_to_nodes(),
             DriverSpec::Probe { file, backing, .. } => file.refers_to_nodes() || child(backing),
             DriverSpec::Filter { file, filter } => {
                 file.refers_to_nodes() || filter.children().any(Self::refers_to_nodes)
@@ -244,10 +250,15 @@ pub(crate) fn open_child<'a>(
                 let file = open_child(io, file, depth).await?;
                 open_qcow2(io, spec, file, (backing, data_file, options), depth).await
             }
+            DriverSpec::Vdi { file } => {
+                let file = open_child(io, file, depth).await?;
+                open_vdi(io, spec, file).await
+            }
             DriverSpec::Probe { file, backing, options } => {
                 let file = open_child(io, file, depth).await?;
                 match probe(io, file).await {
                     Ok(Format::Raw) => open_raw(io, spec, file, 0, None).await,
+                    Ok(Format::Vdi) => open_vdi(io, spec, file).await,
                     Ok(Format::Qcow2) => {
                         open_qcow2(io, spec, file, (backing, &ChildSpec::FromImage, options), depth).await
                     }
@@ -274,11 +285,12 @@ async fn undo(io: &Io, node: NodeId, error: Box<Error>) -> Box<Error> {
 enum Format {
     Raw,
     Qcow2,
+    Vdi,
 }
 
 /// Tells the format by the first bytes. A format that is known and not supported is no raw image.
 async fn probe(io: &Io, file: NodeId) -> Result<Format> {
-    const OTHERS: [(usize, &[u8], &str); 12] = [
+    const OTHERS: [(usize, &[u8], &str); 11] = [
         (0, b"QFI\xfb\0\0\0\x01", "qcow"),
         (0, b"Bochs Virtual HD Image\0", "bochs"),
         (0, b"#!/bin/sh\n#V2.0 Format\nmodprobe cloop ", "cloop"),
@@ -290,12 +302,14 @@ async fn probe(io: &Io, file: NodeId) -> Result<Format> {
         (0, b"LUKS\xba\xbe", "luks"),
         (0, b"QED\0", "qed"),
         (0, b"WithoutFreeSpace", "parallels"),
-        (64, b"\x7f\x10\xda\xbe", "vdi"),
     ];
     let len = io.len(file).min(2048) as usize;
     let head = io.read_bytes("probe", file, 0, len).await?;
     if qcow2::probe(&head) {
         return Ok(Format::Qcow2);
+    }
+    if vdi::probe(&head) {
+        return Ok(Format::Vdi);
     }
     let known =
         OTHERS.iter().find(|(at, magic, _)| head.get(*at..).is_some_and(|rest| rest.starts_with(magic)));
@@ -324,6 +338,17 @@ async fn open_raw(io: &Io, spec: &NodeSpec, file: NodeId, offset: u64, size: Opt
         Err(error) => Err(error),
     };
     add_or_undo(io, spec, file, edges, made).await
+}
+
+async fn open_vdi(io: &Io, spec: &NodeSpec, file: NodeId) -> Result<NodeId> {
+    let edges = Edges::default();
+    edges.set(Role::File, Some(file));
+    let opened = async {
+        lock_child(io, spec, &edges, Role::File, Sharing::Reads).await?;
+        Ok(Rc::new(vdi::open(io, file).await?) as Rc<dyn Driver>)
+    };
+    let opened = opened.await;
+    add_or_undo(io, spec, file, edges, opened).await
 }
 
 async fn open_filter(

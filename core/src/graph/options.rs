@@ -133,7 +133,7 @@ fn node(options: Options, path: Option<&str>, mode: OpenMode, depth: usize) -> R
         return Ok(NodeSpec { node_name, ..spec });
     }
     let format = driver.as_deref();
-    if !matches!(format, None | Some("raw" | "qcow2")) {
+    if !matches!(format, None | Some("raw" | "qcow2" | "vdi")) {
         return Err(refused(format!("Unknown driver '{}'", format.unwrap_or_default())));
     }
     // What is written through at the top needs one flush a write, not one for every write below.
@@ -148,6 +148,7 @@ fn node(options: Options, path: Option<&str>, mode: OpenMode, depth: usize) -> R
             }
             DriverSpec::Raw { file, offset, size }
         }
+        Some("vdi") => DriverSpec::Vdi { file },
         Some(_) => {
             let data_file = data_file_child(&mut options, below, depth)?;
             let backing = backing_child(&mut options, below)?;

@@ -5,8 +5,8 @@
 
 use crate::engine::Io;
 use crate::error::Result;
-use crate::format::qcow2;
-use crate::graph::Preallocate;
+use crate::format::{qcow2, vdi};
+use crate::graph::{NodeId, Preallocate};
 use crate::graph::open::{ChildSpec, DriverSpec, NodeSpec, OpenMode, open};
 use crate::intent::{Location, Permissions, Preallocation};
 
@@ -21,6 +21,8 @@ pub enum ImageSpec {
         /// How its space is reserved.
         preallocation: Preallocation,
     },
+    /// An empty VDI image.
+    Vdi(vdi::CreateOptions),
     /// An empty qcow2 image; its external data file, where it has one, is made too.
     Qcow2(qcow2::CreateOptions),
 }
@@ -33,6 +35,11 @@ pub async fn create(io: &Io, path: &str, image: &ImageSpec) -> Result<()> {
     let location = Location::Path(path.into());
     match image {
         ImageSpec::Raw { size, preallocation } => io.create_leaf(&location, *size, *preallocation).await,
+        ImageSpec::Vdi(options) => {
+            let file = create_file(io, path).await?;
+            let made = vdi::create(io, file, options).await;
+            made.and(io.close(file).await)
+        }
         ImageSpec::Qcow2(options) => {
             let refused =
                 |fault| Box::new(crate::error::Error::Format { node: path.into(), fault: Box::new(fault) });
@@ -45,20 +52,27 @@ pub async fn create(io: &Io, path: &str, image: &ImageSpec) -> Result<()> {
                 let data = Location::Path(name.clone());
                 io.create_leaf(&data, options.size, options.preallocation.of_file()).await?;
             }
-            io.create_leaf(&location, 0, Preallocation::Off).await?;
-            let mode = OpenMode { writable: true, ..OpenMode::default() };
-            let file = open(io, &NodeSpec::file(path, mode)).await?;
-            let holds = Permissions::WRITE.with(Permissions::RESIZE);
-            let made = match io.lock(file, holds, Permissions::NONE).await {
-                Ok(()) => qcow2::create(io, file, options).await,
-                Err(error) => Err(error),
-            };
-            let closed = io.close(file).await;
-            made.and(closed)?;
+            let file = create_file(io, path).await?;
+            let made = qcow2::create(io, file, options).await;
+            made.and(io.close(file).await)?;
             match options.preallocates() {
                 Preallocate::Off => Ok(()),
                 how => preallocate(io, path, how).await,
             }
+        }
+    }
+}
+
+/// Makes an empty file that nobody else uses, and opens it.
+async fn create_file(io: &Io, path: &str) -> Result<NodeId> {
+    io.create_leaf(&Location::Path(path.into()), 0, Preallocation::Off).await?;
+    let mode = OpenMode { writable: true, ..OpenMode::default() };
+    let file = open(io, &NodeSpec::file(path, mode)).await?;
+    match io.lock(file, Permissions::WRITE.with(Permissions::RESIZE), Permissions::NONE).await {
+        Ok(()) => Ok(file),
+        Err(error) => {
+            let _ = io.close(file).await;
+            Err(error)
         }
     }
 }

@@ -14,7 +14,6 @@
 mod amend;
 mod backing;
 mod bitmaps;
-mod cache;
 pub mod check;
 mod compressed;
 mod corrupt;
@@ -44,7 +43,6 @@ use std::cell::{Cell, RefCell};
 pub use amend::Amend;
 use bitmaps::Bitmaps;
 pub use bitmaps::{Bitmap, DirtyBitmap, find_bitmap};
-use cache::SliceCache;
 use corrupt::Corruption;
 pub use create::{CreateOptions, create, preallocate};
 pub use error::Qcow2Error;
@@ -54,6 +52,7 @@ pub use open::{Protect, Qcow2Options, SnapshotChoice, open, probe, read_header};
 use refcount::Refcounts;
 pub use snapshots::{NewSnapshot, SNAPSHOT_NAME_LEN_MAX};
 
+use crate::format::cache::SliceCache;
 use crate::buf::BufList;
 use crate::engine::task::{Gate, WaitList};
 use crate::engine::{Io, LocalFuture};

@@ -4,7 +4,6 @@ use std::cell::{Cell, RefCell};
 
 use rustc_hash::FxHashSet;
 
-use super::cache::SliceCache;
 use super::check::{Repair, check_file};
 use super::layout::{
     Autoclear, Crypt, EntryRules, Header, HostOffset, Incompatible, L1Entry, RefcountTableEntry,
@@ -13,6 +12,7 @@ use super::layout::{
 use super::lookup::be_u64;
 use super::refcount::Refcounts;
 use super::{Discards, Geometry, L1Table, Lock, Qcow2, Qcow2Error};
+use crate::format::cache::SliceCache;
 use crate::buf::Buf;
 use crate::engine::{self, Io};
 use crate::error::{Error, Result};

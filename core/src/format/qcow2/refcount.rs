@@ -10,11 +10,11 @@
 //!   is still in flight ─▶ the host may punch a hole ─▶ the refcount drops, in memory ─▶ the cluster can be taken
 //! ```
 
-use super::cache::SliceCache;
 use rustc_hash::FxHashSet;
 
 use super::layout::{ClusterBits, HostOffset, RefcountTableEntry, RefcountWidth};
 use super::{Missing, Qcow2, Qcow2Error};
+use crate::format::cache::SliceCache;
 use crate::buf::Buf;
 use crate::engine::Io;
 use crate::error::Result;

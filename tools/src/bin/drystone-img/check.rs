@@ -3,7 +3,8 @@
 use std::any::Any;
 
 use drystone_core::error::Error;
-use drystone_core::format::qcow2::{Qcow2, Qcow2Error, check};
+use drystone_core::format::qcow2::{Qcow2Error, check};
+use drystone_core::format::vdi;
 use drystone_core::graph::open::{DriverSpec, NodeSpec, OpenMode};
 use drystone_exec_linux::{Client, Image};
 use drystone_tools::img::args::{self, CheckArgs, OutputFormat};
@@ -52,15 +53,16 @@ async fn once(
 ) -> Result<CheckReport, Failure> {
     let node = disk.node();
     let found = client.run(move |io| async move {
-        let is_qcow2 = io.driver(node).is_some_and(|driver| driver.as_any().is::<Qcow2>());
-        if !is_qcow2 {
-            return Ok(None);
-        }
+        let driver = io.driver(node);
+        let format = driver.as_ref().map_or("file", |driver| driver.name());
         let mut say = |line: String| crate::say(&format!("{line}\n"));
-        match repair {
-            Some(what) => check::repair(&io, node, what, &mut say, &|_, _| {}).await.map(Some),
-            None => check::check(&io, node, &mut say, &|_, _| {}).await.map(Some),
-        }
+        let report = match (format, repair) {
+            ("vdi", None) => vdi::check(&io, node, &mut say).await?,
+            ("qcow2", Some(what)) => check::repair(&io, node, what, &mut say, &|_, _| {}).await?,
+            ("qcow2", None) => check::check(&io, node, &mut say, &|_, _| {}).await?,
+            _ => return Ok(None),
+        };
+        Ok(Some((format, report)))
     });
     let found = found.await.map_err(|error| match &*error {
         Error::Format { fault, .. } if is_lost(fault.as_any()) => {
@@ -68,10 +70,10 @@ async fn once(
         }
         _ => cannot_open(&args.source.name, &error.to_string()),
     })?;
-    let found = found.ok_or_else(|| CheckError::NotSupported.into_failure())?;
+    let (format, found) = found.ok_or_else(|| CheckError::NotSupported.into_failure())?;
     Ok(CheckReport {
         filename: args.source.name.text().to_owned(),
-        format: "qcow2".into(),
+        format: format.into(),
         check_errors: found.check_errors,
         corruptions: found.corruptions,
         leaks: found.leaks,

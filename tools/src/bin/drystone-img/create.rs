@@ -6,7 +6,7 @@ use std::path::Path;
 
 use drystone_core::compute::Codec;
 use drystone_core::error::Error;
-use drystone_core::format::qcow2;
+use drystone_core::format::{qcow2, vdi};
 use drystone_core::graph::Preallocate;
 use drystone_core::graph::open::{ImageNames, OpenMode, beside, names_protocol};
 use drystone_core::intent::{Errno, Preallocation};
@@ -190,7 +190,14 @@ fn image_spec(options: &CreateOptions) -> Result<ImageSpec, String> {
             "metadata" => return Err("Unsupported preallocation mode: metadata".into()),
             other => return Err(format!("invalid parameter value: {other}")),
         };
-        return Ok(ImageSpec::Raw { size: size.next_multiple_of(512), preallocation });
+        let size = size.next_multiple_of(512);
+        return Ok(match options.format() {
+            "vdi" => {
+                let fixed = options.switch("static").unwrap_or(false);
+                ImageSpec::Vdi(vdi::CreateOptions { size, fixed, preallocation })
+            }
+            _ => ImageSpec::Raw { size, preallocation },
+        });
     }
     let preallocation = match preallocation {
         "off" => Preallocate::Off,

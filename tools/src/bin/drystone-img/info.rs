@@ -6,6 +6,7 @@ use drystone_core::format::qcow2::layout::{
     Autoclear, Compatible, Crypt, Header, Incompatible, LuksHeader, LuksSlot,
 };
 use drystone_core::format::qcow2::{Bitmap, Qcow2};
+use drystone_core::format::vdi::Vdi;
 use drystone_core::graph::open::{ImageNames, NodeSpec, OpenMode, beside, names_protocol};
 use drystone_core::graph::options::from_filename;
 use drystone_core::graph::{NodeId, Role};
@@ -161,6 +162,9 @@ async fn describe(io: &Io, node: NodeId) -> CoreResult<ImageInfo> {
         info.format_specific = (kind == "file").then(|| FormatSpecific { kind, data: Map::new() });
         return Ok(info);
     };
+    if driver.as_ref().is_some_and(|driver| driver.as_any().is::<Vdi>()) {
+        info.cluster_size = Some(io.granularity(node));
+    }
     let Some(qcow2) = driver.as_ref().and_then(|driver| driver.as_any().downcast_ref::<Qcow2>()) else {
         return Ok(info);
     };

@@ -37,6 +37,7 @@ use rustc_hash::FxHashSet;
 
 use super::layout::{Autoclear, ClusterBits, HostOffset, Incompatible, Snapshot, extension_kind};
 use super::{Geometry, Qcow2, Qcow2Error};
+pub use crate::format::CheckReport;
 use crate::engine::Io;
 use crate::error::{Error, Result};
 use crate::graph::NodeId;
@@ -58,31 +59,6 @@ pub enum Repair {
     Leaks,
     /// All that can be repaired without guessing.
     All,
-}
-
-/// What a check found.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct CheckReport {
-    /// Errors that can cost data.
-    pub corruptions: u64,
-    /// Clusters whose refcount is higher than the number of references to them.
-    pub leaks: u64,
-    /// What could not be checked.
-    pub check_errors: u64,
-    /// Errors that were repaired; `corruptions` are those that are left.
-    pub corruptions_fixed: u64,
-    /// Leaks that were repaired; `leaks` are those that are left.
-    pub leaks_fixed: u64,
-    /// End of the last cluster that has a refcount or a reference.
-    pub image_end_offset: u64,
-    /// Clusters of the guest's disk.
-    pub total_clusters: u64,
-    /// Those that the active L1 table allocates.
-    pub allocated_clusters: u64,
-    /// Those that do not follow the one before them in the file.
-    pub fragmented_clusters: u64,
-    /// Those that are compressed.
-    pub compressed_clusters: u64,
 }
 
 /// Checks an image that is open and that nobody writes to.

@@ -18,6 +18,7 @@ pub use header::{Autoclear, Compatible, Crypt, Extension, Header, Incompatible, 
 pub use luks::{LUKS_HEADER_LEN, LuksHeader, LuksSlot};
 pub use snapshot::Snapshot;
 
+pub use crate::format::{GuestOffset, HostOffset};
 use super::Qcow2Error;
 
 /// The first four bytes: `QFI\xfb`.
@@ -37,14 +38,6 @@ pub const SNAPSHOT_TABLE_LEN_MAX: u64 = 64 << 20;
 
 /// Host offsets have 56 bits. Source: \[qcow2\] "L1 table entry".
 pub const HOST_OFFSET_MAX: u64 = 1 << 56;
-
-/// A byte of the file that holds the image.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct HostOffset(pub u64);
-
-/// A byte of the disk that the guest sees.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct GuestOffset(pub u64);
 
 /// log2 of the cluster size: 9 to 21.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

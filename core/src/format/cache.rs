@@ -1,4 +1,4 @@
-//! Slices of L2 tables and refcount blocks in memory, bounded.
+//! Slices of a format's tables in memory, bounded.
 //!
 //! A slice is a part of a table that is read and written at once. A dirty slice waits for the next commit
 //! (`flush`); one that is being written stays in memory until the write has landed, because until then the file
@@ -6,11 +6,11 @@
 
 use rustc_hash::FxHashMap;
 
-use super::layout::HostOffset;
+use super::HostOffset;
 use crate::buf::Buf;
 
 /// Slices of one kind of table.
-pub(super) struct SliceCache {
+pub(in crate::format) struct SliceCache {
     slice_len: usize,
     slots_max: usize,
     slots: Vec<Slot>,
@@ -31,15 +31,15 @@ struct Slot {
 
 /// Place of a slice in the cache, good until the next await.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct SlotIndex(u32);
+pub(in crate::format) struct SlotIndex(u32);
 
 /// No slice can be dropped: all hold changes that are not written yet.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct AllDirty;
+pub(in crate::format) struct AllDirty;
 
 impl SliceCache {
     /// Holds at most `bytes_max` bytes, and never fewer than a few slices.
-    pub(super) fn new(slice_len: usize, bytes_max: usize) -> Self {
+    pub(in crate::format) fn new(slice_len: usize, bytes_max: usize) -> Self {
         /// A commit writes while others look up; with fewer than this they would wait for each other.
         const SLOTS_MIN: usize = 16;
         let slots_max = (bytes_max / slice_len).max(SLOTS_MIN);
@@ -47,30 +47,30 @@ impl SliceCache {
     }
 
     /// Bytes of a slice.
-    pub(super) fn slice_len(&self) -> usize {
+    pub(in crate::format) fn slice_len(&self) -> usize {
         self.slice_len
     }
 
     /// Number of dirty slices.
-    pub(super) fn dirty(&self) -> usize {
+    pub(in crate::format) fn dirty(&self) -> usize {
         self.dirty
     }
 
     /// Finds the slice that starts at `at`.
     #[inline]
-    pub(super) fn find(&self, at: HostOffset) -> Option<SlotIndex> {
+    pub(in crate::format) fn find(&self, at: HostOffset) -> Option<SlotIndex> {
         let index = *self.index.get(&at.0)?;
         self.slots[index as usize].used.set(true);
         Some(SlotIndex(index))
     }
 
     #[inline]
-    pub(super) fn bytes(&self, slot: SlotIndex) -> &[u8] {
+    pub(in crate::format) fn bytes(&self, slot: SlotIndex) -> &[u8] {
         &self.slots[slot.0 as usize].bytes
     }
 
     /// The bytes of a slice, which is dirty from here on.
-    pub(super) fn bytes_mut(&mut self, slot: SlotIndex) -> &mut [u8] {
+    pub(in crate::format) fn bytes_mut(&mut self, slot: SlotIndex) -> &mut [u8] {
         let slot = &mut self.slots[slot.0 as usize];
         if !slot.dirty {
             slot.dirty = true;
@@ -80,12 +80,12 @@ impl SliceCache {
     }
 
     /// Whether another slice can be put in.
-    pub(super) fn has_room(&self) -> bool {
+    pub(in crate::format) fn has_room(&self) -> bool {
         self.slots.len() < self.slots_max || self.slots.iter().any(|slot| !slot.dirty && !slot.writing)
     }
 
     /// Puts a slice in, in the place of one that was not used lately. One that is there already stays.
-    pub(super) fn insert(&mut self, at: HostOffset, bytes: Buf) -> Result<SlotIndex, AllDirty> {
+    pub(in crate::format) fn insert(&mut self, at: HostOffset, bytes: Buf) -> Result<SlotIndex, AllDirty> {
         if let Some(slot) = self.find(at) {
             return Ok(slot);
         }
@@ -118,7 +118,7 @@ impl SliceCache {
     }
 
     /// Forgets the slices of a table that is no longer in use.
-    pub(super) fn forget(&mut self, start: HostOffset, len: u64) {
+    pub(in crate::format) fn forget(&mut self, start: HostOffset, len: u64) {
         for slot in 0..self.slots.len() {
             let at = self.slots[slot].at.0;
             if (start.0..start.0 + len).contains(&at) && self.index.remove(&at).is_some() {
@@ -132,7 +132,7 @@ impl SliceCache {
     }
 
     /// Forgets everything, changes too: no slice is one of the image's any more, and none is being written.
-    pub(super) fn clear(&mut self) {
+    pub(in crate::format) fn clear(&mut self) {
         assert!(
             self.slots.iter().all(|slot| !slot.writing),
             "what is being written stays until it has landed"
@@ -144,7 +144,7 @@ impl SliceCache {
 
     /// Copies of all dirty slices in the order of the file; they count as being written until
     /// [`written`](Self::written) or [`failed`](Self::failed).
-    pub(super) fn take_dirty(&mut self) -> Vec<(HostOffset, Buf)> {
+    pub(in crate::format) fn take_dirty(&mut self) -> Vec<(HostOffset, Buf)> {
         let mut taken: Vec<_> = self
             .slots
             .iter_mut()
@@ -160,14 +160,14 @@ impl SliceCache {
     }
 
     /// The writes of [`take_dirty`](Self::take_dirty) have landed.
-    pub(super) fn written(&mut self) {
+    pub(in crate::format) fn written(&mut self) {
         for slot in &mut self.slots {
             slot.writing = false;
         }
     }
 
     /// They failed: the slices are dirty again.
-    pub(super) fn failed(&mut self) {
+    pub(in crate::format) fn failed(&mut self) {
         for slot in &mut self.slots {
             if std::mem::take(&mut slot.writing) && !slot.dirty {
                 slot.dirty = true;
