@@ -187,9 +187,8 @@ fn count(file: &mut Sparse, range: std::ops::Range<u64>, cluster: u64) {
 /// # Panics
 /// When that takes more memory than the file can justify, or leaves an image worse than it was.
 pub fn within_bounds(world: World, seed: u64) {
-    let len = world.disk(TOP).expect("every world has one").view().len() as usize;
+    let ((before, after, len), peak) = peak_of(|| used(world, seed));
     let max = MEMORY_BASE + MEMORY_PER_BYTE * len;
-    let ((before, after), peak) = peak_of(|| used(world, seed));
     assert!(peak <= max, "{peak} bytes of memory for a file of {len}, {max} allowed");
     let sound = |report: &CheckReport| report.corruptions == 0 && report.check_errors == 0;
     if let Ok(before) = before.as_ref()
@@ -202,7 +201,8 @@ pub fn within_bounds(world: World, seed: u64) {
     }
 }
 
-fn used(world: World, seed: u64) -> (Result<CheckReport>, Result<CheckReport>) {
+/// What a check says before and after, and how long the file is then: what was written may make it longer.
+fn used(world: World, seed: u64) -> (Result<CheckReport>, Result<CheckReport>, usize) {
     let mut sim = Sim::new(seed, world);
     sim.stop_after = Some(INTENTS_MAX);
     let used = sim.run_job(async |io| {
@@ -218,7 +218,10 @@ fn used(world: World, seed: u64) -> (Result<CheckReport>, Result<CheckReport>) {
         (before, looked(&io).await)
     });
     assert_eq!(sim.world.open_leaves(), 0, "a leaf was left open");
-    used.unwrap_or_else(|_| panic!("using an image takes more than {INTENTS_MAX} intents"))
+    let (before, after) =
+        used.unwrap_or_else(|_| panic!("using an image takes more than {INTENTS_MAX} intents"));
+    let len = sim.world.disk(TOP).expect("every world has one").view().len();
+    (before, after, len as usize)
 }
 
 /// Lists the bitmaps, loads them, counts what is dirty, and checks the image.
@@ -230,12 +233,10 @@ async fn looked(io: &Io) -> Result<CheckReport> {
     let loaded = image.load_bitmaps(io, file).await;
     tell(|| match &loaded {
         Ok(all) => {
-            let dirty = |(offset, len): (u64, u64)| fingerprint(&offset.to_be_bytes()) ^ len;
-            format!(
-                "{} bitmaps, {:x}",
-                all.len(),
-                all.iter().flat_map(|one| one.ranges()).map(dirty).sum::<u64>()
-            )
+            let dirty = |sum: u64, (offset, len): (u64, u64)| {
+                sum.rotate_left(7) ^ fingerprint(&offset.to_be_bytes()) ^ len
+            };
+            format!("{} bitmaps, {:x}", all.len(), all.iter().flat_map(|one| one.ranges()).fold(0, dirty))
         }
         Err(error) => error.to_string(),
     });

@@ -61,6 +61,7 @@ fn a_seed_gives_the_same_trace_everywhere() {
         ("header", 2, 0x1399_6039_a22c_9320),
         ("entries", 1, 0x7409_c7c2_4f84_cf9d),
         ("snapshot", 1, 0xf956_8d53_c95b_35b1),
+        ("bitmaps", 1, 0x2ced_a987_37f2_17b3),
         ("options", 1, 0x8bf9_1e1d_3dd1_d47a),
         ("json", 1, 0x6482_25d8_cdab_8fa0),
         ("size", 1, 0x81e8_7955_5285_3e90),
