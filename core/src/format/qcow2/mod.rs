@@ -43,6 +43,7 @@ use std::cell::{Cell, RefCell};
 
 pub use amend::Amend;
 use bitmaps::Bitmaps;
+pub use bitmaps::directory as bitmap_directory;
 pub use bitmaps::{Bitmap, DirtyBitmap, find_bitmap};
 use cache::SliceCache;
 use corrupt::Corruption;
