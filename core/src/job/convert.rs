@@ -247,7 +247,7 @@ impl State<'_> {
         }
         let place = run.place;
         run.place = place.map(|(leaf, offset)| (leaf, offset + (end - at)));
-        if self.plan.count == Count::Data && self.counts(run.kind) {
+        if self.plan.count == Count::Data && run.kind == Kind::Data {
             let piece = if self.plan.compress { self.chunk } else { PIECE };
             // The first piece that begins here: one that began before is counted already.
             let mut next = run.begun + (at - run.begun).next_multiple_of(piece);
@@ -264,17 +264,12 @@ impl State<'_> {
         (self.progress)(self.done.get(), self.countable.get());
     }
 
-    /// Whether a run is data for who counts data.
-    fn counts(&self, kind: Kind) -> bool {
-        kind == Kind::Data || (kind == Kind::Zero && self.plan.sparse == 0)
-    }
-
     /// Bytes of data on the disk.
     async fn data_len(&self) -> Result<u64, Stopped> {
         let (mut at, mut len) = (0, 0);
         while at < self.total() {
             let Run { range, kind, .. } = self.status(at).await?;
-            if self.counts(kind) {
+            if kind == Kind::Data {
                 len += range.end - at;
             }
             at = range.end;
@@ -320,7 +315,8 @@ impl State<'_> {
         let backed = only_top && at < self.plan.backing_len;
         let kind = match &status {
             _ if only_top && !status.allocated && backed => Kind::Backing,
-            status if status.zero => Kind::Zero,
+            // Who wants no sparse target has zeros written like anything else.
+            status if status.zero && self.plan.sparse > 0 => Kind::Zero,
             _ => Kind::Data,
         };
         let mut end = at + status.len;
