@@ -484,7 +484,10 @@ async fn zeroes_as_data(io: &Io, node: NodeId, offset: u64, len: u64) -> Result<
     while at < offset + len {
         let chunk = (offset + len - at).min(ZERO_CHUNK) as usize;
         let part = zeros.split_to(chunk);
-        let (mut part, result) = io.write("write_zeroes/data", node, at, part, Fua::No).await;
+        // These are zeros already: a node that looks for zeros is not to look again. Where they are to be durable, a flush
+        // follows.
+        let piece = Piece::new("write_zeroes/data", Verb::Write(Fua::No), node, at, part);
+        let (mut part, result) = io.request(piece).await;
         result?;
         at += chunk as u64;
         part.append(zeros);

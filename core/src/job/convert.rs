@@ -299,6 +299,9 @@ impl State<'_> {
         }
         let only_top = self.plan.target_has_backing;
         let base = if only_top { self.io.edge(source, crate::graph::Role::Backing) } else { None };
+        // Bytes that a backing file may show, of the source as of the target; beyond either, nothing is zeros.
+        let base_end = at + base.map_or(0, |base| self.io.len(base).saturating_sub(offset));
+        let backed_end = base_end.min(self.plan.backing_len);
         let status = match len {
             0 => Ok(nothing(at.next_multiple_of(SECTOR) - at)),
             _ => self.io.status(source, offset, len, base).await,
@@ -312,16 +315,15 @@ impl State<'_> {
             Err(error) => return Err(Doing::Status.failed(0, at)(error)),
         };
         let status = self.without_holes(source, status).await;
-        let backed = only_top && at < self.plan.backing_len;
         let kind = match &status {
-            _ if only_top && !status.allocated && backed => Kind::Backing,
+            _ if !status.allocated && at < backed_end => Kind::Backing,
             // Who wants no sparse target has zeros written like anything else.
             status if status.zero && self.plan.sparse > 0 => Kind::Zero,
             _ => Kind::Data,
         };
         let mut end = at + status.len;
         if kind == Kind::Backing {
-            end = end.min(self.plan.backing_len);
+            end = end.min(backed_end);
         }
         if self.plan.compress && end < self.total() {
             // A compressed cluster is written whole: a cluster with any data in it counts as data.

@@ -115,7 +115,12 @@ impl Qcow2 {
     async fn room_for_switch(&self, io: &Io) -> Result<Option<u64>> {
         let header = self.header();
         let file = io.child(Role::File);
-        let is_file = io.leaf_info(file).is_some_and(|info| info.kind == LeafKind::File);
+        // A node that only fails requests is as good as its file.
+        let mut leaf = file;
+        while io.driver_name(leaf) == "blkdebug" {
+            leaf = io.edge(leaf, Role::File).expect("a filter has a file");
+        }
+        let is_file = io.leaf_info(leaf).is_some_and(|info| info.kind == LeafKind::File);
         let only_active = header.version >= 3
             && header.snapshot_count == 0
             && header.crypt == Crypt::None
