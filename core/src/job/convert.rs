@@ -13,7 +13,7 @@ use crate::buf::{Buf, BufList, is_zero};
 use crate::engine::task::{Gate, WaitList, join, join_all};
 use crate::engine::{Io, Status};
 use crate::error::{Error, Result};
-use crate::graph::NodeId;
+use crate::graph::{NodeId, Role};
 use crate::intent::{Fua, ZeroFlags};
 
 /// Bytes of a chunk: two make the largest write that an executor gathers, and all of them fit a core's share of cache.
@@ -298,7 +298,7 @@ impl State<'_> {
             return Ok(Run { range: at..at + len, begun: at, kind, place: None });
         }
         let only_top = self.plan.target_has_backing;
-        let base = if only_top { self.io.edge(source, crate::graph::Role::Backing) } else { None };
+        let base = if only_top { self.backing_of(source) } else { None };
         // Bytes that a backing file may show, of the source as of the target; beyond either, nothing is zeros.
         let base_end = at + base.map_or(0, |base| self.io.len(base).saturating_sub(offset));
         let backed_end = base_end.min(self.plan.backing_len);
@@ -335,6 +335,15 @@ impl State<'_> {
             end = whole;
         }
         Ok(Run { range: at..end, begun: at, kind, place: status.place })
+    }
+
+    /// The backing file of a source, or of the image below the filters that it is.
+    fn backing_of(&self, source: NodeId) -> Option<NodeId> {
+        let mut image = source;
+        while self.io.driver(image).is_some_and(|driver| driver.is_filter()) {
+            image = self.io.edge(image, Role::File)?;
+        }
+        self.io.edge(image, Role::Backing)
     }
 
     /// Tells holes of the host's file from data, for a format that does not ask the host itself.

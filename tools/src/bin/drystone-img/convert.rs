@@ -63,7 +63,7 @@ pub async fn run(client: &Client, args: &ConvertArgs, tool: &str) -> Result<u8, 
         return Err(Failure::new("output file is smaller than input file"));
     }
     if args.bitmaps && !bitmap::can_be_kept(client, &target).await? {
-        return Err(no_bitmaps(&image::driver_of(client, &target)));
+        return Err(no_bitmaps(image::driver_of(client, &target)));
     }
     let asked = Rc::clone(&interrupt);
     let copied = copy(client, args, &plan, (&sources, &target), (progress, asked)).await;
