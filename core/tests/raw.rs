@@ -22,7 +22,7 @@ const WRITABLE: OpenMode = OpenMode {
     locking: true,
     names: drystone_core::graph::open::ImageNames::Follow,
     commits_down: 0,
-    detect_zeroes: drystone_core::graph::DetectZeroes::Off,
+    detect_zeroes: DetectZeroes::Off,
 };
 
 #[test]
