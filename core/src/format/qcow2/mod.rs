@@ -50,6 +50,7 @@ use corrupt::Corruption;
 pub use create::{CreateOptions, create, preallocate};
 pub use error::Qcow2Error;
 use layout::{ClusterBits, EntryRules, GuestOffset, Header, HostOffset, L1Entry};
+pub(crate) use load::clean_caches;
 pub use measure::Shape;
 pub use open::{Protect, Qcow2Options, SnapshotChoice, open, probe, read_header};
 use refcount::Refcounts;
@@ -105,6 +106,8 @@ pub struct Qcow2 {
     discard_no_unref: bool,
     /// Whether the image may be changed.
     writable: bool,
+    /// Whether it is being closed.
+    closing: Cell<bool>,
     /// What is special about access to guest data, if anything.
     locked: Cell<Option<Lock>>,
     /// The first sign that the image is corrupt.
@@ -335,6 +338,7 @@ impl Driver for Qcow2 {
     }
 
     fn close<'a>(&'a self, io: &'a Io) -> LocalFuture<'a, Result<()>> {
+        self.closing.set(true);
         Box::pin(async move {
             match self.locked.get() {
                 Some(Lock::Corrupt) => self.mark_corrupt(io).await,
