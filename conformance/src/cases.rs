@@ -24,6 +24,7 @@ pub const WRITABLE: OpenMode = OpenMode {
     locking: true,
     names: drystone_core::graph::open::ImageNames::Follow,
     commits_down: 0,
+    detect_zeroes: drystone_core::graph::DetectZeroes::Off,
 };
 
 /// Bytes of a block of direct I/O at the most.

@@ -2,7 +2,7 @@
 //!
 //! A [`Fault`] strikes the intents that it names, by count; [`Faults::storm`] strikes at random, by seed.
 
-use drystone_core::intent::{Action, Errno};
+use drystone_core::intent::{Action, Errno, Label};
 use fastrand::Rng;
 
 /// The verbs of the contract, without what they carry.
@@ -134,15 +134,23 @@ pub struct Faults {
     pub storm: Option<Storm>,
     /// What was struck.
     pub struck: Vec<(Kind, Effect)>,
+    /// The labels of what was struck, in the same order.
+    pub labels: Vec<Label>,
 }
 
 impl Faults {
     /// Decides about one intent.
-    pub fn strike(&mut self, action: &Action, path: Option<&str>, rng: &mut Rng) -> Option<Effect> {
+    pub fn strike(
+        &mut self,
+        (action, label): (&Action, Label),
+        path: Option<&str>,
+        rng: &mut Rng,
+    ) -> Option<Effect> {
         let kind = Kind::of(action);
         let by_rule = self.rules.iter_mut().find_map(|rule| rule.strike(kind, path));
         let effect = by_rule.or_else(|| self.storm.as_ref()?.strike(kind, rng))?;
         self.struck.push((kind, effect));
+        self.labels.push(label);
         Some(effect)
     }
 

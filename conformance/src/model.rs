@@ -149,6 +149,11 @@ impl Model {
         })
     }
 
+    /// Makes the disk longer; what is new holds zeros.
+    pub fn grow(&mut self, size: u64) {
+        self.size = self.size.max(size);
+    }
+
     /// Takes note that a request was submitted. `data` is what a write writes.
     pub fn begin(&mut self, tag: u64, op: Op, offset: u64, len: u64, data: Option<Vec<u8>>) {
         self.clock += 1;

@@ -270,7 +270,8 @@ impl Sim {
                 self.events.insert((due, event.number), Event { state, ..event });
             }
             State::Begun(action) => {
-                let struck = self.faults.strike(&action, self.world.path_of(&action), &mut self.rng);
+                let struck =
+                    self.faults.strike((&action, event.label), self.world.path_of(&action), &mut self.rng);
                 let moment = Moment { rng: &mut self.rng, fault: struck };
                 let (outcome, consequence) = self.world.carry_out(action, moment);
                 let due = if self.rng.bool() { due } else { due + self.delay() };

@@ -98,8 +98,12 @@ pub enum Error {
         /// The operation.
         what: &'static str,
     },
-    /// A backing chain that is longer than any honest one, or returns to itself.
-    #[error("'{location}': the chain of images is more than {max} deep or returns to itself")]
+    /// A backing chain that is longer than any honest one, or returns to itself. Each image below costs every read a step,
+    /// and a chain without an end would be opened without an end.
+    #[error(
+        "'{location}': the chain of images is more than {max} deep, which is as far as one is followed, or returns to \
+         itself; `rebase` or `commit` make a chain shorter"
+    )]
     ChainTooDeep {
         /// The image that would have been opened next.
         location: String,

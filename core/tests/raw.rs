@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use drystone_core::buf::{Buf, BufList};
 use drystone_core::engine::{Engine, Op, Reply, Request};
 use drystone_core::error::Error;
-use drystone_core::graph::NodeId;
 use drystone_core::graph::open::{DriverSpec, NodeSpec, OpenMode, open};
+use drystone_core::graph::{DetectZeroes, NodeId};
 use drystone_core::intent::{
     Action, Errno, Fua, Intent, LeafId, LeafInfo, LeafKind, LeafStatus, Outcome, ZeroFlags,
 };
@@ -22,6 +22,7 @@ const WRITABLE: OpenMode = OpenMode {
     locking: true,
     names: drystone_core::graph::open::ImageNames::Follow,
     commits_down: 0,
+    detect_zeroes: DetectZeroes::Off,
 };
 
 #[test]
@@ -277,6 +278,41 @@ fn a_flush_beside_one_that_fails_fails_too() {
     assert!(replies.iter().all(|reply| reply.result.is_err()), "the first one may have lost what both cover");
 }
 
+#[test]
+fn a_node_that_looks_for_zeros_writes_them_as_such() {
+    let (on, off) = (DetectZeroes::On, DetectZeroes::Off);
+    // Whether the window looks or its file does, and with it durable or not, the leaf is told of zeros.
+    for (window, file, fua) in
+        [(on, off, Fua::No), (on, off, Fua::Yes), (off, on, Fua::No), (off, on, Fua::Yes), (on, on, Fua::No)]
+    {
+        let mut disk = Disk::new(1, vec![7; 100]);
+        let mode = |detect_zeroes| OpenMode { detect_zeroes, ..WRITABLE };
+        let node = disk.open_as(0, None, mode(window), mode(file));
+        let buf = Buf::zeroed(20);
+        let at = buf.as_ptr();
+        let reply = disk.run(node, Op::Write(fua), 10, 0, buf.into());
+        reply.result.expect("within");
+        assert_eq!(reply.data.windows()[0].as_ptr(), at, "the buffer comes back");
+        disk.run(node, Op::Write(fua), 40, 0, Buf::from(vec![0, 0, 1]).into()).result.expect("within");
+        let mut expected = vec!["open", "lock", "write_zeroes 10+20", "write 40+3"];
+        if fua == Fua::Yes {
+            expected.insert(3, "flush");
+            // A durable write of data is one intent to a leaf.
+        }
+        assert_eq!(disk.log, expected, "{window:?}, {file:?}, {fua:?}");
+        assert_eq!((disk.bytes[9], disk.bytes[10], disk.bytes[29], disk.bytes[30]), (7, 0, 0, 7));
+    }
+}
+
+#[test]
+fn who_does_not_write_looks_for_nothing() {
+    let mut disk = Disk::new(1, vec![7; 100]);
+    let mode = OpenMode { writable: false, detect_zeroes: DetectZeroes::On, ..WRITABLE };
+    let node = disk.open_as(0, None, mode, mode);
+    disk.run(node, Op::Read, 0, 0, Buf::zeroed(100).into()).result.expect("within");
+    assert_eq!(disk.log, ["open", "lock", "read 0+100"]);
+}
+
 /// An executor with one leaf of memory, which does everything at once and in order.
 struct Disk {
     engine: Engine,
@@ -308,10 +344,14 @@ impl Disk {
     }
 
     fn open(&mut self, offset: u64, size: Option<u64>) -> NodeId {
-        let file = Box::new(NodeSpec::file("disk", WRITABLE));
+        self.open_as(offset, size, WRITABLE, WRITABLE)
+    }
+
+    fn open_as(&mut self, offset: u64, size: Option<u64>, mode: OpenMode, file: OpenMode) -> NodeId {
+        let file = Box::new(NodeSpec::file("disk", file));
         let spec = NodeSpec {
             node_name: Some("disk0".into()),
-            mode: WRITABLE,
+            mode,
             driver: DriverSpec::Raw { file, offset, size },
         };
         let job = self.engine.run(0, |io| async move { open(&io, &spec).await });

@@ -20,6 +20,7 @@ const READING: OpenMode = OpenMode {
     locking: true,
     names: drystone_core::graph::open::ImageNames::Follow,
     commits_down: 0,
+    detect_zeroes: drystone_core::graph::DetectZeroes::Off,
 };
 
 #[test]

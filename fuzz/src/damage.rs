@@ -46,6 +46,9 @@ const L1: u64 = 40;
 const REFCOUNT_TABLE: u64 = 48;
 const SNAPSHOTS: u64 = 64;
 
+/// The header extension that names the bitmap directory.
+const BITMAPS: [u8; 4] = [0x23, 0x85, 0x28, 0x75];
+
 /// Bits of an entry that are its place in the file.
 const PLACE: u64 = 0x00ff_ffff_ffff_fe00;
 
@@ -132,7 +135,7 @@ fn change(file: &mut Sparse, draw: &mut dyn Draw) {
     let refcount_table = number(file, REFCOUNT_TABLE, 8);
     let entry =
         |draw: &mut dyn Draw, table: u64, of: u64| table.saturating_add(8 * draw.below((of / 8).max(1)));
-    let (at, width) = match draw.below(12) {
+    let (at, width) = match draw.below(14) {
         0..3 => HEADER[draw.below(HEADER.len() as u64) as usize],
         3 => (entry(draw, l1, 128), 8),
         4 | 5 => {
@@ -151,6 +154,7 @@ fn change(file: &mut Sparse, draw: &mut dyn Draw) {
         }
         9 => (104 + 4 * draw.below(100), 4),
         10 => (draw.below(file.len().max(1)), 1),
+        11 | 12 => bitmap_field(file, draw),
         _ => {
             let end = draw.below(file.len() + 1);
             return file.set_len(if draw.one_in(2) { end - end % 512 } else { end });
@@ -161,6 +165,23 @@ fn change(file: &mut Sparse, draw: &mut dyn Draw) {
     let old = number(file, at, width);
     let new = value(file, old, cluster, draw);
     file.write(at, &new.to_be_bytes()[8 - width..]);
+}
+
+/// A field of the bitmap directory, or an entry of the first bitmap's table; in an image without, a byte of the header.
+/// Source: \[qcow2\] "Bitmaps extension".
+fn bitmap_field(file: &Sparse, draw: &mut dyn Draw) -> (u64, usize) {
+    let header = file.bytes(0, 4096);
+    let Some(at) = header.windows(4).position(|word| word == BITMAPS) else { return (draw.below(160), 1) };
+    let directory = number(file, at as u64 + 24, 8);
+    match draw.below(3) {
+        0 => (at as u64 + 8 + 8 * draw.below(3), 8),
+        1 => {
+            let (field, width) =
+                [(0, 8), (8, 4), (12, 4), (16, 1), (17, 1), (18, 2), (20, 4)][draw.below(7) as usize];
+            (directory.saturating_add(field), width)
+        }
+        _ => (number(file, directory, 8).saturating_add(8 * draw.below(64)), 8),
+    }
 }
 
 /// A number that is likely to hurt.

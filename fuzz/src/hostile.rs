@@ -1,7 +1,8 @@
 //! Bytes as a qcow2 image: looked at, and then worked with, in bounded steps and memory.
 //!
-//! Whatever the bytes say, opening, checking, mapping, reading and writing end in an answer. Where `check` finds nothing
-//! wrong, the image must behave as a flat disk, and `check` must find nothing wrong afterwards. Start at [`exercise`].
+//! Whatever the bytes say, opening, checking, mapping, reading, writing and upkeep (snapshots, lengths, options) end in an
+//! answer. Where `check` finds nothing wrong, the image must behave as a flat disk, and `check` must find nothing wrong
+//! afterwards. Start at [`exercise`].
 
 use drystone_conformance::model::Rules;
 use drystone_conformance::runner::SimRunner;
@@ -14,9 +15,11 @@ use drystone_core::buf::{Buf, BufList};
 use drystone_core::engine::{Io, Op};
 use drystone_core::error::Result;
 use drystone_core::format::qcow2::check::{CheckReport, check};
-use drystone_core::graph::NodeId;
+use drystone_core::format::qcow2::{Amend, NewSnapshot, SnapshotChoice};
 use drystone_core::graph::open::{NodeSpec, OpenMode, open};
 use drystone_core::graph::options::from_filename;
+use drystone_core::graph::{NodeId, Preallocate};
+use drystone_core::job::{amend, apply_snapshot, create_snapshot, delete_snapshot};
 
 use crate::meter::peak_of;
 
@@ -59,6 +62,36 @@ pub fn exercise(world: World, draw: &mut dyn Draw) {
     let Some(before) = before else { return };
     let ((), peak) = peak_of(|| go_on(&mut runner, before, draw));
     assert!(peak <= MEMORY_MAX, "{peak} bytes of memory to write to the image, {MEMORY_MAX} allowed");
+    let ((), peak) = peak_of(|| keep_up(&mut runner));
+    assert!(peak <= MEMORY_MAX, "{peak} bytes of memory to keep the image up, {MEMORY_MAX} allowed");
+}
+
+/// Takes a snapshot, changes lengths and refcounts, goes back and deletes a snapshot, whatever comes of each. An image that
+/// is in order before it is so afterwards.
+fn keep_up(runner: &mut SimRunner) {
+    let Some(before) = looked(runner) else { return };
+    budget(runner);
+    let kept = runner.sim.run_job(async |io| {
+        let Ok(node) = open(&io, &spec(true)).await else { return };
+        let size = io.len(node);
+        let new = NewSnapshot { name: "fuzz".into(), ..NewSnapshot::default() };
+        let any = SnapshotChoice::Both { id: None, name: None };
+        let _ = create_snapshot(&io, node, &new).await;
+        let longer = size.saturating_add(100_000) / 512 * 512;
+        let _ = io.resize(node, longer, Preallocate::Metadata).await;
+        let _ = apply_snapshot(&io, node, &any).await;
+        let _ = amend(&io, node, &Amend { refcount_bits: Some(32), ..Amend::default() }).await;
+        let _ = io.resize(node, size / 1024 * 512, Preallocate::Off).await;
+        let _ = delete_snapshot(&io, node, &any).await;
+        let _ = io.close(node).await;
+    });
+    in_time(kept, "keeping the image up");
+    assert_eq!(runner.sim.world.open_leaves(), 0, "a leaf was left open");
+    let sound = |report: &CheckReport| report.corruptions == 0 && report.check_errors == 0;
+    if before.as_ref().is_ok_and(sound) {
+        let after = looked(runner).expect("what was open before opens again").expect("it was checked before");
+        assert!(sound(&after), "in order before it was kept up: {before:?}; after: {after:?}");
+    }
 }
 
 fn go_on(runner: &mut SimRunner, before: Result<CheckReport>, draw: &mut dyn Draw) {

@@ -9,6 +9,7 @@
 //! Every run is bounded in intents and in memory, which is asserted. Start at [`TARGETS`]; what each does is in
 //! [`targets`].
 
+pub mod bitmaps;
 mod damage;
 mod hostile;
 mod layouts;
@@ -59,7 +60,7 @@ const PARSER: Target = Target {
 const SIMULATION: Target = Target { intents_max: 5_000_000, memory_max: 512 * MIB, ..PARSER };
 
 /// All of them.
-pub const TARGETS: [Target; 14] = [
+pub const TARGETS: [Target; 15] = [
     Target { name: "raw", run: targets::raw, ..SIMULATION },
     Target {
         name: "qcow2",
@@ -76,6 +77,7 @@ pub const TARGETS: [Target; 14] = [
     Target { name: "header", run: targets::header, input: layouts::scrambled_image, ..PARSER },
     Target { name: "entries", run: targets::entries, ..PARSER },
     Target { name: "snapshot", run: targets::snapshot, input: layouts::snapshot_entry, ..PARSER },
+    Target { name: "bitmaps", run: targets::bitmaps, ..SIMULATION },
     Target { name: "luks", run: targets::luks, input: layouts::luks_header, ..PARSER },
     Target { name: "options", run: targets::options, input: texts::option_string, ..PARSER },
     Target { name: "json", run: targets::json, input: texts::json_text, ..PARSER },

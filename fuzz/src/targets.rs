@@ -16,6 +16,7 @@ use drystone_core::graph::open::{ImageNames, OpenMode, open};
 use drystone_core::graph::options::from_filename;
 use drystone_core::intent::Errno;
 
+pub use crate::bitmaps::bitmaps;
 use crate::hostile::TOP;
 pub use crate::layouts::{entries, header, luks, snapshot};
 pub use crate::requests::{crashes, requests};

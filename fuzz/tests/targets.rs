@@ -4,6 +4,8 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use arbitrary::Unstructured;
+use drystone_fuzz::bitmaps::{Claims, within_bounds};
 use drystone_fuzz::meter::Meter;
 use drystone_fuzz::{TARGETS, Target};
 
@@ -59,6 +61,7 @@ fn a_seed_gives_the_same_trace_everywhere() {
         ("header", 2, 0x1399_6039_a22c_9320),
         ("entries", 1, 0x7409_c7c2_4f84_cf9d),
         ("snapshot", 1, 0xf956_8d53_c95b_35b1),
+        ("bitmaps", 1, 0x2ced_a987_37f2_17b3),
         ("options", 1, 0x8bf9_1e1d_3dd1_d47a),
         ("json", 1, 0x6482_25d8_cdab_8fa0),
         ("size", 1, 0x81e8_7955_5285_3e90),
@@ -69,6 +72,23 @@ fn a_seed_gives_the_same_trace_everywhere() {
             target.trace_hash(&target.input(*seed)).unwrap_or_else(|report| panic!("{name}: {report}"));
         assert_eq!(found, *hash, "{name}, seed {seed}: found {found:#018x}");
     }
+}
+
+/// A file of two megabytes that claims 60,000 bitmaps of half a gigabyte of ones, all with one table; and one that can
+/// have the ones that it claims.
+#[test]
+fn bitmaps_take_no_more_memory_than_the_file_can_justify() {
+    let claims = Claims {
+        cluster_size: 64 << 10,
+        size: 1 << 41,
+        count: 60_000,
+        granularity: 512,
+        tables: 1,
+        ones: true,
+    };
+    within_bounds(claims.world(&mut Unstructured::new(&[])), 1);
+    let (count, tables) = (2, 2);
+    within_bounds(Claims { count, tables, ..claims }.world(&mut Unstructured::new(&[])), 1);
 }
 
 #[test]

@@ -1,5 +1,8 @@
 //! Messages for people: what a tool says on its error stream, and how it then exits.
 
+use std::borrow::Cow;
+use std::fmt::Write as _;
+
 /// One message; further lines of its text are hints and carry no prefix.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Message {
@@ -21,6 +24,24 @@ impl Message {
             Self::Plain(text) => format!("{text}\n"),
         }
     }
+}
+
+/// A text with its control characters written out: names from an image, or from elsewhere, do not get to steer a terminal.
+/// Ends of lines and tabs stay, and so do carriage returns where `progress` says that the text may be a progress line.
+#[must_use]
+pub fn legible(text: &str, progress: bool) -> Cow<'_, str> {
+    let steers = |c: char| c.is_control() && !matches!(c, '\n' | '\t') && !(progress && c == '\r');
+    if !text.contains(steers) {
+        return Cow::Borrowed(text);
+    }
+    let mut legible = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        match c {
+            c if steers(c) => drop(write!(legible, "\\x{:02x}", u32::from(c))),
+            c => legible.push(c),
+        }
+    }
+    Cow::Owned(legible)
 }
 
 /// Why a tool stops: what it says, and its exit code.
@@ -66,5 +87,24 @@ impl Failure {
             text.push_str(&format!("Try '{name} --help' for more information\n"));
         }
         text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn control_characters_are_written_out() {
+        for (text, shown) in [
+            ("a\u{1b}[31mb\n", "a\\x1b[31mb\n"),
+            ("\u{9b}2J\u{7f}\0", "\\x9b2J\\x7f\\x00"),
+            ("a\rb", "a\\x0db"),
+            ("grün\tü\n", "grün\tü\n"),
+        ] {
+            assert_eq!(legible(text, false), shown, "{text:?}");
+        }
+        assert_eq!(legible("    (1.00/100%)\r", true), "    (1.00/100%)\r");
+        assert!(matches!(legible("plain", false), Cow::Borrowed(_)));
     }
 }

@@ -1,7 +1,6 @@
 //! `--object`: secrets, TLS credentials and throttle groups that images refer to by id.
 //!
-//! This reads a definition and checks it against the properties that its type has. Making the object (reading a
-//! secret's file, say) is the caller's work.
+//! This reads a definition and checks it against the properties that its type has, and then against what it refers to.
 
 use serde_json::{Map, Value};
 
@@ -90,6 +89,29 @@ const TYPES: &[Type] = &[
     },
 ];
 
+/// Types that the reference knows, and its tools for images do not make.
+const UNMADE: &[&str] = &[
+    "can-bus",
+    "colo-compare",
+    "cryptodev-backend",
+    "dbus-vmstate",
+    "filter-buffer",
+    "filter-dump",
+    "filter-mirror",
+    "filter-redirector",
+    "filter-replay",
+    "filter-rewriter",
+    "input-barrier",
+    "input-linux",
+    "iothread",
+    "memory-backend-file",
+    "memory-backend-memfd",
+    "memory-backend-ram",
+    "rng-builtin",
+    "rng-egd",
+    "rng-random",
+];
+
 /// The limits of a throttle group; each also exists with the prefix `x-` at the object itself.
 const LIMITS: &[&str] = &[
     "bps-read",
@@ -138,6 +160,9 @@ pub fn parse_object(text: &str) -> Result<ObjectArg, String> {
     };
     let qom_type = take_text(&mut members, "qom-type")?;
     let Some(known) = TYPES.iter().find(|known| known.name == qom_type) else {
+        if UNMADE.contains(&qom_type.as_str()) {
+            return Err(format!("invalid object type: {qom_type}"));
+        }
         return Err(format!("Parameter 'qom-type' does not accept value '{qom_type}'"));
     };
     let id = take_text(&mut members, "id")?;
@@ -225,6 +250,41 @@ fn check_whole(known: &Type, properties: &Map<String, Value>) -> Result<(), Stri
     Ok(())
 }
 
+/// Adds an object to those that there are.
+///
+/// # Errors
+/// A message in the words of the reference, when there is one of that name, or something that it refers to is missing.
+pub fn add_object(objects: &mut Vec<ObjectDef>, object: ObjectDef) -> Result<(), String> {
+    if objects.iter().any(|other| other.id == object.id) {
+        let id = object.id;
+        return Err(format!("attempt to add duplicate property '{id}' to object (type 'container')"));
+    }
+    check_references(&object, objects)?;
+    objects.push(object);
+    Ok(())
+}
+
+/// Checks what an object refers to: the file of a secret, and the secret that it is encrypted with.
+fn check_references(object: &ObjectDef, earlier: &[ObjectDef]) -> Result<(), String> {
+    let text = |key: &str| object.properties.get(key).and_then(Value::as_str);
+    if object.qom_type != "secret" {
+        return Ok(());
+    }
+    if let Some(path) = text("file")
+        && let Err(error) = std::fs::File::open(path)
+    {
+        let words = error.to_string();
+        let words = words.split(" (os error").next().unwrap_or_default();
+        return Err(format!("Unable to read {path}: Failed to open file “{path}”: {words}"));
+    }
+    match text("keyid") {
+        Some(key) if !earlier.iter().any(|other| other.id == key) => {
+            Err(format!("No secret with id '{key}'"))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// The text that `help` or `TYPE,help` asks for.
 fn help_text(text: &str) -> Option<String> {
     if matches!(text, "help" | "?") {
@@ -232,7 +292,7 @@ fn help_text(text: &str) -> Option<String> {
         return Some(format!("List of user creatable objects:\n{}", names.collect::<String>()));
     }
     let name = text.strip_suffix(",help").or_else(|| text.strip_suffix(",?"))?;
-    let known = TYPES.iter().find(|known| known.name == name)?;
+    let Some(known) = TYPES.iter().find(|known| known.name == name) else { return help_text("help") };
     let mut lines = vec![];
     for (key, kind) in known.properties {
         let kind = match kind {

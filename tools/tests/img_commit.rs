@@ -4,7 +4,7 @@ mod chain;
 mod released;
 mod side;
 
-use chain::{LONG, SHAPES, SHORT, both, build, expect_info, hold};
+use chain::{LONG, SHAPES, SHORT, both, build, expect_info, hold, refused};
 use side::{EXECUTORS, Side};
 
 #[test]
@@ -112,17 +112,7 @@ fn refusals() {
     let mut side = Side::new();
     build(&side, SHAPES[0], LONG);
     side.make("create -q r 1M");
-    for line in REFUSALS.lines().map(str::trim).filter(|line| !line.is_empty()) {
-        let theirs = side.theirs(&line.replace("{}", "theirs"));
-        let ours = side.ours(&line.replace("{}", "ours"));
-        let theirs_said = released::as_released(&theirs.stderr).replace("theirs/", "");
-        let ours_said = ours.stderr.replace("ours/", "");
-        side.expect_alike(
-            line,
-            &(ours.code, ours.stdout, ours_said),
-            &(theirs.code, theirs.stdout, theirs_said),
-        );
-    }
+    refused(&mut side, REFUSALS);
     side.finish();
 }
 

@@ -79,6 +79,92 @@ fn a_bitmap_in_use_does_not_count() {
     side.finish();
 }
 
+/// Sizes that QEMU 10.0.2 gives, which tries for seconds how fast a key is made each time it is asked.
+const ENCRYPTED: &[(&str, u64, u64)] = &[
+    ("-O luks --size 1G", 1075810304, 1075810304),
+    ("-O luks --size 1000", 2069480, 2069480),
+    ("-O luks --size 9223372036854775807", 9223372036856844287, 9223372036856844287),
+    ("-O luks -f raw r", 3117056, 3117056),
+    ("-O luks q", 3117056, 3117056),
+    ("-O luks -o cipher-alg=aes-128 --size 0", 1052672, 1052672),
+    ("-O luks -o cipher-alg=aes-192 --size 0", 1544192, 1544192),
+    ("-O luks -o cipher-alg=serpent-128 --size 0", 1052672, 1052672),
+    ("-O luks -o cipher-alg=twofish-256,cipher-mode=cbc --size 0", 1052672, 1052672),
+    ("-O luks -o cipher-alg=cast5-128,cipher-mode=cbc --size 0", 528384, 528384),
+    ("-O luks -o cipher-mode=ctr,hash-alg=sha512 --size 0", 1052672, 1052672),
+    ("-O luks -o ivgen-alg=essiv,ivgen-hash-alg=md5 --size 0", 2068480, 2068480),
+    ("-O luks -o ivgen-alg=plain,ivgen-hash-alg=sha1 --size 0", 2068480, 2068480),
+    ("-O qcow2 -o encrypt.format=luks --size 1G", 2490368, 1076232192),
+    ("-O qcow2 -o encrypt.format=luks,cluster_size=512 --size 1M", 2091008, 3139584),
+    ("-O qcow2 -o encrypt.format=luks,cluster_size=2M q", 12582912, 14680064),
+    ("-O qcow2 -o encryption=on,encrypt.format=luks r", 2490368, 3473408),
+    (
+        "-O qcow2 -o encrypt.format=luks,encrypt.cipher-alg=aes-128,preallocation=full --size 1M",
+        2490368,
+        2490368,
+    ),
+];
+
+#[test]
+fn encrypted_images() {
+    let side = Side::new();
+    side.make("create -q r 1M");
+    side.make("create -q -f qcow2 q 1M");
+    for (line, required, whole) in ENCRYPTED {
+        let key = if line.contains("qcow2") { "encrypt.key-secret=s" } else { "key-secret=s" };
+        let measured = side.our_make(&format!("measure -o {key} --object secret,id=s,data=a {line}"));
+        let expected = format!("required size: {required}\nfully allocated size: {whole}\n");
+        assert!(measured.starts_with(&expected), "{line}: {measured}");
+    }
+}
+
+#[test]
+fn encryption_that_cannot_be() {
+    let mut side = Side::new();
+    side.make("create -q r 1M");
+    side.make("create -q -f qcow2 q 1M");
+    for line in [
+        "-O luks --size 1G",
+        "-O luks q",
+        "-O luks -o cipher-alg=aes-128 --size 1G",
+        "-O qcow2 -o encrypt.format=luks --size 1G",
+        "-O qcow2 -o encrypt.format=luks,encrypt.cipher-alg=foo --size 1G",
+        "-O qcow2 -o encryption=on --size 1G",
+        "-O qcow2 -o encrypt.format=aes r",
+        "-O qcow2 -o encrypt.format=foo r",
+        "-O luks -o iter-time=x --size 0",
+        "-O qcow2 -o encrypt.iter-time=x --size 0",
+        "-O luks -o help r",
+        "-O luks -o foo=1 --size 0",
+        "-O luks -o key-secret=t --size 0 --object secret,id=s,data=a",
+        "-O luks -o key-secret= --size 0 --object secret,id=s,data=a",
+    ] {
+        side.both("encryption", &format!("measure {line}"));
+    }
+    for cipher in CIPHERS {
+        let line = format!("-O luks -o key-secret=s,{cipher} --object secret,id=s,data=a --size 0");
+        side.both("cipher", &format!("measure {line}"));
+    }
+    side.finish();
+}
+
+const CIPHERS: &[&str] = &[
+    "cipher-alg=cast5-128",
+    "cipher-alg=cast5-128,cipher-mode=cbc,ivgen-alg=essiv",
+    "cipher-alg=3des,cipher-mode=cbc",
+    "cipher-alg=des",
+    "cipher-alg=sm4",
+    "cipher-alg=foo",
+    "cipher-alg=",
+    "cipher-mode=foo",
+    "ivgen-alg=essiv,ivgen-hash-alg=sha1",
+    "cipher-alg=serpent-256,ivgen-alg=essiv,ivgen-hash-alg=sha512",
+    "cipher-alg=twofish-256,ivgen-alg=essiv,ivgen-hash-alg=sha224",
+    "ivgen-alg=foo",
+    "ivgen-hash-alg=foo",
+    "hash-alg=foo",
+];
+
 #[test]
 fn refusals() {
     let mut side = Side::new();

@@ -326,6 +326,7 @@ fn command_lines_say_the_same() {
         "--image-opts -f raw -c length driver=raw,file.filename=a.raw",
         "--image-opts -c length a.raw",
         "--object foo",
+        "-s -r -f raw -c 'write 0 512' -c 'read 0 512' a.raw",
         "--object secret,id=x,data=5 -f raw -c length a.raw",
         "-T foo -f raw -c length a.raw",
         "-U -f raw -c length a.raw",
@@ -424,6 +425,47 @@ fn scripts_on_qcow2_say_and_do_the_same() {
 }
 
 /// The largest part of what is asked for waits at a breakpoint, and the rest overtakes it.
+/// `detect-zeroes`: writes of zeros become zeros, on the node that looks for them.
+#[test]
+fn zeros_are_looked_for() {
+    let writes = "write -P 0 64k 64k; write -P 0 512k 64k; write -P 0 100k 1k; write -P 1 600k 4k; aio_write -P 0 128k 64k; \
+                  aio_flush; write -c -P 0 704k 64k; map; info";
+    for (image, node) in [
+        ("a.qcow2", "driver=qcow2,file.filename=a.qcow2,detect-zeroes=on"),
+        ("a.qcow2", "driver=qcow2,file.filename=a.qcow2,detect-zeroes=off"),
+        ("a.qcow2", "driver=qcow2,file.filename=a.qcow2,detect-zeroes=unmap,discard=unmap"),
+        ("a.qcow2", "driver=qcow2,file.filename=a.qcow2,file.detect-zeroes=on"),
+        ("a.qcow2", "driver=qcow2,file.filename=a.qcow2,detect-zeroes=on,file.detect-zeroes=on"),
+        ("a.qcow2", "file.filename=a.qcow2,detect-zeroes=on,cache-clean-interval=1"),
+        ("a.qcow2", "driver=qcow2,file.filename=a.qcow2,detect-zeroes=unmap"),
+        ("a.qcow2", "driver=qcow2,file.filename=a.qcow2,detect-zeroes=foo"),
+        ("a.raw", "driver=raw,file.filename=a.raw,detect-zeroes=on"),
+        ("a.raw", "driver=raw,file.filename=a.raw,file.detect-zeroes=on"),
+        ("a.raw", "driver=raw,file.filename=a.raw,detect-zeroes=unmap,discard=unmap"),
+    ] {
+        for cache in ["", "-t writeback"] {
+            let mut pair = Pair::new(&[
+                "qemu-img create -q -f raw a.raw 1M",
+                "qemu-io -f raw -c 'write -P 5 0 200k' a.raw",
+                "qemu-img create -q -f qcow2 a.qcow2 1M",
+                "qemu-io -f qcow2 -c 'write -P 5 0 200k' a.qcow2",
+            ]);
+            let options = format!("{cache} --image-opts");
+            pair.script(
+                &options,
+                if image == "a.raw" { "write -P 0 64k 64k; map; write -P 0 100 5" } else { writes },
+                node,
+            );
+            if image == "a.raw" {
+                pair.same_bytes(image);
+            } else {
+                pair.same_disks(image);
+            }
+            pair.finish();
+        }
+    }
+}
+
 #[test]
 fn requests_in_the_background_run_side_by_side() {
     let pair = Pair::new(RAW);

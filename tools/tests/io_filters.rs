@@ -147,6 +147,8 @@ fn events_of_qcow2_fail_the_same_commands() {
         ("write_aio", "write 0 4k; write 256k 4k; flush"),
         ("read_aio", "read 0 4k; read 0 4k"),
         ("cow_read", "write 0 512; write 704k 512"),
+        ("cow_write", "write 0 512; write 704k 512; write 832k 512"),
+        ("read_backing_aio", "read 0 4k; read 704k 4k; write 0 4k; write 4k 4k"),
         ("pwritev", "write 0 4k; write 0 4k"),
         ("pwritev_done", "write 0 4k; write 0 4k"),
         ("read_compressed", "read 512k 4k; read 512k 4k"),
@@ -170,6 +172,27 @@ fn events_of_qcow2_fail_the_same_commands() {
         }
     }
     assert!(failures.is_empty(), "{failures}");
+}
+
+/// What a write leaves of a cluster that nothing was in is made zeros, in one go or apart.
+#[test]
+fn zeros_around_a_write_are_told() {
+    for (options, commands) in [
+        ("cluster_size=64k", "write 1000 4k; write 128k 64k; write 300k 512; flush"),
+        ("cluster_size=2M", "write 1000 4k; write 3M 512; flush"),
+        ("extended_l2=on", "write 1000 4k; write 300k 512; flush"),
+    ] {
+        let mut pair = Pair::new(&[&format!("qemu-img create -q -f qcow2 -o {options} a.qcow2 4M")]);
+        let rules = r#""inject-error":[{"event":"cluster_alloc_space","once":true}],"#;
+        pair.script("", commands, &debug_qcow2(rules));
+        pair.script(
+            "",
+            "break cluster_alloc_space A; aio_write 500k 512; wait_break A; resume A; aio_flush",
+            &debug_qcow2(""),
+        );
+        pair.same_disks("a.qcow2");
+        pair.finish();
+    }
 }
 
 #[test]

@@ -13,7 +13,7 @@ use fastrand::Rng;
 
 use super::crashes::Crashes;
 use super::operation::Guest;
-use super::{Checked, Found, Operation, TOP, looked};
+use super::{Access, Checked, Found, Operation, TOP, looked};
 use crate::fault::{Effect, Fault, Faults, Kind};
 use crate::sim::{FIRST, Sim};
 use crate::sparse::Sparse;
@@ -55,14 +55,14 @@ fn strike(operation: &Operation, nth: u64, effect: Effect, seed: u64) -> Result<
     let Some((kind, _)) = sim.faults.struck.first().copied() else { return Ok(false) };
     let fail = |report: String, sim: &Sim| format!("{report}\n{}", sim.trace().join("\n"));
     match &result {
-        Ok(()) if sim.faults.hurt() && kind != Kind::Discard => {
+        Ok(()) if sim.faults.hurt() && kind != Kind::Discard && !made_do(&sim, operation) => {
             return Err(fail(format!("nobody heard that a {kind:?} failed"), &sim));
         }
         Err(error) if !sim.faults.hurt() => {
             return Err(fail(format!("it was made up for, and yet: {error}"), &sim));
         }
         Err(error) => {
-            let text = error.to_string();
+            let text = error.with_file();
             if !sim.world.paths().chain([TOP]).any(|path| text.contains(path)) {
                 return Err(fail(format!("the error names no file: {text}"), &sim));
             }
@@ -81,7 +81,7 @@ fn strike(operation: &Operation, nth: u64, effect: Effect, seed: u64) -> Result<
     let world = sim.into_world();
     let content = stands(operation, world.clone(), &guest)
         .map_err(|report| format!("afterwards: {report}\n{trace}"))?;
-    if operation.reads && content.as_deref() != Some(&*operation.content.to_vec()) {
+    if operation.access == Access::Read && content.as_deref() != Some(&*operation.content.to_vec()) {
         return Err("an operation that reads has changed the image".into());
     }
     again(operation, world, content, seed).map_err(|report| format!("done again: {report}\n{trace}"))?;
@@ -90,8 +90,13 @@ fn strike(operation: &Operation, nth: u64, effect: Effect, seed: u64) -> Result<
 
 fn run(sim: &mut Sim, guest: &Guest, operation: &Operation) -> CoreResult<()> {
     let (guest, body) = (guest.clone(), Rc::clone(&operation.body));
-    let spec = (!operation.makes).then(|| operation.spec(!operation.reads));
+    let spec = operation.guest_spec();
     sim.run_job_watched(|io| async move { guest.run(&io, spec.as_ref(), &body).await }, |_| {})
+}
+
+/// Whether what failed is something that the operation makes do without.
+fn made_do(sim: &Sim, operation: &Operation) -> bool {
+    sim.faults.labels.iter().all(|label| operation.best_effort.contains(label))
 }
 
 /// Wants an image that is in order and shows what it may; one that was being made need not be there.
@@ -100,14 +105,19 @@ fn stands(operation: &Operation, world: World, guest: &Guest) -> Result<Option<V
     match looked(world, operation.spec(false), Checked::Yes)? {
         Found::Nothing(_) if !allowed.opens => Ok(None),
         Found::Nothing(error) => Err(format!("it does not open: {error}")),
-        Found::Disk(content) => allowed.check(&content).map(|()| Some(content.to_vec())),
+        Found::Disk(content, flaws) => {
+            flaws.at_most(allowed.flaws)?;
+            allowed.check(&content).map(|()| Some(content.to_vec()))
+        }
     }
 }
 
 /// Does the operation once more, without faults.
 fn again(operation: &Operation, world: World, content: Option<Vec<u8>>, seed: u64) -> Result<(), String> {
     let guest = match content {
-        Some(content) if !operation.makes => Guest::of(operation, Sparse::from_bytes(&content), true),
+        Some(content) if operation.access != Access::Make => {
+            Guest::of(operation, Sparse::from_bytes(&content), true)
+        }
         _ => Guest::new(operation),
     };
     let mut sim = Sim::new(seed, world);

@@ -12,8 +12,10 @@
 
 mod crashes;
 pub mod faults;
+mod jobs;
 mod operation;
 pub mod operations;
+mod repairs;
 pub mod rules;
 mod straight;
 mod upkeep;
@@ -22,7 +24,7 @@ use std::collections::{BTreeSet, HashSet};
 use std::hash::BuildHasherDefault;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use drystone_core::buf::Buf;
 use drystone_core::engine::Io;
@@ -33,7 +35,7 @@ use drystone_core::intent::Label;
 use fastrand::Rng;
 
 pub use crashes::fingerprint;
-pub use operation::{Do, Guest, Operation, TOP, qcow2, qcow2_in};
+pub use operation::{Access, Do, Guest, Operation, TOP, qcow2, qcow2_in};
 pub use straight::straight;
 
 use crate::fault::Kind;
@@ -89,7 +91,7 @@ pub struct Explored {
     pub by_qemu: u64,
     /// Verbs and labels of the intents.
     pub labels: BTreeSet<(Kind, Label)>,
-    /// How long it took.
+    /// How long it had a core.
     pub time: Duration,
 }
 
@@ -126,7 +128,7 @@ pub fn explore_lying(
     seed: u64,
     lies: Lies,
 ) -> Result<Explored, String> {
-    let begun = Instant::now();
+    let begun = time_on_a_core();
     let name = operation.name;
     let fail = |report: String| {
         let repeat = format!("--operation '{name}' --seed {seed}");
@@ -149,7 +151,14 @@ pub fn explore_lying(
     };
     let explored: Result<Explored, String> =
         catch_unwind(AssertUnwindSafe(attempt)).unwrap_or_else(|panic| Err(crate::panicked(panic.as_ref())));
-    explored.map(|explored| Explored { time: begun.elapsed(), ..explored }).map_err(fail)
+    explored.map(|explored| Explored { time: time_on_a_core() - begun, ..explored }).map_err(fail)
+}
+
+/// How long this thread had a core so far.
+fn time_on_a_core() -> Duration {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    let seconds = u64::try_from(now.tv_sec).expect("time on a core is not negative");
+    Duration::from_secs(seconds) + Duration::from_nanos(now.tv_nsec.unsigned_abs())
 }
 
 /// A moment of a run.
@@ -169,12 +178,11 @@ struct Recording {
 /// Runs an operation, and keeps what a crash would find after each step.
 fn record(operation: &Operation, seed: u64, lies: Lies) -> Result<Recording, String> {
     let guest = Guest::new(operation);
-    let spec = (!operation.makes).then(|| operation.spec(!operation.reads));
     let mut sim = Sim::new(seed, operation.world.clone());
     sim.lies = lies;
-    let recording = record_on(&mut sim, &guest, spec, &operation.body)?;
+    let recording = record_on(&mut sim, &guest, operation.guest_spec(), &operation.body)?;
     let world = sim.into_world();
-    if operation.reads
+    if operation.access == Access::Read
         && recording
             .points
             .iter()
@@ -217,7 +225,44 @@ fn record_on(sim: &mut Sim, guest: &Guest, spec: Option<NodeSpec>, body: &Body) 
 /// What a guest finds on a disk that a crash left.
 enum Found {
     Nothing(Box<Error>),
-    Disk(Buf),
+    Disk(Buf, Flaws),
+}
+
+/// What a check finds that is more than a leak.
+struct Flaws {
+    count: u64,
+    /// References to clusters that could overwrite what others refer to, and whatever else is wrong. A flag that denies
+    /// that a cluster is its own does no harm: the next write copies it.
+    harm: u64,
+    report: String,
+}
+
+impl Flaws {
+    fn of(report: &CheckReport, findings: &[String]) -> Self {
+        let count = report.corruptions + report.check_errors;
+        let told = || format!("{report:?}\n{}", findings.join("\n"));
+        let harm = findings.iter().map(|line| harm_of(line)).sum::<u64>() + report.check_errors;
+        Self { count, harm, report: if count > 0 { told() } else { String::new() } }
+    }
+
+    /// Wants nothing to be wrong, or no more harm than there was before.
+    fn at_most(&self, before: Option<u64>) -> Result<(), String> {
+        let fine = before.map_or(self.count == 0, |before| self.harm <= before);
+        if fine { Ok(()) } else { Err(self.report.clone()) }
+    }
+}
+
+/// How many references a finding is about that could do harm.
+fn harm_of(finding: &str) -> u64 {
+    let number = |name: &str| {
+        let word = finding.split_whitespace().find_map(|word| word.strip_prefix(name))?;
+        word.parse::<u64>().ok()
+    };
+    match finding {
+        line if line.starts_with("ERROR OFLAG_COPIED") => u64::from(number("refcount=") != Some(1)),
+        line if line.starts_with("ERROR cluster") => number("reference=").unwrap_or(1),
+        line => u64::from(line.starts_with("ERROR")),
+    }
 }
 
 /// Opens an image for reading, checks it and reads all of it. Space that nothing points to is in order.
@@ -230,7 +275,7 @@ pub fn look(world: World, spec: NodeSpec) -> Result<Buf, String> {
 
 fn read_checked(world: World, spec: NodeSpec, checked: Checked) -> Result<Buf, String> {
     match looked(world, spec, checked)? {
-        Found::Disk(content) => Ok(content),
+        Found::Disk(content, flaws) => flaws.at_most(None).map(|()| content),
         Found::Nothing(error) => Err(format!("it does not open: {error}")),
     }
 }
@@ -256,15 +301,13 @@ fn looked(world: World, spec: NodeSpec, checked: Checked) -> Result<Found, Strin
         };
         let content = io.read_bytes("explore/read", node, 0, io.len(node) as usize).await;
         let closed = io.close(node).await;
-        match report {
-            Ok(report) if report.corruptions > 0 || report.check_errors > 0 => {
-                return Err(format!("{report:?}\n{}", findings.join("\n")));
-            }
-            Err(error) if error.kind() != FaultKind::Unsupported => return Err(format!("check: {error}")),
-            _ => {}
-        }
+        let flaws = match report {
+            Ok(report) => Flaws::of(&report, &findings),
+            Err(error) if error.kind() == FaultKind::Unsupported => Flaws::of(&CheckReport::default(), &[]),
+            Err(error) => return Err(format!("check: {error}")),
+        };
         closed.map_err(|error| format!("closing: {error}"))?;
-        content.map(Found::Disk).map_err(|error| format!("reading: {error}"))
+        content.map(|content| Found::Disk(content, flaws)).map_err(|error| format!("reading: {error}"))
     });
     found
 }
@@ -314,9 +357,13 @@ impl Explorer<'_> {
         let content = match looked(world.clone(), operation.spec(false), Checked::Yes)? {
             Found::Nothing(_) if !allowed.opens => return Ok(()),
             Found::Nothing(error) => return Err(format!("it does not open: {error}")),
-            Found::Disk(content) => content,
+            Found::Disk(content, flaws) => flaws.at_most(allowed.flaws).map(|()| content)?,
         };
         allowed.check(&content)?;
+        if operation.flaws.is_some() {
+            let mended = repairs::mended(world.clone())?;
+            allowed.check(&mended).map_err(|error| format!("once it is repaired: {error}"))?;
+        }
         for (view, expected) in &operation.views {
             let shown = read_checked(world.clone(), view.clone(), Checked::No);
             let shown = shown.map_err(|error| format!("another view: {error}"))?;
@@ -324,12 +371,11 @@ impl Explorer<'_> {
                 return Err("another view of the image shows something else than before".into());
             }
         }
-        if let Some(inspect) = &operation.inspect {
-            inspect(&world)?;
-        }
+        operation.inspect.iter().try_for_each(|inspect| inspect(&world))?;
         let due = |every: u64| every > 0 && self.explored.different.is_multiple_of(every);
-        let (recover, by_qemu) = (due(self.how.recover_every) && !operation.reads, due(self.how.qemu_every));
-        if by_qemu {
+        let works = operation.access != Access::Read && operation.flaws.is_none();
+        let (recover, by_qemu) = (due(self.how.recover_every) && works, due(self.how.qemu_every));
+        if by_qemu && operation.flaws.is_none() {
             self.explored.by_qemu += 1;
             ask_qemu(&world, operation.format, &content)?;
         }

@@ -27,11 +27,12 @@ use drystone_core::graph::NodeId;
 use drystone_core::graph::Preallocate;
 use drystone_core::graph::open::{NodeSpec, OpenMode, open};
 use drystone_core::graph::options::from_filename;
-use drystone_core::intent::{Fua, ZeroFlags};
+use drystone_core::intent::{Fua, Label, ZeroFlags};
 use drystone_core::job::{ImageSpec, create};
 
 use super::crashes::fingerprint;
 use super::straight::straight;
+use super::{Checked, Found, looked};
 use crate::cases::WRITABLE;
 use crate::model::{Model, Possible, Rules};
 use crate::sparse::Sparse;
@@ -56,12 +57,28 @@ pub struct Operation {
     pub(super) content: Sparse,
     /// Other ways to see the image, that must go on showing what they showed: its snapshots.
     pub(super) views: Vec<(NodeSpec, Vec<u8>)>,
-    /// Whether [`TOP`] comes into being.
-    pub(super) makes: bool,
-    /// Whether the image is opened for reading only, and its disks must not change.
-    pub(super) reads: bool,
+    pub(super) access: Access,
+    /// How much harm a check finds in the image until it is repaired; none where it is in order.
+    pub(super) flaws: Option<u64>,
+    /// A filter above the image, by its driver's name.
+    filter: Option<&'static str>,
+    /// Labels of intents that nobody need hear of when they fail.
+    pub(super) best_effort: Vec<Label>,
     pub(super) body: Body,
-    pub(super) inspect: Option<Inspect>,
+    pub(super) inspect: Vec<Inspect>,
+}
+
+/// What an operation wants of the image [`TOP`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// It is opened for writing.
+    Write,
+    /// It is opened for reading only, and no disk may change.
+    Read,
+    /// It comes into being.
+    Make,
+    /// The operation opens it as it needs it.
+    Own,
 }
 
 /// A world with an empty qcow2 image.
@@ -95,10 +112,12 @@ impl Operation {
             world,
             content: Sparse::default(),
             views: Vec::new(),
-            makes: false,
-            reads: false,
+            access: Access::Write,
+            flaws: None,
+            filter: None,
+            best_effort: Vec::new(),
             body: Rc::new(|_| Box::pin(async { Ok(()) })),
-            inspect: None,
+            inspect: Vec::new(),
         };
         operation.content = Sparse::from_bytes(&operation.seen(operation.spec(false)));
         operation
@@ -112,10 +131,12 @@ impl Operation {
             world,
             content: Sparse::from_bytes(content),
             views: Vec::new(),
-            makes: true,
-            reads: false,
+            access: Access::Make,
+            flaws: None,
+            filter: None,
+            best_effort: Vec::new(),
             body: Rc::new(|_| Box::pin(async { Ok(()) })),
-            inspect: None,
+            inspect: Vec::new(),
         }
     }
 
@@ -163,7 +184,43 @@ impl Operation {
     /// The image is opened for reading, and nothing may change.
     #[must_use]
     pub fn reading(mut self) -> Self {
-        self.reads = true;
+        self.access = Access::Read;
+        self
+    }
+
+    /// What is explored opens the image itself: a job that needs more than one file, or a repair.
+    #[must_use]
+    pub fn opening_it_itself(mut self) -> Self {
+        self.access = Access::Own;
+        self
+    }
+
+    /// The guest works through a filter above the image.
+    #[must_use]
+    pub fn through(mut self, driver: &'static str) -> Self {
+        self.filter = Some(driver);
+        self
+    }
+
+    /// The image is to be repaired: until the operation has done that, a check may find what does no more harm than what is
+    /// wrong before, and repairing whatever a crash leaves brings all of the disk back.
+    ///
+    /// # Panics
+    /// When the image does not open.
+    #[must_use]
+    pub fn damaged(mut self) -> Self {
+        let found = looked(self.world.clone(), self.spec(false), Checked::Yes);
+        self.flaws = match found {
+            Ok(Found::Disk(_, flaws)) => Some(flaws.harm),
+            _ => panic!("{}: too much is wrong with the image", self.name),
+        };
+        self
+    }
+
+    /// Intents of this label may fail without anybody hearing of it, because nobody waits for what they do.
+    #[must_use]
+    pub fn making_do_without(mut self, label: Label) -> Self {
+        self.best_effort.push(label);
         self
     }
 
@@ -181,22 +238,39 @@ impl Operation {
     /// What else must hold of the files after any crash.
     #[must_use]
     pub fn holding(mut self, inspect: impl Fn(&World) -> std::result::Result<(), String> + 'static) -> Self {
-        self.inspect = Some(Box::new(inspect));
+        self.inspect.push(Box::new(inspect));
         self
     }
 
-    /// Whether the image comes into being by this.
-    pub fn makes(&self) -> bool {
-        self.makes
+    /// What is wanted of the image.
+    pub fn access(&self) -> Access {
+        self.access
     }
 
     /// How the image is opened.
     pub fn spec(&self, writable: bool) -> NodeSpec {
         let mode = OpenMode { writable, ..WRITABLE };
-        from_filename(TOP, Some(self.format), mode).expect("a path")
+        match self.filter {
+            Some(filter) if writable => {
+                let file = format!(r#"{{"driver":"file","filename":"{TOP}"}}"#);
+                let image = format!(r#"{{"driver":"{}","file":{file}}}"#, self.format);
+                let whole = format!(r#"json:{{"driver":"{filter}","file":{image}}}"#);
+                from_filename(&whole, None, mode).expect("legal options")
+            }
+            _ => from_filename(TOP, Some(self.format), mode).expect("a path"),
+        }
     }
 
-    fn seen(&self, spec: NodeSpec) -> Vec<u8> {
+    /// How the guest gets at the image; none where the operation opens it itself, or makes it.
+    pub(super) fn guest_spec(&self) -> Option<NodeSpec> {
+        match self.access {
+            Access::Write => Some(self.spec(true)),
+            Access::Read => Some(self.spec(false)),
+            Access::Make | Access::Own => None,
+        }
+    }
+
+    pub(super) fn seen(&self, spec: NodeSpec) -> Vec<u8> {
         let (content, _) = straight(self.world.clone(), |io| async move {
             let node = open(&io, &spec).await?;
             let content = io.read_bytes("explore", node, 0, io.len(node) as usize).await;
@@ -215,8 +289,12 @@ struct State {
     io: RefCell<Option<Io>>,
     node: Cell<Option<NodeId>>,
     model: RefCell<Model>,
-    /// Lengths that the disk may have.
+    /// Lengths that the disk may have; last, the one that it is to have.
     sizes: RefCell<Vec<u64>>,
+    /// All that the disk may hold, where it changes as a whole.
+    wholes: RefCell<Vec<Vec<u8>>>,
+    /// How much harm a check may find; none at all once the image is in order.
+    flaws: Cell<Option<u64>>,
     /// Whether the image must open.
     opens: Cell<bool>,
     /// Whether what was written is durable once the image is closed: a format's metadata is, a raw file is as it is.
@@ -230,9 +308,10 @@ struct State {
 impl Guest {
     pub(super) fn new(operation: &Operation) -> Self {
         let size = operation.content.len();
-        let initial = if operation.makes { Sparse::new(size) } else { operation.content.clone() };
-        let guest = Self::of(operation, initial, !operation.makes);
-        if operation.makes {
+        let makes = operation.access == Access::Make;
+        let initial = if makes { Sparse::new(size) } else { operation.content.clone() };
+        let guest = Self::of(operation, initial, !makes);
+        if makes {
             // From nothing to all of it: until it has ended, each sector is the one or the other.
             let bytes = operation.content.to_vec();
             guest.model(|model| model.begin(0, Op::Write(Fua::No), 0, size, Some(bytes)));
@@ -251,6 +330,8 @@ impl Guest {
             node: Cell::new(None),
             model: RefCell::new(Model::new(size, content, rules)),
             sizes: RefCell::new(vec![size]),
+            wholes: RefCell::default(),
+            flaws: Cell::new(operation.flaws),
             opens: Cell::new(opens),
             durable_close: !raw,
             next_tag: Cell::new(1),
@@ -281,7 +362,7 @@ impl Guest {
                 result.and(closed)
             }
         };
-        if spec.is_none() && result.is_ok() {
+        if !self.0.opens.get() && result.is_ok() {
             self.end(0, true);
             let made = self.next_tag();
             self.model(|model| model.begin(made, Op::Flush, 0, 0, None));
@@ -303,7 +384,7 @@ impl Guest {
     /// The node of the image.
     ///
     /// # Panics
-    /// When the operation makes one.
+    /// When the operation makes one, or opens it itself.
     pub fn node(&self) -> NodeId {
         self.0.node.get().expect("the operation has an image")
     }
@@ -367,6 +448,14 @@ impl Guest {
             .await
     }
 
+    /// Reads a range, of which the disk is looked at anyway.
+    ///
+    /// # Errors
+    /// What the image says.
+    pub async fn read(&self, offset: u64, len: usize) -> Result<()> {
+        self.io().read_bytes("guest/read", self.node(), offset, len).await.map(drop)
+    }
+
     /// Makes durable what completed before.
     ///
     /// # Errors
@@ -376,21 +465,65 @@ impl Guest {
         self.does(tag, Op::Flush, 0, 0, None, io.flush("guest/flush", self.node())).await
     }
 
-    /// Changes the length of the disk: until that has ended, it is the old or the new one.
+    /// Changes the length of the disk: until that has ended, it is the old or the new one, and all of the old disk is there
+    /// while it has the old length.
     ///
     /// # Errors
-    /// What the image says.
-    pub async fn resize(&self, len: u64) -> Result<()> {
-        let old = self.0.sizes.borrow().clone();
+    /// What the image says; the disk may then have either length.
+    pub async fn resize(&self, len: u64, how: Preallocate) -> Result<()> {
+        let old = *self.0.sizes.borrow().last().expect("a disk has a length");
         self.0.sizes.borrow_mut().push(len);
-        self.touch();
-        let result = self.io().resize(self.node(), len, Preallocate::Off).await;
-        // A length is durable with the next flush; until then a crash may bring the old one back.
-        if result.is_err() {
-            *self.0.sizes.borrow_mut() = old;
+        self.model(|model| model.grow(len));
+        let result = self.io().resize(self.node(), len, how).await;
+        // A format's length is durable on return; of a raw file, a crash may bring the old one back until a flush.
+        if result.is_ok() && self.0.durable_close {
+            self.has_length(old, len);
         }
         self.touch();
         result
+    }
+
+    fn has_length(&self, old: u64, len: u64) {
+        *self.0.sizes.borrow_mut() = vec![len];
+        if len < old {
+            let tag = self.next_tag();
+            let zeros = Op::WriteZeroes(ZeroFlags::default(), Fua::Yes);
+            self.model(|model| model.begin(tag, zeros, len, old - len, None));
+            self.end(tag, true);
+        }
+    }
+
+    /// Does what makes the disk another one, of other bytes and perhaps another length: until that has ended, it is all of
+    /// the old one or all of the new one. Durable on return.
+    ///
+    /// # Errors
+    /// What the work says; the disk may then be either.
+    ///
+    /// # Panics
+    /// When the old disk is not durable as it is.
+    pub async fn replace(&self, content: &[u8], work: impl Future<Output = Result<()>>) -> Result<()> {
+        let (tag, len) = (self.next_tag(), content.len() as u64);
+        let old = self.allowed().only().expect("all of the old disk is durable");
+        let old_len = old.len() as u64;
+        *self.0.wholes.borrow_mut() = vec![old, content.to_vec()];
+        self.0.sizes.borrow_mut().push(len);
+        self.model(|model| {
+            model.grow(len);
+            model.begin(tag, Op::Write(Fua::Yes), 0, len, Some(content.to_vec()));
+        });
+        let result = work.await;
+        self.end(tag, result.is_ok());
+        if result.is_ok() {
+            self.0.wholes.borrow_mut().clear();
+            self.has_length(old_len, len);
+        }
+        result
+    }
+
+    /// From here on a check finds nothing wrong.
+    pub fn is_mended(&self) {
+        self.0.flaws.set(None);
+        self.touch();
     }
 
     /// Does several things at once.
@@ -468,14 +601,16 @@ impl Guest {
     pub(super) fn allowed(&self) -> Allowed {
         let possible = self.0.model.borrow().possible_after_crash();
         let (opens, sizes) = (self.0.opens.get(), self.0.sizes.borrow().clone());
+        let (wholes, flaws) = (self.0.wholes.borrow().clone(), self.0.flaws.get());
         let mut sum = u64::from(opens) + sizes.iter().sum::<u64>();
+        sum ^= (wholes.len() as u64) << 56 | flaws.map_or(0, |harm| harm + 1) << 40;
         for part in &possible {
             for bytes in part.contents.iter().flatten() {
                 sum = sum.rotate_left(7) ^ fingerprint(bytes) ^ part.range.start;
             }
             sum = sum.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ part.range.end;
         }
-        Allowed { opens, sizes, possible, sum }
+        Allowed { opens, sizes, wholes, flaws, possible, sum }
     }
 }
 
@@ -492,7 +627,10 @@ pub enum Do {
 #[derive(Clone, Debug)]
 pub(super) struct Allowed {
     pub(super) opens: bool,
+    /// How much harm a check may find.
+    pub(super) flaws: Option<u64>,
     sizes: Vec<u64>,
+    wholes: Vec<Vec<u8>>,
     possible: Vec<Possible>,
     /// The same for the same possibilities.
     pub(super) sum: u64,
@@ -505,6 +643,9 @@ impl Allowed {
         if !self.sizes.contains(&len) {
             return Err(format!("the disk has {len} bytes, allowed are {:?}", self.sizes));
         }
+        if !self.wholes.is_empty() && !self.wholes.iter().any(|whole| whole == content) {
+            return Err("the disk is neither all of the old one nor all of the new one".into());
+        }
         for Possible { range, contents } in &self.possible {
             let end = range.end.min(len);
             let Some(contents) = contents else { continue };
@@ -512,7 +653,10 @@ impl Allowed {
                 break;
             }
             let found = &content[range.start as usize..end as usize];
-            if !contents.iter().any(|bytes| bytes[..found.len()] == *found) {
+            // While an image is made, part of a sector may be there.
+            let byte = |at: usize| contents.iter().any(|bytes| bytes[at] == found[at]);
+            let whole = || contents.iter().any(|bytes| bytes[..found.len()] == *found);
+            if !(whole() || !self.opens && (0..found.len()).all(byte)) {
                 let differs = |bytes: &Vec<u8>| found.iter().zip(bytes).position(|(a, b)| a != b);
                 let at = contents.iter().filter_map(differs).max().unwrap_or(0);
                 let allowed: Vec<u8> = contents.iter().map(|bytes| bytes[at]).collect();
@@ -528,6 +672,23 @@ impl Allowed {
             Some(at) => Err(format!("the disk grew, and holds a byte at {:#x}", known + at as u64)),
             None => Ok(()),
         }
+    }
+}
+
+impl Allowed {
+    /// All that the disk holds, where a crash decides nothing.
+    fn only(&self) -> Option<Vec<u8>> {
+        let len = self.sizes.last().filter(|_| self.sizes.len() == 1)?;
+        let mut content = Vec::new();
+        for part in &self.possible {
+            let (first, others) = part.contents.as_ref()?.split_first()?;
+            if others.iter().any(|other| other != first) {
+                return None;
+            }
+            content.extend_from_slice(first);
+        }
+        content.resize(*len as usize, 0);
+        Some(content)
     }
 }
 

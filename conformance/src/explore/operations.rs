@@ -4,14 +4,16 @@ use drystone_core::engine::Io;
 use drystone_core::error::{Error, Result};
 use drystone_core::format::qcow2::CreateOptions;
 use drystone_core::format::qcow2::check::check;
-use drystone_core::graph::NodeId;
 use drystone_core::graph::open::{NodeSpec, OpenMode, open};
 use drystone_core::graph::options::from_filename;
+use drystone_core::graph::{NodeId, Preallocate};
 use drystone_core::job::{Convert, Count, ImageSpec, convert, create};
 use std::rc::Rc;
 
+use super::jobs::jobs;
 use super::operation::{Do, Guest, Operation, TOP, qcow2, qcow2_in};
-use super::upkeep::upkeep;
+use super::repairs::repairs;
+use super::upkeep::{upkeep, view};
 use crate::cases::{WRITABLE, stones};
 use crate::qemu::Folder;
 use crate::world::World;
@@ -37,7 +39,10 @@ fn on(name: &'static str, options: &CreateOptions) -> Operation {
 /// # Panics
 /// When an image cannot be made.
 pub fn all() -> Vec<Operation> {
-    [data(), tables(), clusters(), files(), raw(), upkeep()].into_iter().flatten().collect()
+    [data(), tables(), clusters(), files(), raw(), upkeep(), repairs(), jobs()]
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 /// A guest's request in a [`short_plans`] plan.
@@ -140,6 +145,8 @@ fn data() -> Vec<Operation> {
 
 /// Tables that grow, move or are copied.
 fn tables() -> Vec<Operation> {
+    let below_snapshot = Operation::new("writes below a snapshot", "qcow2", snapshot());
+    let before = view(&below_snapshot, "before");
     vec![
         on("new L2 tables", &small(128 * KIB)).doing(|guest| async move {
             for table in 0..4 {
@@ -177,15 +184,13 @@ fn tables() -> Vec<Operation> {
                 guest.flush().await
             },
         ),
-        with_snapshot(Operation::new("writes below a snapshot", "qcow2", snapshot())).doing(
-            |guest| async move {
-                guest.write(0, 1536).await?;
-                guest.flush().await?;
-                guest.discard(4 * KIB, KIB).await?;
-                guest.write(34 * KIB, 512).await?;
-                guest.flush().await
-            },
-        ),
+        below_snapshot.with_view(before).doing(|guest| async move {
+            guest.write(0, 1536).await?;
+            guest.flush().await?;
+            guest.discard(4 * KIB, KIB).await?;
+            guest.write(34 * KIB, 512).await?;
+            guest.flush().await
+        }),
     ]
 }
 
@@ -271,6 +276,7 @@ fn files() -> Vec<Operation> {
                 guest.write(0, 1536).await?;
                 guest.flush().await?;
                 guest.discard(512, 512).await?;
+                guest.write(700, 100).await?;
                 guest.write(8 * KIB, 700).await?;
                 guest.flush().await
             }),
@@ -309,7 +315,7 @@ fn raw() -> Vec<Operation> {
         }),
         Operation::new("resize", "raw", world()).doing(|guest| async move {
             guest.write(0, 512).await?;
-            guest.resize(40 * KIB).await?;
+            guest.resize(40 * KIB, Preallocate::Off).await?;
             guest.flush().await
         }),
     ]
@@ -371,18 +377,8 @@ fn snapshot() -> World {
     ])
 }
 
-fn with_snapshot(operation: Operation) -> Operation {
-    use drystone_core::format::qcow2::SnapshotChoice;
-    use drystone_core::graph::open::DriverSpec;
-    let mut view = operation.spec(false);
-    if let DriverSpec::Qcow2 { options, .. } = &mut view.driver {
-        options.snapshot = Some(SnapshotChoice::IdOrName("before".into()));
-    }
-    operation.with_view(view)
-}
-
 /// An image of QEMU's with a bitmap, whose autoclear bit says that the bitmap is up to date.
-fn bitmaps() -> World {
+pub(super) fn bitmaps() -> World {
     by_qemu(&[
         "qemu-img create -f qcow2 -o cluster_size=4k top 64k",
         "qemu-io -f qcow2 -c 'write -P 17 0 12k' top",
@@ -454,7 +450,11 @@ fn stale_feature(before: Vec<u8>) -> impl Fn(&World) -> std::result::Result<(), 
 /// The last byte of the autoclear bits. Source: [qcow2] "Header".
 const AUTOCLEAR: usize = 95;
 
-fn by_qemu(commands: &[&str]) -> World {
+/// What command lines of QEMU's tools make.
+///
+/// # Panics
+/// When they fail.
+pub(super) fn by_qemu(commands: &[&str]) -> World {
     let folder = Folder::new();
     for command in commands {
         let words = crate::qemu::words(command);
@@ -469,7 +469,7 @@ fn by_qemu(commands: &[&str]) -> World {
 }
 
 /// Lengthens the file by bytes that nothing points to, as clusters leave them that were freed: they must never show.
-fn leave_stale_space(world: &mut World) {
+pub(super) fn leave_stale_space(world: &mut World) {
     let disk = world.disk(TOP).expect("it was made");
     let (mut file, config) = (disk.view().clone(), disk.config.clone());
     file.write(file.len().next_multiple_of(512), &[0xee; 64 << 10]);

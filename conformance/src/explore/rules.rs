@@ -67,6 +67,63 @@ pub const RULES: &[Rule] = &[
     barrier("qcow2.bitmaps/in_use", "bitmaps are durably in use before the first change", "dirty bitmaps"),
     barrier("qcow2.create/barrier", "all other metadata is durable before the header", "create"),
     barrier("qcow2.create/header", "a created image is durable", "create"),
+    barrier(
+        "qcow2.change_header/after",
+        "a changed header is durable on return",
+        "a snapshot is gone back to",
+    ),
+    barrier(
+        "qcow2.change_header/before",
+        "a snapshot's tables are durable before the header names them",
+        "a snapshot is taken",
+    ),
+    barrier(
+        "qcow2.change_header/before",
+        "a new bitmap directory is durable before the header names it",
+        "dirty bitmaps",
+    ),
+    barrier(
+        "qcow2.change_header/before",
+        "a rebuilt refcount table is durable before the header names it",
+        "lost refcounts are rebuilt",
+    ),
+    barrier(
+        "qcow2.change_header/before",
+        "what a longer disk shows is durable before the header says its length",
+        "a longer disk above a backing file",
+    ),
+    barrier(
+        "qcow2.change_header/before",
+        "an empty image's metadata is durable before the header names it",
+        "commit",
+    ),
+    barrier(
+        "qcow2.change_backing/step",
+        "each step of a new header is durable before the next one",
+        "rebase, a long name",
+    ),
+    barrier(
+        "qcow2.barrier",
+        "what makes up for another backing file is durable before the header names that",
+        "rebase",
+    ),
+    barrier(
+        "qcow2.barrier",
+        "the base of a commit holds all of the data before the image is emptied",
+        "commit",
+    ),
+    barrier(
+        "raw.flush",
+        "the base of a commit holds all of the data before the image is emptied",
+        "commit into a raw file",
+    ),
+    barrier("raw.flush", "what a flush of a raw image covers is durable when it is answered", "writes"),
+    barrier(
+        "qcow2.repair/after_refcounts",
+        "refcounts are right before a COPIED flag says so",
+        "leaks are repaired",
+    ),
+    barrier("qcow2.repair/after_flags", "what was repaired is durable on return", "errors are repaired"),
     awaited("write/data", "data is written before an entry points to its cluster", "allocating write"),
     awaited(
         "cow/write",
@@ -124,15 +181,138 @@ pub const RULES: &[Rule] = &[
         "a hole is punched before its cluster's refcount drops",
         "freed clusters used again",
     ),
+    awaited(
+        "qcow2.discard/data_file",
+        "a range of a data file is given up before it can be written again",
+        "data in a file of its own",
+    ),
+    awaited(
+        "qcow2.generation/refcount_blocks",
+        "a generation's refcounts are written before the header names them",
+        "wider refcounts",
+    ),
+    awaited(
+        "qcow2.generation/tables",
+        "a generation's tables are written before the header names them",
+        "a snapshot is taken",
+    ),
+    awaited(
+        "qcow2.generation/l2_table",
+        "a generation's L2 tables are written before the header leads to them",
+        "a snapshot is taken",
+    ),
+    awaited(
+        "qcow2.empty/refcount_table",
+        "an empty image's refcount table is written before the header names it",
+        "commit",
+    ),
+    awaited(
+        "qcow2.empty/refcount_blocks",
+        "an empty image's refcounts are written before the header names them",
+        "commit",
+    ),
+    awaited(
+        "qcow2.empty/l1_table",
+        "an empty image's L1 table is written before the header names it",
+        "commit",
+    ),
+    awaited(
+        "qcow2.change_backing",
+        "each step of a new header is written before the next one",
+        "rebase, a long name",
+    ),
+    awaited(
+        "qcow2.bitmaps/store",
+        "bitmaps are written before a directory calls them up to date",
+        "dirty bitmaps",
+    ),
+    awaited(
+        "qcow2.bitmaps/in_use",
+        "that bitmaps are in use is written before the barrier that covers it",
+        "dirty bitmaps",
+    ),
+    awaited(
+        "qcow2.open/autoclear",
+        "cleared autoclear bits are written before the barrier that covers them",
+        "a feature that this writer does not know",
+    ),
+    awaited(
+        "qcow2.create/refcount_table",
+        "a new image's refcount table is written before its header",
+        "create",
+    ),
+    awaited(
+        "qcow2.create/refcount_blocks",
+        "a new image's refcounts are written before its header",
+        "create",
+    ),
+    awaited("qcow2.create/l1_table", "a new image's L1 table is written before its header", "create"),
+    awaited(
+        "qcow2.create/header",
+        "a new image's header is written before the barrier that covers it",
+        "create",
+    ),
+    awaited(
+        "qcow2.resize/data_file",
+        "what a data file has beyond the old end is zeroed before the header says the length",
+        "a longer disk with a data file",
+    ),
+    awaited(
+        "qcow2.preallocate/zero",
+        "a preallocated cluster reads as zeros before an entry points to it",
+        "a longer disk, preallocated",
+    ),
+    awaited(
+        "qcow2.flush/l2_tables",
+        "entries that version 2 does not know are gone before the header says version 2",
+        "an older version",
+    ),
+    awaited(
+        "qcow2.repair/refcount_blocks",
+        "repaired refcounts are written before the barrier that covers them",
+        "shared clusters are repaired",
+    ),
+    awaited(
+        "qcow2.repair/l1_table",
+        "repaired L1 entries are written before the barrier that covers them",
+        "errors are repaired",
+    ),
+    awaited(
+        "qcow2.repair/l2_tables",
+        "repaired L2 entries are written before the barrier that covers them",
+        "errors are repaired",
+    ),
+    awaited(
+        "qcow2.repair/snapshot_table",
+        "a repaired snapshot table is written before the header names it",
+        "an incomplete snapshot table is repaired",
+    ),
+    awaited(
+        "qcow2.rebuild/refcount_blocks",
+        "rebuilt refcounts are written before the header leads to them",
+        "lost refcounts are rebuilt",
+    ),
+    awaited(
+        "qcow2.rebuild/refcount_table",
+        "a rebuilt refcount table is written before the header names it",
+        "lost refcounts are rebuilt",
+    ),
 ];
 
-/// Flushes that no operation here needs, with why they are there all the same. A row moves to [`RULES`] with the first
-/// operation that needs it.
-pub const PROMISES: &[(Label, &str)] = &[(
-    "qcow2.change_header/after",
-    "a changed header is durable on return; a larger refcount table could do without, because whatever uses it is \
-     written after a barrier of its own",
-)];
+/// Intents that no crash here can tell from their absence, with why they are there all the same. A row moves to [`RULES`]
+/// with the first operation that needs it.
+pub const PROMISES: &[(Label, &str)] = &[
+    (
+        "qcow2.change_header/data_file",
+        "what a data file holds is durable before a header that shows it; until now, all that a new header shows of a \
+         data file is pointed to by L2 entries, which are written after a barrier of their own",
+    ),
+    (
+        "qcow2.repair/after_l2_entries",
+        "entries that lose their cluster are durable before refcounts change; those name clusters that were not counted \
+         for them before either, so that the refcounts are the same",
+    ),
+];
 
 impl Rule {
     /// Explores the rule's operation while the executor breaks the rule, with one order of completions after the other;

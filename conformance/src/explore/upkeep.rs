@@ -1,12 +1,28 @@
-//! Operations that change an image as a whole: snapshots, options.
+//! Operations that change an image as a whole: snapshots, lengths, options, bitmaps.
 
-use drystone_core::format::qcow2::{Amend, CreateOptions, NewSnapshot};
-use drystone_core::job::{amend, create_snapshot};
-
-use super::operation::{Guest, Operation, qcow2};
+use drystone_core::engine::Io;
 use drystone_core::error::Result;
+use drystone_core::format::qcow2::{Amend, CreateOptions, NewSnapshot, Qcow2, SnapshotChoice};
+use drystone_core::graph::open::{DriverSpec, NodeSpec, open};
+use drystone_core::graph::{Preallocate, Role};
+use drystone_core::job::{amend, apply_snapshot, create_snapshot, delete_snapshot};
+
+use super::operation::{Guest, Operation, qcow2, qcow2_in};
+use super::operations::{bitmaps, leave_stale_space};
+use super::straight;
+use crate::cases::stones;
+use crate::world::World;
 
 const KIB: u64 = 1 << 10;
+
+/// All of them.
+pub(super) fn upkeep() -> Vec<Operation> {
+    [snapshots(), lengths(), options()].into_iter().flatten().collect()
+}
+
+fn small(size: u64) -> CreateOptions {
+    CreateOptions { cluster_size: 512, ..CreateOptions::new(size) }
+}
 
 fn on(name: &'static str, options: &CreateOptions) -> Operation {
     Operation::new(name, "qcow2", qcow2(options)).after(|guest| async move {
@@ -16,34 +32,204 @@ fn on(name: &'static str, options: &CreateOptions) -> Operation {
     })
 }
 
+fn snapshots() -> Vec<Operation> {
+    let taken = on("a snapshot is taken", &small(64 * KIB));
+    let taken = shows_or_is_gone(taken, "first").doing(|guest| async move {
+        take(&guest, "first").await?;
+        // What the snapshot shares is copied.
+        guest.write(2 * KIB, KIB).await?;
+        guest.flush().await
+    });
+    let applied = on("a snapshot is gone back to", &small(64 * KIB)).after(|guest| async move {
+        take(&guest, "first").await?;
+        guest.write(2 * KIB, KIB).await?;
+        guest.discard(34 * KIB, KIB).await?;
+        guest.resize(80 * KIB, Preallocate::Off).await
+    });
+    let first = view(&applied, "first");
+    let content = applied.seen(first.clone());
+    let applied = applied.with_view(first).doing(move |guest| {
+        let content = content.clone();
+        async move {
+            guest.write(8 * KIB, KIB).await?;
+            guest.flush().await?;
+            let (io, node) = (guest.io(), guest.node());
+            guest.replace(&content, apply_snapshot(&io, node, &named("first"))).await?;
+            guest.write(2 * KIB, 512).await?;
+            guest.flush().await
+        }
+    });
+    let deleted = on("a snapshot is deleted", &small(64 * KIB)).after(|guest| async move {
+        take(&guest, "first").await?;
+        guest.write(2 * KIB, KIB).await?;
+        take(&guest, "second").await?;
+        guest.write(3 * KIB, KIB).await
+    });
+    let second = view(&deleted, "second");
+    let deleted = shows_or_is_gone(deleted, "first")
+        .with_view(second)
+        // Where it cannot be told what is free, no holes are punched.
+        .making_do_without("qcow2.generation/freed")
+        .doing(|guest| async move {
+            delete(&guest, "first").await?;
+            guest.write(3 * KIB, 512).await?;
+            guest.write(10 * KIB, KIB).await?;
+            guest.flush().await
+        });
+    vec![taken, applied, deleted]
+}
+
+fn lengths() -> Vec<Operation> {
+    let mut below = World::new();
+    below.add_file("base", &stones(40 * KIB));
+    let backing = Some(("base".into(), Some("raw".into())));
+    let above = CreateOptions { cluster_size: 4 * KIB, backing, ..CreateOptions::new(18 * KIB) };
+    let apart = CreateOptions { data_file: Some("data".into()), ..small(32 * KIB) };
+    vec![
+        Operation::new("a longer disk", "qcow2", qcow2(&small(20 * KIB))).doing(|guest| async move {
+            guest.write(18 * KIB, 2 * KIB).await?;
+            guest.resize(80 * KIB, Preallocate::Off).await?;
+            guest.write(70 * KIB, KIB).await?;
+            guest.flush().await
+        }),
+        // What is below must not show where the disk grows, nor what its last cluster has beyond its end.
+        Operation::new("a longer disk above a backing file", "qcow2", qcow2_in(below, &above)).doing(
+            |guest| async move {
+                guest.write(17 * KIB, KIB).await?;
+                guest.resize(48 * KIB, Preallocate::Off).await?;
+                guest.write(39 * KIB, KIB).await
+            },
+        ),
+        Operation::new("a longer disk, preallocated", "qcow2", qcow2(&small(8 * KIB)))
+            .patched(leave_stale_space)
+            .doing(|guest| async move {
+                grow(&guest, 24 * KIB, Preallocate::Metadata).await?;
+                guest.write(12 * KIB, KIB).await?;
+                grow(&guest, 28 * KIB, Preallocate::Full).await
+            }),
+        Operation::new("a longer disk with a data file", "qcow2", qcow2(&apart))
+            .patched(|world| world.add_file("data", &[0xee; 64 << 10]))
+            .doing(|guest| async move {
+                guest.write(0, KIB).await?;
+                guest.resize(48 * KIB, Preallocate::Metadata).await?;
+                guest.write(40 * KIB, 512).await?;
+                guest.flush().await
+            }),
+        on("a shorter disk", &small(64 * KIB)).doing(|guest| async move {
+            guest.write(0, KIB).await?;
+            guest.resize(2 * KIB, Preallocate::Off).await?;
+            guest.write(KIB, KIB).await?;
+            guest.flush().await
+        }),
+        // What was cut off must not come back.
+        on("a shorter disk, and a longer one again", &small(64 * KIB)).doing(|guest| async move {
+            guest.resize(2 * KIB + 512, Preallocate::Off).await?;
+            guest.resize(40 * KIB, Preallocate::Off).await?;
+            guest.write(3 * KIB, 512).await?;
+            guest.flush().await
+        }),
+    ]
+}
+
+fn options() -> Vec<Operation> {
+    let version_2 = CreateOptions { version: 2, ..small(64 * KIB) };
+    vec![
+        on("wider refcounts", &small(64 * KIB)).doing(|guest| async move {
+            change(&guest, Amend { refcount_bits: Some(64), ..Amend::default() }).await?;
+            guest.write(8 * KIB, KIB).await?;
+            guest.flush().await
+        }),
+        on("narrower refcounts", &small(64 * KIB)).doing(|guest| async move {
+            change(&guest, Amend { refcount_bits: Some(1), ..Amend::default() }).await?;
+            guest.write(8 * KIB, KIB).await?;
+            guest.flush().await
+        }),
+        on("an older version", &small(64 * KIB))
+            .after(|guest| async move {
+                guest.zero(2 * KIB, KIB, false).await?;
+                guest.zero(40 * KIB, KIB, false).await
+            })
+            .doing(|guest| async move {
+                change(&guest, Amend { version: Some(2), ..Amend::default() }).await?;
+                guest.write(8 * KIB, KIB).await?;
+                guest.flush().await
+            }),
+        on("a newer version", &version_2).doing(|guest| async move {
+            let lazy_refcounts = Some(true);
+            change(&guest, Amend { version: Some(3), lazy_refcounts, ..Amend::default() }).await?;
+            guest.zero(2 * KIB, KIB, false).await?;
+            guest.flush().await
+        }),
+        Operation::new("bitmaps come and go", "qcow2", bitmaps()).doing(|guest| async move {
+            let (io, node) = (guest.io(), guest.node());
+            let driver = io.driver(node).expect("a format");
+            let qcow2: &Qcow2 = driver.as_any().downcast_ref().expect("qcow2");
+            // Done again, it finds what it left.
+            let _ = qcow2.remove_bitmap("dirty");
+            let _ = qcow2.add_bitmap("fine", Some(512), true);
+            let _ = qcow2.add_bitmap("coarse", Some(64 * KIB), true);
+            guest.write(20 * KIB, 8 * KIB).await
+        }),
+    ]
+}
+
 async fn take(guest: &Guest, name: &str) -> Result<()> {
     let new = NewSnapshot { name: name.into(), ..NewSnapshot::default() };
     create_snapshot(&guest.io(), guest.node(), &new).await.map(drop)
+}
+
+/// Deletes a snapshot; done again, it may be gone.
+async fn delete(guest: &Guest, name: &str) -> Result<()> {
+    let (io, node) = (guest.io(), guest.node());
+    let driver = io.driver(node).expect("a format");
+    let qcow2: &Qcow2 = driver.as_any().downcast_ref().expect("qcow2");
+    let file = io.edge(node, Role::File).expect("an image is in a file");
+    let there = qcow2.snapshots(&io, file).await?.iter().any(|snapshot| snapshot.name == name);
+    if there { delete_snapshot(&io, node, &named(name)).await } else { Ok(()) }
+}
+
+/// Makes the disk longer; done again, it may be that long.
+async fn grow(guest: &Guest, len: u64, how: Preallocate) -> Result<()> {
+    if guest.io().len(guest.node()) < len { guest.resize(len, how).await } else { Ok(()) }
 }
 
 async fn change(guest: &Guest, to: Amend) -> Result<()> {
     amend(&guest.io(), guest.node(), &to).await
 }
 
-/// All of them.
-pub(super) fn upkeep() -> Vec<Operation> {
-    let small = CreateOptions { cluster_size: 512, ..CreateOptions::new(64 * KIB) };
-    vec![
-        on("a snapshot is taken", &small).doing(|guest| async move {
-            take(&guest, "first").await?;
-            // What the snapshot shares is copied.
-            guest.write(2 * KIB, KIB).await?;
-            guest.flush().await
-        }),
-        on("wider refcounts", &small).doing(|guest| async move {
-            change(&guest, Amend { refcount_bits: Some(64), ..Amend::default() }).await?;
-            guest.write(8 * KIB, KIB).await?;
-            guest.flush().await
-        }),
-        on("an older version", &small).doing(|guest| async move {
-            change(&guest, Amend { version: Some(2), ..Amend::default() }).await?;
-            guest.write(8 * KIB, KIB).await?;
-            guest.flush().await
-        }),
-    ]
+fn named(name: &str) -> SnapshotChoice {
+    SnapshotChoice::IdOrName(name.into())
+}
+
+/// How a snapshot of the image is opened.
+pub(super) fn view(operation: &Operation, name: &str) -> NodeSpec {
+    let mut view = operation.spec(false);
+    if let DriverSpec::Qcow2 { options, .. } = &mut view.driver {
+        options.snapshot = Some(named(name));
+    }
+    view
+}
+
+/// A snapshot comes into being, or goes: where it is there, it shows the disk that it was taken of, which is what the disk
+/// shows before a snapshot is taken.
+fn shows_or_is_gone(operation: Operation, name: &str) -> Operation {
+    let spec = view(&operation, name);
+    let content = shown(&operation.world, &spec).unwrap_or_else(|_| operation.content.to_vec());
+    operation.holding(move |world| match shown(world, &spec) {
+        Ok(found) if found != content => Err("a snapshot shows another disk".into()),
+        Err(error) if !error.contains("Can't find snapshot") => Err(format!("a snapshot: {error}")),
+        _ => Ok(()),
+    })
+}
+
+/// What a view of the image shows, or why it does not open.
+fn shown(world: &World, spec: &NodeSpec) -> std::result::Result<Vec<u8>, String> {
+    let spec = spec.clone();
+    let (content, _) = straight(world.clone(), |io: Io| async move {
+        let node = open(&io, &spec).await?;
+        let content = io.read_bytes("explore", node, 0, io.len(node) as usize).await;
+        io.close(node).await?;
+        content
+    });
+    content.map(|content| content.to_vec()).map_err(|error| error.to_string())
 }

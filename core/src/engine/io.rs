@@ -10,11 +10,11 @@ use super::{AnswerValue, ReplyTo, Shared};
 use crate::buf::{Buf, BufList};
 use crate::compute::{Compute, Computed};
 use crate::error::{Error, Result};
-use crate::filter::{Blkdebug, Event};
+use crate::filter::{Blkdebug, DebugEvent};
 use crate::graph::driver::{Access, Driver, Mapping, Preallocate, Role};
 use crate::graph::{self, Edges, Kind, Leaf, NodeFlags, NodeId, NodeInfo, Use, UseId};
 use crate::intent::{
-    Action, Errno, Fua, Label, LeafAccess, LeafInfo, LeafStatus, Location, Outcome, Permissions,
+    Action, Errno, Fua, Label, LeafAccess, LeafInfo, LeafKind, LeafStatus, Location, Outcome, Permissions,
     Preallocation, ZeroFlags,
 };
 
@@ -75,7 +75,7 @@ impl Io {
 
     /// Tells the blkdebug node at the end of the `file` edge, where there is one, that the driver has come to `event`.
     /// Costs a look at a number where the engine has no such node.
-    pub(crate) async fn event(&self, event: Event) {
+    pub(crate) async fn event(&self, event: DebugEvent) {
         if self.shared.debugged.get() > 0
             && let Some(file) = self.try_child(Role::File)
         {
@@ -85,7 +85,7 @@ impl Io {
 
     /// Tells `node`, if it is a blkdebug node, or the one that it is a window on, that the driver above has come to
     /// `event`.
-    pub(crate) async fn event_at(&self, node: NodeId, event: Event) {
+    pub(crate) async fn event_at(&self, node: NodeId, event: DebugEvent) {
         if self.shared.debugged.get() > 0 {
             Box::pin(Blkdebug::tell(self, node, event)).await;
         }
@@ -142,7 +142,8 @@ impl Io {
         offset: u64,
         data: impl Into<BufList>,
     ) -> (BufList, Result<()>) {
-        self.request(Piece::new(label, Verb::WriteCompressed, node, offset, data.into())).await
+        let verb = self.shared.through(node, Verb::WriteCompressed);
+        self.request(Piece::new(label, verb, node, offset, data.into())).await
     }
 
     /// Makes a range of a node read as zeros.
@@ -543,6 +544,7 @@ impl Io {
             Kind::Leaf(_) if here.flags.read_only => {
                 Err(Box::new(Error::ReadOnly { node: here.name.clone() }))
             }
+            Kind::Leaf(leaf) if leaf.info.kind == LeafKind::Null => unsupported("a change of length"),
             Kind::Leaf(_) if how == Preallocate::Metadata => unsupported("preallocation of metadata"),
             Kind::Leaf(_) => self.set_len(node, len, how.of_file()).await,
             Kind::Driver(driver) => match driver.length() {
@@ -634,10 +636,9 @@ impl Io {
             depth: 0,
             place: None,
         };
-        let Kind::Driver(driver) = &image.kind else {
-            let (len, hole) = self.hole(image, offset, len).await?;
-            let status = Status { len, allocated: true, zero: hole, data: !hole, ..nothing };
-            return Ok((status, Some((image.id, offset))));
+        let driver = match &image.kind {
+            Kind::Driver(driver) => driver,
+            Kind::Leaf(leaf) => return self.status_of_leaf(image, leaf, offset, len).await,
         };
         let extent = loop {
             let extent = driver.lookup(offset, len, Access::Read)?;
@@ -664,6 +665,21 @@ impl Io {
             }
             Mapping::Allocate | Mapping::Miss(_) => unreachable!("not an answer to a read"),
         }
+    }
+
+    /// What a leaf says of itself.
+    async fn status_of_leaf(
+        &self,
+        node: &graph::Node,
+        leaf: &Leaf,
+        offset: u64,
+        len: u64,
+    ) -> Result<(Status, Option<(NodeId, u64)>)> {
+        let (len, zero) = self.hole(leaf, offset, len).await?;
+        // A leaf without storage answers, with nobody knows what.
+        let data = !zero && leaf.info.kind != LeafKind::Null;
+        let status = Status { len, allocated: true, zero, data, compressed: false, depth: 0, place: None };
+        Ok((status, Some((node.id, offset))))
     }
 
     /// The leaf in which an image keeps space that it does not use.
@@ -747,8 +763,7 @@ impl Io {
         }
     }
 
-    async fn hole(&self, node: &graph::Node, offset: u64, len: u64) -> Result<(u64, bool)> {
-        let Kind::Leaf(leaf) = &node.kind else { unreachable!("asked of leaves") };
+    async fn hole(&self, leaf: &Leaf, offset: u64, len: u64) -> Result<(u64, bool)> {
         let end = leaf.len.get();
         if offset >= end {
             return Ok((len, true));

@@ -30,7 +30,7 @@ pub use task::LocalFuture;
 
 use crate::buf::BufList;
 use crate::error::{Error, Result};
-use crate::graph::{Graph, Kind, NodeId, NodeInfo};
+use crate::graph::{DetectZeroes, Graph, Kind, NodeId, NodeInfo};
 use crate::intent::{Fua, Intent, Label, Outcome, Token, ZeroFlags};
 use path::{Part, Piece, Slot, Verb};
 use task::{Answers, Promise, Tasks};
@@ -293,15 +293,17 @@ impl Shared {
         );
     }
 
-    /// The verb for a node whose writes are durable when they complete.
+    /// The verb for a node whose writes are durable when they complete, or are looked at for zeros.
     #[inline]
     pub(crate) fn through(&self, node: NodeId, verb: Verb) -> Verb {
-        let durable = self.graph.with(|nodes| crate::graph::at(nodes, node).flags.write_through);
-        match verb {
+        let flags = self.graph.with(|nodes| crate::graph::at(nodes, node).flags);
+        let durable = flags.write_through;
+        let verb = match verb {
             Verb::Write(_) if durable => Verb::Write(Fua::Yes),
             Verb::WriteZeroes(flags, _) if durable => Verb::WriteZeroes(flags, Fua::Yes),
             verb => verb,
-        }
+        };
+        if flags.detect_zeroes == DetectZeroes::Off { verb } else { verb.looking() }
     }
 
     /// Checks what a caller asks against the node; what core asks of itself needs no checking.
@@ -327,6 +329,7 @@ impl Shared {
     #[inline(always)]
     pub(crate) fn start(&self, to: ReplyTo, piece: Piece) {
         let writes = match piece.verb {
+            Verb::Read if self.debugged.get() > 0 => return self.start_parts(to, piece),
             Verb::Read => false,
             Verb::Write(Fua::No) => true,
             _ => return self.start_parts(to, piece),
@@ -347,6 +350,8 @@ impl Shared {
         let epoch = (piece.verb != Verb::Flush).then(|| self.epochs.enter());
         piece.request = self.open_request(to, epoch);
         match piece.verb {
+            // A driver that is watched says where it reads from.
+            Verb::Read if self.debugged.get() > 0 && self.has_backing(piece.node) => self.serve(piece),
             Verb::Read | Verb::Write(Fua::No) | Verb::WriteZeroes(_, Fua::No) => self.dispatch(piece),
             Verb::Write(Fua::Yes) if self.is_clean(piece.node) => self.dispatch(piece),
             Verb::Discard if !self.graph.with(|nodes| crate::graph::at(nodes, piece.node).flags.discard) => {
@@ -355,6 +360,10 @@ impl Shared {
             Verb::Discard => self.dispatch(piece),
             _ => self.serve(piece),
         }
+    }
+
+    fn has_backing(&self, node: NodeId) -> bool {
+        self.graph.with(|nodes| crate::graph::at(nodes, node).edges.at(crate::graph::Role::Backing).is_some())
     }
 
     /// Whether no driver below `node` holds metadata back.

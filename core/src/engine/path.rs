@@ -18,7 +18,7 @@ use super::{ReplyTo, Shared};
 use crate::buf::BufList;
 use crate::error::{Error, Result};
 use crate::graph::driver::{Access, Length, Mapping, Role};
-use crate::graph::{self, Kind, Node, NodeId};
+use crate::graph::{self, DetectZeroes, Kind, Node, NodeId};
 use crate::graph::{Collision, Owner};
 use crate::intent::{Action, Errno, Fua, Intent, Label, Outcome, Token, ZeroFlags};
 
@@ -28,6 +28,11 @@ pub(crate) enum Verb {
     Read,
     Write(Fua),
     WriteCompressed,
+    /// A write to a node that looks for zeros, not yet looked at (`detect-zeroes`).
+    WriteLooking {
+        fua: Fua,
+        compressed: bool,
+    },
     WriteZeroes(ZeroFlags, Fua),
     /// Zeros for a leaf that refused to zero the range.
     ZeroesOtherwise(ZeroFlags),
@@ -39,11 +44,20 @@ impl Verb {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Read => "read",
-            Self::Write(_) => "write",
+            Self::Write(_) | Self::WriteLooking { .. } => "write",
             Self::WriteCompressed => "compressed write",
             Self::WriteZeroes(..) | Self::ZeroesOtherwise(_) => "write of zeros",
             Self::Discard => "discard",
             Self::Flush => "flush",
+        }
+    }
+
+    /// The verb at a node that looks for zeros.
+    pub(crate) fn looking(self) -> Self {
+        match self {
+            Self::Write(fua) => Self::WriteLooking { fua, compressed: false },
+            Self::WriteCompressed => Self::WriteLooking { fua: Fua::No, compressed: true },
+            verb => verb,
         }
     }
 
@@ -128,6 +142,8 @@ pub(crate) enum Place {
     Zero,
     /// At a driver that needs a coroutine.
     Coroutine { node: NodeId, offset: u64 },
+    /// At a node below the first that looks for zeros in what is written.
+    Looking { node: NodeId, offset: u64 },
 }
 
 /// Walks from `node` down to the leaf that holds `offset`; says how many of the `len` bytes the answer covers.
@@ -139,8 +155,12 @@ pub(crate) fn resolve(
     mut len: u64,
     access: Access,
 ) -> Result<(u64, Place)> {
+    let first = node;
     loop {
         let here = graph::at(nodes, node);
+        if access == Access::Write && here.flags.detect_zeroes != DetectZeroes::Off && node != first {
+            return Ok((len, Place::Looking { node, offset }));
+        }
         let driver = match &here.kind {
             Kind::Leaf(_) => return Ok((len, Place::Leaf { node, offset })),
             Kind::Driver(driver) => driver,
@@ -240,6 +260,13 @@ impl Shared {
                         self.owe(request);
                         self.serve(front);
                     }
+                    Place::Looking { node, offset } => {
+                        self.emit_run(nodes, &mut piece, run.take());
+                        let verb = piece.verb.looking();
+                        let front = Piece { verb, node, offset, ..piece.split_to(len) };
+                        self.owe(request);
+                        self.serve(front);
+                    }
                 }
             }
             self.emit_run(nodes, &mut piece, run.take());
@@ -289,7 +316,10 @@ impl Shared {
                 Verb::Write(fua) => Action::Write { leaf: id, offset, data, fua },
                 Verb::WriteZeroes(flags, _) => Action::WriteZeroes { leaf: id, offset, len, flags },
                 Verb::Discard => Action::Discard { leaf: id, offset, len },
-                Verb::WriteCompressed | Verb::ZeroesOtherwise(_) | Verb::Flush => {
+                Verb::WriteCompressed
+                | Verb::WriteLooking { .. }
+                | Verb::ZeroesOtherwise(_)
+                | Verb::Flush => {
                     unreachable!("served by coroutines")
                 }
             };

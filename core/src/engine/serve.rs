@@ -14,9 +14,9 @@ use super::task::{Serve, ServeSlot, join};
 use super::{Op, Request, Shared};
 use crate::buf::{Buf, BufList};
 use crate::error::Result;
-use crate::filter::Event;
-use crate::graph::driver::{Access, Driver, Mapping, Ready, Reservation};
-use crate::graph::{Collision, Kind, Leaf, Node, NodeId, Owner};
+use crate::filter::DebugEvent;
+use crate::graph::driver::{Access, Driver, Mapping, Ready, Reservation, Role};
+use crate::graph::{Collision, DetectZeroes, Kind, Leaf, Node, NodeId, Owner};
 use crate::intent::{Action, Errno, Fua, Label, Preallocation, ZeroFlags};
 
 /// Bytes of zeros written at once where a leaf cannot zero a range.
@@ -57,6 +57,9 @@ async fn serving(shared: Rc<Shared>, mut piece: Piece) {
             Box::pin(write_compressed(&io, &node, driver.as_ref(), &mut piece)).await
         }
         (Kind::Leaf(_), Verb::WriteCompressed) => Box::pin(write_plainly(&io, &mut piece)).await,
+        (_, Verb::WriteLooking { fua, compressed }) => {
+            Box::pin(look_for_zeroes(&io, &node, &mut piece, fua, compressed)).await
+        }
         (_, Verb::WriteZeroes(flags, Fua::Yes)) => Box::pin(zero_through(&io, &piece, flags)).await,
         (Kind::Driver(driver), Verb::WriteZeroes(..) | Verb::Discard) => {
             match Box::pin(clear(&io, &node, driver.as_ref(), &mut piece)).await {
@@ -87,6 +90,7 @@ enum After {
 }
 
 async fn read(io: &Io, driver: &Rc<dyn Driver>, piece: &mut Piece) -> Result<After> {
+    tell_backing_reads(io, driver.as_ref(), piece.offset, piece.len).await?;
     let extent = driver.lookup(piece.offset, piece.len, Access::Read)?;
     match extent.mapping {
         Mapping::Miss(miss) => driver.load(io, miss).await.map(|()| After::Dispatch),
@@ -100,12 +104,33 @@ async fn read(io: &Io, driver: &Rc<dyn Driver>, piece: &mut Piece) -> Result<Aft
     }
 }
 
+/// Tells who waits for events of each part of a read that the backing file answers.
+async fn tell_backing_reads(io: &Io, driver: &dyn Driver, offset: u64, len: u64) -> Result<()> {
+    if io.shared().debugged.get() == 0 || io.try_child(Role::Backing).is_none() {
+        return Ok(());
+    }
+    let (mut at, end) = (offset, (offset + len).min(io.len(io.node())));
+    while at < end {
+        let extent = driver.lookup(at, end - at, Access::Read)?;
+        match extent.mapping {
+            Mapping::Miss(miss) => {
+                driver.load(io, miss).await?;
+                continue;
+            }
+            Mapping::Backing { .. } => io.event(DebugEvent::ReadBackingAio).await,
+            _ => {}
+        }
+        at += extent.len;
+    }
+    Ok(())
+}
+
 /// Leaves a piece to its driver.
 async fn own(io: &Io, driver: &dyn Driver, piece: &mut Piece, op: Op) -> Result<()> {
     // A driver that passes data on says so before it does.
     match op {
-        Op::Read if piece.through => io.event_at(piece.node, Event::ReadAio).await,
-        Op::Write(_) if piece.through => io.event_at(piece.node, Event::WriteAio).await,
+        Op::Read if piece.through => io.event_at(piece.node, DebugEvent::ReadAio).await,
+        Op::Write(_) if piece.through => io.event_at(piece.node, DebugEvent::WriteAio).await,
         _ => {}
     }
     let data = std::mem::take(&mut piece.data);
@@ -192,8 +217,8 @@ impl<'a> Reserved<'a> {
                 Ready::Yes(space) => {
                     let reserved = Self { driver, space, published: false };
                     if space.fresh {
-                        io.event(Event::ClusterAlloc).await;
-                        io.event(Event::RefblockAlloc).await;
+                        io.event(DebugEvent::ClusterAlloc).await;
+                        io.event(DebugEvent::RefblockAlloc).await;
                     }
                     return Ok(reserved);
                 }
@@ -232,20 +257,24 @@ async fn fill(io: &Io, node: &Node, space: &Reservation, offset: u64, data: &mut
     let host = |guest: u64| space.host_offset + (guest - space.guest_start);
     let edges_len = (head.end - head.start) + (tail.end - tail.start);
     if edges_len == 0 {
-        io.event(Event::WriteAio).await;
+        io.event(DebugEvent::WriteAio).await;
         return write_back(io, child, host(offset), data).await;
     }
     let zero_edges = reads_zero(io, node.id, head.clone()) && reads_zero(io, node.id, tail.clone());
+    if zero_edges {
+        io.event(DebugEvent::ClusterAllocSpace).await;
+    }
     if zero_edges && space.zeroed {
-        io.event(Event::WriteAio).await;
+        io.event(DebugEvent::WriteAio).await;
         return write_back(io, child, host(offset), data).await;
     }
     Box::pin(async {
         if !zero_edges {
-            io.event(Event::CowRead).await;
+            io.event(DebugEvent::CowRead).await;
         }
         if zero_edges && edges_len >= ZERO_APART_MIN {
             let flags = ZeroFlags::default();
+            io.event(DebugEvent::WriteAio).await;
             let around = join(
                 zero_edge(io, child, host(head.start), head.end - head.start, flags),
                 zero_edge(io, child, host(tail.start), tail.end - tail.start, flags),
@@ -259,7 +288,10 @@ async fn fill(io: &Io, node: &Node, space: &Reservation, offset: u64, data: &mut
         let mut whole = BufList::from(before);
         whole.append(std::mem::take(data));
         whole.append(BufList::from(after));
-        io.event(Event::WriteAio).await;
+        io.event(DebugEvent::WriteAio).await;
+        if !zero_edges {
+            io.event(DebugEvent::CowWrite).await;
+        }
         let (mut whole, result) = io.write("cow/write", child, space.host_offset, whole, Fua::No).await;
         drop(whole.split_to(before_len));
         *data = whole.split_to(data_len);
@@ -318,6 +350,21 @@ async fn write_through(io: &Io, driver: &dyn Driver, piece: &mut Piece) -> Resul
 async fn write_plainly(io: &Io, piece: &mut Piece) -> Result<()> {
     let data = std::mem::take(&mut piece.data);
     let (data, result) = io.write(piece.label, piece.node, piece.offset, data, Fua::No).await;
+    piece.data = data;
+    result
+}
+
+/// Writes as zeros what is nothing else, and the rest as it is.
+async fn look_for_zeroes(io: &Io, node: &Node, piece: &mut Piece, fua: Fua, compressed: bool) -> Result<()> {
+    let Piece { label, offset, len, .. } = *piece;
+    if len > 0 && piece.data.is_zero() {
+        let may_unmap = node.flags.detect_zeroes == DetectZeroes::Unmap;
+        let verb = Verb::WriteZeroes(ZeroFlags { may_unmap, no_fallback: false }, fua);
+        return io.request(Piece::range(label, verb, node.id, offset, len)).await.1;
+    }
+    let verb = if compressed { Verb::WriteCompressed } else { Verb::Write(fua) };
+    let data = std::mem::take(&mut piece.data);
+    let (data, result) = io.request(Piece::new(label, verb, node.id, offset, data)).await;
     piece.data = data;
     result
 }
@@ -437,7 +484,10 @@ async fn zeroes_as_data(io: &Io, node: NodeId, offset: u64, len: u64) -> Result<
     while at < offset + len {
         let chunk = (offset + len - at).min(ZERO_CHUNK) as usize;
         let part = zeros.split_to(chunk);
-        let (mut part, result) = io.write("write_zeroes/data", node, at, part, Fua::No).await;
+        // These are zeros already: a node that looks for zeros is not to look again. Where they are to be durable, a flush
+        // follows.
+        let piece = Piece::new("write_zeroes/data", Verb::Write(Fua::No), node, at, part);
+        let (mut part, result) = io.request(piece).await;
         result?;
         at += chunk as u64;
         part.append(zeros);
@@ -636,7 +686,7 @@ async fn write_whole(io: &Io, leaf: &Leaf, mut offset: u64, mut data: BufList, f
 }
 
 async fn flush(io: &Io, driver: &dyn Driver) -> Result<()> {
-    io.event(Event::FlushToOs).await;
+    io.event(DebugEvent::FlushToOs).await;
     driver.flush(io).await
 }
 

@@ -41,15 +41,11 @@ impl Compress {
 
 impl Compress {
     /// Passes zeros and discards on, while nobody writes to their units.
-    async fn clear(&self, io: &Io, request: &Request) -> Result<()> {
-        let (file, offset, len) = (io.child(Role::File), request.offset, request.len);
-        let (start, end) = super::blocks(offset, len, self.unit);
+    async fn clear(&self, io: &Io, request: &mut Request) -> Result<()> {
+        let (start, end) = super::blocks(request.offset, request.len, self.unit);
         let here = io.shared().graph.node(io.node());
         let _claim = here.claims.take(&io.shared().tasks, start, end).await;
-        match request.op {
-            Op::WriteZeroes(flags, _) => io.write_zeroes("compress.zero", file, offset, len, flags).await,
-            _ => io.discard("compress.discard", file, offset, len).await,
-        }
+        super::pass_on(io, request).await
     }
 }
 

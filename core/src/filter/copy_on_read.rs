@@ -8,7 +8,7 @@ use std::any::Any;
 use crate::buf::{Buf, BufList};
 use crate::engine::{Io, LocalFuture, Op, Request};
 use crate::error::Result;
-use crate::filter::Event;
+use crate::filter::DebugEvent;
 use crate::graph::NodeId;
 use crate::graph::driver::{Access, Driver, Extent, Length, Mapping, Miss, Role};
 use crate::intent::{Fua, ZeroFlags};
@@ -70,10 +70,7 @@ impl CopyOnRead {
             }
             at += len;
         }
-        let data = std::mem::take(&mut request.data);
-        let (data, result) = io.read("copy_on_read.read", io.child(Role::File), request.offset, data).await;
-        request.data = data;
-        result
+        super::pass_on(io, request).await
     }
 
     /// Copies the units around a range into the image.
@@ -92,7 +89,7 @@ impl CopyOnRead {
                 let data = Buf::zeroed((next - at) as usize);
                 let (data, read) = io.read("copy_on_read.copy/read", file, at, data).await;
                 read?;
-                io.event_at(file, Event::CorWrite).await;
+                io.event_at(file, DebugEvent::CorWrite).await;
                 self.keep(io, at, data).await?;
             }
             at = next;
@@ -112,22 +109,10 @@ impl CopyOnRead {
 
     /// Passes a change on, while nothing is copied to its range.
     async fn change(&self, io: &Io, request: &mut Request) -> Result<()> {
-        let (file, offset, len) = (io.child(Role::File), request.offset, request.len);
-        let (start, end) = super::blocks(offset, len, self.unit);
+        let (start, end) = super::blocks(request.offset, request.len, self.unit);
         let here = io.shared().graph.node(io.node());
         let _claim = here.claims.take(&io.shared().tasks, start, end).await;
-        let data = std::mem::take(&mut request.data);
-        let (data, result) = match request.op {
-            Op::Write(fua) => io.write("copy_on_read.write", file, offset, data, fua).await,
-            Op::WriteCompressed => io.write_compressed("copy_on_read.write", file, offset, data).await,
-            Op::WriteZeroes(flags, _) => {
-                (data, io.write_zeroes("copy_on_read.write_zeroes", file, offset, len, flags).await)
-            }
-            Op::Discard => (data, io.discard("copy_on_read.discard", file, offset, len).await),
-            Op::Read | Op::Flush => unreachable!("neither changes anything"),
-        };
-        request.data = data;
-        result
+        super::pass_on(io, request).await
     }
 }
 

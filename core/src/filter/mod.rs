@@ -33,20 +33,38 @@ pub use blkverify::Blkverify;
 pub use compress::Compress;
 pub use copy_on_read::CopyOnRead;
 pub use error::FilterError;
-pub use event::Event;
+pub use event::DebugEvent;
 pub use null::{Null, NullName};
 pub use open::FilterSpec;
 pub(crate) use open::open;
 pub use preallocate::{Preallocate, PreallocateOptions};
 
 use crate::buf::{Buf, BufList};
-use crate::engine::Io;
+use crate::engine::{Io, Op, Request};
 use crate::error::{Error, Result};
 use crate::graph::Role;
 
 /// The whole blocks around a range: first byte, and end.
 fn blocks(offset: u64, len: u64, block: u64) -> (u64, u64) {
     (offset - offset % block, (offset + len).next_multiple_of(block))
+}
+
+/// Carries a request out on the file, as it is.
+async fn pass_on(io: &Io, request: &mut Request) -> Result<()> {
+    let (file, offset, len) = (io.child(Role::File), request.offset, request.len);
+    let data = std::mem::take(&mut request.data);
+    let (data, result) = match request.op {
+        Op::Read => io.read("filter/read", file, offset, data).await,
+        Op::Write(fua) => io.write("filter/write", file, offset, data, fua).await,
+        Op::WriteCompressed => io.write_compressed("filter/write_compressed", file, offset, data).await,
+        Op::WriteZeroes(flags, _) => {
+            (data, io.write_zeroes("filter/write_zeroes", file, offset, len, flags).await)
+        }
+        Op::Discard => (data, io.discard("filter/discard", file, offset, len).await),
+        Op::Flush => unreachable!("a flush goes to `flush`"),
+    };
+    request.data = data;
+    result
 }
 
 fn unsupported(io: &Io, driver: &'static str, what: &'static str) -> Box<Error> {

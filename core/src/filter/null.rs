@@ -3,11 +3,9 @@
 use std::any::Any;
 use std::time::Duration;
 
-use crate::buf::BufList;
-use crate::engine::{Io, LocalFuture, Op, Request};
+use crate::engine::{Io, LocalFuture, Request};
 use crate::error::Result;
 use crate::graph::driver::{Access, Driver, Extent, Length, Mapping, Miss, Role};
-use crate::intent::Fua;
 
 /// A node that answers late.
 #[derive(Debug)]
@@ -80,20 +78,7 @@ impl Driver for Null {
     fn serve<'a>(&'a self, io: &'a Io, request: &'a mut Request) -> LocalFuture<'a, Result<()>> {
         Box::pin(async move {
             self.wait(io).await;
-            let (file, offset, len) = (io.child(Role::File), request.offset, request.len);
-            let data: BufList = std::mem::take(&mut request.data);
-            let (data, result) = match request.op {
-                Op::Read => io.read("null.read", file, offset, data).await,
-                Op::Write(fua) => io.write("null.write", file, offset, data, fua).await,
-                Op::WriteCompressed => io.write("null.write", file, offset, data, Fua::No).await,
-                Op::WriteZeroes(flags, _) => {
-                    (data, io.write_zeroes("null.write_zeroes", file, offset, len, flags).await)
-                }
-                Op::Discard => (data, io.discard("null.discard", file, offset, len).await),
-                Op::Flush => unreachable!("a flush goes to `flush`"),
-            };
-            request.data = data;
-            result
+            super::pass_on(io, request).await
         })
     }
 

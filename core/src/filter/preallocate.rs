@@ -10,7 +10,6 @@
 use std::any::Any;
 use std::cell::Cell;
 
-use crate::buf::BufList;
 use crate::engine::task::Gate;
 use crate::engine::{Io, LocalFuture, Op, Request};
 use crate::error::Result;
@@ -79,26 +78,18 @@ impl Preallocate {
 
     /// Carries out a change that reaches beyond the data.
     async fn change(&self, io: &Io, request: &mut Request) -> Result<()> {
-        let (file, offset, len) = (io.child(Role::File), request.offset, request.len);
-        let end = offset + len;
+        match request.op {
+            Op::Discard => return Ok(()),
+            Op::WriteCompressed => return Err(super::unsupported(io, self.name(), "compressed writes")),
+            _ => {}
+        }
+        let end = request.offset + request.len;
         if end > self.file_end.get() {
             self.grow(io, end).await;
         }
-        let data: BufList = std::mem::take(&mut request.data);
-        let (data, result) = match request.op {
-            Op::Write(fua) => io.write("preallocate.write", file, offset, data, fua).await,
-            Op::WriteZeroes(flags, _) => {
-                (data, io.write_zeroes("preallocate.write_zeroes", file, offset, len, flags).await)
-            }
-            Op::Discard => return Ok(()),
-            Op::WriteCompressed => (data, Err(super::unsupported(io, self.name(), "compressed writes"))),
-            Op::Read | Op::Flush => unreachable!("both pass by"),
-        };
-        request.data = data;
-        if result.is_ok() {
-            self.data_end.set(self.data_end.get().max(end));
-        }
-        result
+        super::pass_on(io, request).await?;
+        self.data_end.set(self.data_end.get().max(end));
+        Ok(())
     }
 }
 

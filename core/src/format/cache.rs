@@ -131,6 +131,20 @@ impl SliceCache {
         }
     }
 
+    /// Drops the slices that hold no changes and were not used since the last time, with their memory.
+    pub(super) fn clean(&mut self) {
+        self.slots.retain(|slot| slot.dirty || slot.writing || slot.used.replace(false));
+        self.index.clear();
+        for (place, slot) in (0..).zip(&self.slots) {
+            // One that was forgotten, and used when it was, is nowhere.
+            if slot.at.0 != u64::MAX {
+                self.index.insert(slot.at.0, place);
+            }
+        }
+        self.slots.shrink_to_fit();
+        self.hand = 0;
+    }
+
     /// Forgets everything, changes too: no slice is one of the image's any more, and none is being written.
     pub(in crate::format) fn clear(&mut self) {
         assert!(
@@ -202,6 +216,28 @@ mod tests {
         cache.bytes_mut(slot)[0] = 1;
         assert_eq!(cache.insert(HostOffset(1 << 21), Buf::zeroed(512)), Err(AllDirty));
         assert!(!cache.has_room());
+    }
+
+    #[test]
+    fn what_nobody_uses_is_dropped_in_time() {
+        let mut cache = full_cache();
+        let slot = cache.find(HostOffset(0)).expect("present");
+        cache.bytes_mut(slot)[0] = 1;
+        cache.clean();
+        assert_eq!(cache.slots.len(), 16, "all were new");
+        cache.find(HostOffset(5 * 512)).expect("present");
+        cache.clean();
+        assert_eq!(cache.slots.len(), 2, "one is dirty, and one was used");
+        let slot = cache.find(HostOffset(0)).expect("present");
+        assert_eq!((cache.bytes(slot)[0], cache.find(HostOffset(512))), (1, None));
+        assert_eq!(cache.take_dirty().len(), 1);
+        cache.clean();
+        cache.clean();
+        assert!(cache.find(HostOffset(0)).is_some(), "it is being written");
+        cache.written();
+        cache.clean();
+        cache.clean();
+        assert!(cache.slots.is_empty() && cache.index.is_empty());
     }
 
     #[test]

@@ -24,7 +24,8 @@ pub(crate) use leaf::{Collision, Leaf, Owner, Use, UseId};
 use crate::engine::claims::Claims;
 use crate::error::{Error, Result};
 
-/// Images in one chain at the most: longer than any honest chain, short enough for a stack and a wait.
+/// Images in one chain at the most: longer than any honest chain, short enough for the stack of who opens it, and for
+/// reads, each of which walks down it.
 pub const CHAIN_MAX: usize = 200;
 
 /// Bytes in a node name at the most. Source: QEMU's limit, with its terminator.
@@ -55,6 +56,21 @@ pub struct NodeFlags {
     pub force_share: bool,
     /// A leaf whose image locks nobody takes (`locking=off`).
     pub unlocked: bool,
+    /// Whether what is written is looked at for zeros.
+    pub detect_zeroes: DetectZeroes,
+}
+
+/// Whether a node looks for zeros in what is written to it, and turns a write of nothing else into one of zeros
+/// (`detect-zeroes`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DetectZeroes {
+    /// It does not.
+    #[default]
+    Off,
+    /// The zeros keep their space.
+    On,
+    /// Their space may be given up.
+    Unmap,
 }
 
 /// A node of the graph.

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use serde_json::{Map, Value};
 
 use super::driver::{Driver, Role};
-use super::{CHAIN_MAX, Edges, NodeFlags, NodeId, Use, options};
+use super::{CHAIN_MAX, DetectZeroes, Edges, NodeFlags, NodeId, Use, options};
 use crate::engine::{Io, LocalFuture};
 use crate::error::{Error, Result};
 use crate::filter::{self, FilterSpec};
@@ -42,6 +42,8 @@ pub struct OpenMode {
     pub write_through: bool,
     /// `discard=unmap`: discards reach the host.
     pub discard: bool,
+    /// `detect-zeroes`; nothing below has it from here.
+    pub detect_zeroes: DetectZeroes,
     /// `aio`.
     pub aio: Aio,
     /// `force-share`: others may write to the node meanwhile. Children have it from their parent unless they say
@@ -60,6 +62,12 @@ impl OpenMode {
     fn writable_below(&self) -> bool {
         self.commits_down == 1
     }
+
+    /// What nodes below have of this unless they say otherwise. What is written through at the top needs one flush a
+    /// write, not one for every write below; and each node looks for zeros by itself.
+    pub(crate) fn below(self) -> Self {
+        Self { write_through: false, detect_zeroes: DetectZeroes::Off, ..self }
+    }
 }
 
 impl Default for OpenMode {
@@ -70,6 +78,7 @@ impl Default for OpenMode {
             no_flush: false,
             write_through: false,
             discard: true,
+            detect_zeroes: DetectZeroes::Off,
             aio: Aio::Auto,
             force_share: false,
             locking: true,
@@ -200,6 +209,7 @@ impl NodeSpec {
             write_through: self.mode.write_through,
             force_share: self.mode.force_share,
             unlocked: !self.mode.locking,
+            detect_zeroes: if self.mode.writable { self.mode.detect_zeroes } else { DetectZeroes::Off },
         }
     }
 }
@@ -411,8 +421,11 @@ async fn open_qcow2(
             let child = open_child(io, &child, depth + 1).await.map_err(backing_file)?;
             edges.set(Role::Backing, Some(child));
         }
-        let image = qcow2::open(io, file, header, spec.mode.writable, options).await?;
-        Ok(Rc::new(image) as Rc<dyn Driver>)
+        let image = Rc::new(qcow2::open(io, file, header, spec.mode.writable, options).await?);
+        if let Some(interval) = options.cache_clean_interval {
+            qcow2::clean_caches(io, &image, interval);
+        }
+        Ok(image as Rc<dyn Driver>)
     };
     let opened = opened.await;
     add_or_undo(io, spec, file, edges, opened).await
@@ -445,7 +458,7 @@ fn data_file_spec(
     };
     allowed(io, spec, file, "data file", name)?;
     let path = beside(&io.title(file), name);
-    Ok(Some(NodeSpec::file(path, OpenMode { write_through: false, ..spec.mode })))
+    Ok(Some(NodeSpec::file(path, spec.mode.below())))
 }
 
 fn backing_spec(
@@ -457,7 +470,7 @@ fn backing_spec(
 ) -> Result<Option<NodeSpec>> {
     let commits_down = spec.mode.commits_down.saturating_sub(1);
     let writable = spec.mode.writable_below();
-    let mode = OpenMode { writable, write_through: false, commits_down, ..spec.mode };
+    let mode = OpenMode { writable, commits_down, ..spec.mode.below() };
     let format = header.backing_format.as_deref();
     let (name, more) = match (choice, &header.backing_file) {
         (ChildSpec::Spec(child), _) => return Ok(Some((**child).clone())),

@@ -10,8 +10,11 @@
 mod filters;
 mod values;
 
+use std::time::Duration;
+
 use serde_json::{Map, Value};
 
+use super::DetectZeroes;
 use super::open::{ChildSpec, DriverSpec, NodeSpec, OpenMode, names_protocol};
 use crate::error::{Error, Result};
 use crate::filter::{FilterSpec, NullName};
@@ -122,8 +125,7 @@ fn node(options: Options, path: Option<&str>, mode: OpenMode, depth: usize) -> R
     let node_name = options.text("node-name");
     let mode = read_mode(&mut options, mode)?;
     if let Some(driver) = driver.as_deref().filter(|driver| filters::is_filter(driver)) {
-        let below = OpenMode { write_through: false, ..mode };
-        let spec = filters::filter(&mut options, driver, path, below, depth)?;
+        let spec = filters::filter(&mut options, driver, path, mode.below(), depth)?;
         options.finish(driver)?;
         return Ok(NodeSpec { node_name, mode, driver: spec });
     }
@@ -136,8 +138,7 @@ fn node(options: Options, path: Option<&str>, mode: OpenMode, depth: usize) -> R
     if !matches!(format, None | Some("raw" | "qcow2" | "vdi")) {
         return Err(refused(format!("Unknown driver '{}'", format.unwrap_or_default())));
     }
-    // What is written through at the top needs one flush a write, not one for every write below.
-    let below = OpenMode { write_through: false, ..mode };
+    let below = mode.below();
     let file = Box::new(child(&mut options, "file", path, below, depth)?);
     let driver = match format {
         Some("raw") => {
@@ -152,11 +153,11 @@ fn node(options: Options, path: Option<&str>, mode: OpenMode, depth: usize) -> R
         Some(_) => {
             let data_file = data_file_child(&mut options, below, depth)?;
             let backing = backing_child(&mut options, below)?;
-            DriverSpec::Qcow2 { file, backing, data_file, options: qcow2_options(&mut options, mode)? }
+            DriverSpec::Qcow2 { file, backing, data_file, options: qcow2_options(&mut options)? }
         }
         None => {
             let backing = backing_child(&mut options, below)?;
-            DriverSpec::Probe { file, backing, options: qcow2_options(&mut options, mode)? }
+            DriverSpec::Probe { file, backing, options: qcow2_options(&mut options)? }
         }
     };
     options.finish(format.unwrap_or("raw"))?;
@@ -186,31 +187,21 @@ fn read_mode(options: &mut Options, mode: OpenMode) -> Result<OpenMode> {
         Some("unmap" | "on") => true,
         Some(_) => return Err(refused("Invalid discard option".into())),
     };
-    detect_zeroes(options, mode, discard.is_some() && mode.discard)?;
+    mode.detect_zeroes = detect_zeroes(options, discard.is_some() && mode.discard)?;
     if options.switch("active")? == Some(false) {
         return Err(refused("active=off is not supported: there is no migration that would need it".into()));
     }
     Ok(mode)
 }
 
-/// Whoever only reads detects nothing; whoever writes is told that zeros are not looked for.
-fn detect_zeroes(options: &mut Options, mode: OpenMode, unmaps: bool) -> Result<()> {
-    let chosen =
-        options.one_of("detect-zeroes", &[("off", None), ("on", Some(false)), ("unmap", Some(true))])?;
-    let Some(unmap) = chosen.flatten() else { return Ok(()) };
-    if unmap && !unmaps {
+fn detect_zeroes(options: &mut Options, unmaps: bool) -> Result<DetectZeroes> {
+    let values = [("off", DetectZeroes::Off), ("on", DetectZeroes::On), ("unmap", DetectZeroes::Unmap)];
+    let chosen = options.one_of("detect-zeroes", &values)?.unwrap_or_default();
+    if chosen == DetectZeroes::Unmap && !unmaps {
         let text = "setting detect-zeroes to unmap is not allowed without setting discard operation to unmap";
         return Err(refused(text.into()));
     }
-    only_read(mode, "detect-zeroes", "zeros are written as they come")
-}
-
-/// Refuses an option that changes how a node is written, on a node that is.
-fn only_read(mode: OpenMode, option: &str, instead: &str) -> Result<()> {
-    if !mode.writable {
-        return Ok(());
-    }
-    Err(refused(format!("Option '{option}' is not supported on a node that is written to: {instead}")))
+    Ok(chosen)
 }
 
 fn leaf(options: &mut Options, driver: &str, path: Option<&str>, mode: OpenMode) -> Result<NodeSpec> {
@@ -345,21 +336,20 @@ fn path_of(name: &str) -> Result<&str> {
     Ok(name)
 }
 
-fn qcow2_options(options: &mut Options, mode: OpenMode) -> Result<Qcow2Options> {
+fn qcow2_options(options: &mut Options) -> Result<Qcow2Options> {
     let mut read = Qcow2Options::default();
     if !options.below("encrypt").is_empty() {
         return Err(refused("encrypt.* is not supported yet: no image can be opened with a key".into()));
     }
     cache_sizes(options, &mut read)?;
     read.l2_cache_entry_len = options.size("l2-cache-entry-size")?;
-    match options.number("cache-clean-interval")? {
-        None | Some(0) => {}
+    read.cache_clean_interval = match options.number("cache-clean-interval")? {
+        None | Some(0) => None,
         Some(seconds) if seconds > u64::from(u32::MAX) => {
             return Err(refused("Cache clean interval too big".into()));
         }
-        // Nothing is lost for who only reads: caches are bounded, and go when the image is closed.
-        Some(_) => only_read(mode, "cache-clean-interval", "caches are bounded, and only 0 is possible")?,
-    }
+        Some(seconds) => Some(Duration::from_secs(seconds)),
+    };
     read.lazy_refcounts = options.switch("lazy-refcounts")?.unwrap_or(false);
     read.protect = overlap_checks(options)?;
     let discards = &mut read.discards;
@@ -468,12 +458,12 @@ mod tests {
     }
 
     #[test]
-    fn what_changes_writes_is_refused_for_writers_alone() {
+    fn zeros_are_looked_for_at_one_node() {
         let writable = OpenMode { writable: true, ..OpenMode::default() };
-        for option in [r#""detect-zeroes":"on""#, r#""cache-clean-interval":600"#] {
-            let name = format!(r#"json:{{"driver":"qcow2","file.filename":"a",{option}}}"#);
-            assert!(from(&name).is_ok(), "{name}");
-            assert!(from_filename(&name, None, writable).is_err(), "{name}");
-        }
+        let name = r#"json:{"driver":"qcow2","file.filename":"a","detect-zeroes":"on"}"#;
+        let spec = from_filename(name, None, writable).expect("legal");
+        assert_eq!(spec.mode.detect_zeroes, DetectZeroes::On);
+        let DriverSpec::Qcow2 { file, .. } = spec.driver else { panic!("qcow2 was asked for") };
+        assert_eq!(file.mode.detect_zeroes, DetectZeroes::Off);
     }
 }

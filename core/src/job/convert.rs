@@ -13,7 +13,7 @@ use crate::buf::{Buf, BufList, is_zero};
 use crate::engine::task::{Gate, WaitList, join, join_all};
 use crate::engine::{Io, Status};
 use crate::error::{Error, Result};
-use crate::graph::NodeId;
+use crate::graph::{NodeId, Role};
 use crate::intent::{Fua, ZeroFlags};
 
 /// Bytes of a chunk: two make the largest write that an executor gathers, and all of them fit a core's share of cache.
@@ -247,7 +247,7 @@ impl State<'_> {
         }
         let place = run.place;
         run.place = place.map(|(leaf, offset)| (leaf, offset + (end - at)));
-        if self.plan.count == Count::Data && self.counts(run.kind) {
+        if self.plan.count == Count::Data && run.kind == Kind::Data {
             let piece = if self.plan.compress { self.chunk } else { PIECE };
             // The first piece that begins here: one that began before is counted already.
             let mut next = run.begun + (at - run.begun).next_multiple_of(piece);
@@ -264,17 +264,12 @@ impl State<'_> {
         (self.progress)(self.done.get(), self.countable.get());
     }
 
-    /// Whether a run is data for who counts data.
-    fn counts(&self, kind: Kind) -> bool {
-        kind == Kind::Data || (kind == Kind::Zero && self.plan.sparse == 0)
-    }
-
     /// Bytes of data on the disk.
     async fn data_len(&self) -> Result<u64, Stopped> {
         let (mut at, mut len) = (0, 0);
         while at < self.total() {
             let Run { range, kind, .. } = self.status(at).await?;
-            if self.counts(kind) {
+            if kind == Kind::Data {
                 len += range.end - at;
             }
             at = range.end;
@@ -303,7 +298,10 @@ impl State<'_> {
             return Ok(Run { range: at..at + len, begun: at, kind, place: None });
         }
         let only_top = self.plan.target_has_backing;
-        let base = if only_top { self.io.edge(source, crate::graph::Role::Backing) } else { None };
+        let base = if only_top { self.backing_of(source) } else { None };
+        // Bytes that a backing file may show, of the source as of the target; beyond either, nothing is zeros.
+        let base_end = at + base.map_or(0, |base| self.io.len(base).saturating_sub(offset));
+        let backed_end = base_end.min(self.plan.backing_len);
         let status = match len {
             0 => Ok(nothing(at.next_multiple_of(SECTOR) - at)),
             _ => self.io.status(source, offset, len, base).await,
@@ -317,15 +315,15 @@ impl State<'_> {
             Err(error) => return Err(Doing::Status.failed(0, at)(error)),
         };
         let status = self.without_holes(source, status).await;
-        let backed = only_top && at < self.plan.backing_len;
         let kind = match &status {
-            _ if only_top && !status.allocated && backed => Kind::Backing,
-            status if status.zero => Kind::Zero,
+            _ if !status.allocated && at < backed_end => Kind::Backing,
+            // Who wants no sparse target has zeros written like anything else.
+            status if status.zero && self.plan.sparse > 0 => Kind::Zero,
             _ => Kind::Data,
         };
         let mut end = at + status.len;
         if kind == Kind::Backing {
-            end = end.min(self.plan.backing_len);
+            end = end.min(backed_end);
         }
         if self.plan.compress && end < self.total() {
             // A compressed cluster is written whole: a cluster with any data in it counts as data.
@@ -337,6 +335,15 @@ impl State<'_> {
             end = whole;
         }
         Ok(Run { range: at..end, begun: at, kind, place: status.place })
+    }
+
+    /// The backing file of a source, or of the image below the filters that it is.
+    fn backing_of(&self, source: NodeId) -> Option<NodeId> {
+        let mut image = source;
+        while self.io.driver(image).is_some_and(|driver| driver.is_filter()) {
+            image = self.io.edge(image, Role::File)?;
+        }
+        self.io.edge(image, Role::Backing)
     }
 
     /// Tells holes of the host's file from data, for a format that does not ask the host itself.

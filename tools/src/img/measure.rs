@@ -1,11 +1,14 @@
 //! What `measure` decides before it looks at an image, and what it shows.
 
+mod luks;
+
 use drystone_core::format::qcow2::Shape;
 use serde_json::{Map, Value};
 
 use super::args::{MeasureArgs, OutputFormat};
 use super::create::{CreateOptions, Known, create_options};
 use crate::message::{Failure, Message};
+use crate::object::ObjectDef;
 use crate::options::json::to_pages;
 
 /// Bytes of an L1 table at the most.
@@ -26,7 +29,11 @@ pub enum MeasureTarget {
         whole: bool,
         /// Whether it has a backing file. All of an image counts then: nobody knows what the file would spare.
         backed: bool,
+        /// Bytes of the header of its encryption.
+        luks: u64,
     },
+    /// An encrypted volume: a header of so many bytes, and the whole disk.
+    Luks(u64),
 }
 
 impl MeasureTarget {
@@ -36,8 +43,11 @@ impl MeasureTarget {
     /// What is wrong with them, in the words of the reference.
     pub fn new(args: &MeasureArgs, known: Known<'_>) -> Result<Self, Failure> {
         let format = args.target_format.as_str();
+        // A volume that is only measured needs no driver.
+        let drivers = [known.drivers, &["luks"]].concat();
+        let known = Known { drivers: &drivers, ..known };
         create_options(format, None, known).map_err(Failure::new)?;
-        if !matches!(format, "raw" | "qcow2") {
+        if !matches!(format, "raw" | "qcow2" | "luks") {
             return Err(Failure::new(format!("Block driver '{format}' does not support size measurement")));
         }
         let mut options = create_options(format, Some("file"), known).map_err(Failure::new)?;
@@ -49,7 +59,12 @@ impl MeasureTarget {
                 failure
             })?;
         }
-        if format == "raw" { Ok(Self::Raw) } else { qcow2(&options) }
+        let objects = &args.common.objects;
+        match format {
+            "raw" => Ok(Self::Raw),
+            "luks" => luks::header_len(&options, "", objects).map(Self::Luks),
+            _ => qcow2(&options, objects),
+        }
     }
 
     /// Whether what the disk holds makes a difference.
@@ -62,7 +77,7 @@ impl MeasureTarget {
     #[must_use]
     pub fn cluster_size(&self) -> u64 {
         match self {
-            Self::Raw => 1,
+            Self::Raw | Self::Luks(_) => 1,
             Self::Qcow2 { shape, .. } => shape.cluster_size,
         }
     }
@@ -73,16 +88,19 @@ impl MeasureTarget {
     /// # Errors
     /// When the format does not go so far.
     pub fn sum(&self, size: u64, data: Option<u64>) -> Result<Measured, Failure> {
-        let Self::Qcow2 { shape, whole, backed, .. } = *self else {
-            let size = size.next_multiple_of(512);
-            return Ok(Measured { required: size, fully_allocated: size, bitmaps: None });
+        let Self::Qcow2 { shape, whole, backed, luks, .. } = *self else {
+            let len = match self {
+                Self::Luks(header) => header + size,
+                _ => size.next_multiple_of(512),
+            };
+            return Ok(Measured { required: len, fully_allocated: len, bitmaps: None });
         };
         let all = size.next_multiple_of(shape.cluster_size);
         let l2_tables = (all / shape.cluster_size).div_ceil(shape.cluster_size / shape.l2_entry_len());
         if l2_tables * 8 > L1_LEN_MAX {
             return Err(Failure::new("The image size is too large (try using a larger cluster size)"));
         }
-        let fully_allocated = shape.file_len(size);
+        let fully_allocated = shape.file_len(size) + luks.next_multiple_of(shape.cluster_size);
         let data = match data {
             _ if whole => all,
             Some(_) if backed => all,
@@ -92,13 +110,15 @@ impl MeasureTarget {
     }
 }
 
-fn qcow2(options: &CreateOptions) -> Result<MeasureTarget, Failure> {
+fn qcow2(options: &CreateOptions, objects: &[ObjectDef]) -> Result<MeasureTarget, Failure> {
     let refuse = |text: &str| Err(Failure::new(text));
     let number = |name: &str| options.number(name).unwrap_or(0);
     let switch = |name: &str| options.switch(name) == Some(true);
-    if switch("encryption") || options.text("encrypt.format").is_some() {
-        return refuse("encryption is not supported yet");
-    }
+    // Any other encryption has no header of its own.
+    let luks = match options.text("encrypt.format") {
+        Some("luks") => luks::header_len(options, "encrypt.", objects)?,
+        _ => 0,
+    };
     let version = match options.text("compat") {
         None | Some("1.1" | "v3") => 3,
         Some("0.10" | "v2") => 2,
@@ -130,6 +150,7 @@ fn qcow2(options: &CreateOptions) -> Result<MeasureTarget, Failure> {
         bitmaps: version >= 3,
         whole: preallocated,
         backed: options.text("backing_file").is_some(),
+        luks,
     })
 }
 

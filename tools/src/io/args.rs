@@ -8,7 +8,7 @@ use crate::getopt::{Getopt, OptionSpec, Order, Parsed};
 use crate::img::args::CacheMode;
 use crate::img::args::{Executor, parse_executor, parse_image_names, trace_warnings};
 use crate::message::Failure;
-use crate::object::{ObjectArg, ObjectDef, parse_object};
+use crate::object::{ObjectArg, ObjectDef, add_object, parse_object};
 
 /// What a command line asks for.
 #[derive(Clone, Debug, PartialEq)]
@@ -116,7 +116,9 @@ pub fn parse(argv: &[String], name: &str) -> Result<Invocation, Failure> {
             "trace" => warnings.extend(trace_warnings(&value)?),
             "object" => match parse_object(&value).map_err(Failure::new)? {
                 ObjectArg::Help(text) => return print(text),
-                ObjectArg::Define(object) => args.objects.push(object),
+                ObjectArg::Define(object) => {
+                    add_object(&mut args.objects, object).map_err(Failure::new)?;
+                }
             },
             _ => set(&mut args, option, value).map_err(|failure| failure.after(warnings.clone()))?,
         }

@@ -1,8 +1,7 @@
 //! What `info` shows.
 
-use drystone_core::compute::Codec;
-use drystone_core::format::qcow2::layout::{Autoclear, Compatible, Header, Incompatible};
-use serde_json::{Map, Value, json};
+use drystone_core::format::qcow2::layout::Header;
+use serde_json::{Map, Value};
 
 use super::report::amount;
 use crate::img::info::render_specific;
@@ -40,28 +39,4 @@ pub fn vmstate_offset(header: &Header) -> u64 {
     let cluster = header.cluster_bits.size();
     let span = cluster * (cluster / header.l2_entry_len() as u64);
     header.size.div_ceil(span).saturating_mul(span)
-}
-
-/// What only qcow2 has.
-#[must_use]
-pub fn qcow2_specific(header: &Header) -> Map<String, Value> {
-    let mut data = Map::new();
-    let mut put = |key: &str, value: Value| drop(data.insert(key.into(), value));
-    put("compat", json!(if header.version < 3 { "0.10" } else { "1.1" }));
-    let compression = if header.compression == Codec::Zstd { "zstd" } else { "zlib" };
-    put("compression-type", json!(compression));
-    put("refcount-bits", json!(header.refcount_width.bits()));
-    if header.version < 3 {
-        return data;
-    }
-    put("lazy-refcounts", json!(header.compatible & Compatible::LAZY_REFCOUNTS != 0));
-    if let Some(name) = &header.data_file {
-        put("data-file", json!(name));
-    }
-    if header.has(Incompatible::DATA_FILE) {
-        put("data-file-raw", json!(header.autoclear & Autoclear::RAW_DATA_FILE != 0));
-    }
-    put("corrupt", json!(header.has(Incompatible::CORRUPT)));
-    put("extended-l2", json!(header.has(Incompatible::EXTENDED_L2)));
-    data
 }

@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test file uses its part")]
 
+use crate::released::as_released;
 use crate::side::{Run, Side};
 
 /// Length of the middle image when it is to be the shortest, and when it is to be as long as the others.
@@ -43,6 +44,26 @@ pub fn both(side: &mut Side, line: &str) -> (Run, Run) {
     let theirs = within(side.theirs(&line.replace("{}", "theirs")), "theirs");
     side.expect_alike(line, &ours, &theirs);
     (ours, theirs)
+}
+
+/// Runs the command lines of a table, one a line, each of which both tools must refuse in the same words. Below the
+/// reference's words we may say more of what is wrong with a header.
+pub fn refused(side: &mut Side, table: &str) {
+    for line in table.lines().map(str::trim).filter(|line| !line.is_empty()) {
+        let theirs = side.theirs(&line.replace("{}", "theirs"));
+        let ours = side.ours(&line.replace("{}", "ours"));
+        let theirs_said = as_released(&theirs.stderr).replace("theirs/", "");
+        let mut ours_said = ours.stderr.replace("ours/", "");
+        if ours_said.contains("Could not change") && ours.code != 0 {
+            let kept = ours_said.split_inclusive('\n').filter(|line| line.contains("qemu-img"));
+            ours_said = kept.collect();
+        }
+        side.expect_alike(
+            line,
+            &(ours.code, ours.stdout, ours_said),
+            &(theirs.code, theirs.stdout, theirs_said),
+        );
+    }
 }
 
 /// Both folders must show the same disks, and the reference find nothing wrong with them.

@@ -1,7 +1,7 @@
 //! The config file of a blkdebug node: sections `[inject-error]` and `[set-state]`, with lines `key = "value"`.
 
 use super::rules::{Inject, IoType, Rules, SetState};
-use crate::filter::{Event, FilterError};
+use crate::filter::{DebugEvent, FilterError};
 use crate::intent::Errno;
 
 /// Bytes of a config file at the most.
@@ -104,7 +104,7 @@ pub(crate) fn add(rules: &mut Rules, section: Section, values: &Values) -> Resul
         Some(_) => Err(Problem::Value(format!("Parameter '{key}' expects 'on' or 'off'"))),
     };
     let event = value("event").ok_or(Problem::NoEvent)?;
-    let event = Event::parse(event).ok_or_else(|| wrong(event))?;
+    let event = DebugEvent::parse(event).ok_or_else(|| wrong(event))?;
     // A negative state is one that the node is never in.
     let state = number("state")?.unwrap_or(0) as u64;
     match section {
@@ -147,7 +147,7 @@ mod tests {
         let text = "# two\n[inject-error]\nevent = \"l2_load\"\n state=\"3\"\nerrno = \"28\"\nonce = \"on\"\n\
                     sector = \"2\"\niotype = \"read\"\n\n[set-state \"x\"]\nevent = \"write_aio\"\nnew_state = \"2\"\n";
         let inject = Inject {
-            event: Event::L2Load,
+            event: DebugEvent::L2Load,
             state: 3,
             io_type: Some(IoType::Read),
             errno: Errno::ENOSPC,
@@ -155,7 +155,7 @@ mod tests {
             once: true,
             immediately: false,
         };
-        let state = SetState { event: Event::WriteAio, state: 0, new_state: 2 };
+        let state = SetState { event: DebugEvent::WriteAio, state: 0, new_state: 2 };
         assert_eq!(parse(text).expect("legal"), Rules { injects: vec![inject], states: vec![state] });
         assert_eq!(parse("").expect("legal"), Rules::default());
     }

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 pub use rules::{Inject, IoType, Rules, SetState};
 
-use super::{Event, FilterError};
+use super::{DebugEvent, FilterError};
 use crate::buf::{Buf, BufList};
 use crate::engine::task::WaitList;
 use crate::engine::{Io, LocalFuture, Op, Request};
@@ -75,6 +75,8 @@ pub struct Blkdebug {
     breaks: RefCell<Breaks>,
     resumed: WaitList,
     listener: RefCell<Option<Listener>>,
+    /// Whether something was changed since the last flush; who has nothing to flush meets no rule.
+    unflushed: Cell<bool>,
     /// The engine's count of nodes like this one.
     debugged: Rc<Cell<u32>>,
 }
@@ -88,7 +90,7 @@ impl Drop for Blkdebug {
 #[derive(Default)]
 struct Breaks {
     /// Breakpoints that no request has met yet.
-    set: Vec<(Event, String)>,
+    set: Vec<(DebugEvent, String)>,
     /// Requests that wait, by number and tag, in the order in which they came.
     waiting: Vec<(u64, String)>,
     next: u64,
@@ -103,7 +105,7 @@ impl Blkdebug {
         rules.injects.extend(&options.rules.injects);
         rules.states.extend(&options.rules.states);
         let mut machine = rules::Machine::new(&rules);
-        machine.tell(Event::None);
+        machine.tell(DebugEvent::None);
         let debugged = Rc::clone(&io.shared().debugged);
         debugged.set(debugged.get() + 1);
         Ok(Self {
@@ -112,6 +114,7 @@ impl Blkdebug {
             breaks: RefCell::default(),
             resumed: WaitList::default(),
             listener: RefCell::default(),
+            unflushed: Cell::new(false),
             debugged,
         })
     }
@@ -129,7 +132,7 @@ impl Blkdebug {
     }
 
     /// Tells `node` of an event, where it is a blkdebug node or a raw window on one.
-    pub(crate) async fn tell(io: &Io, node: NodeId, event: Event) {
+    pub(crate) async fn tell(io: &Io, node: NodeId, event: DebugEvent) {
         let mut node = node;
         loop {
             let here = io.shared().graph.node(node);
@@ -148,7 +151,7 @@ impl Blkdebug {
     }
 
     /// Sets a breakpoint: the next request that comes to `event` waits, under the name `tag`.
-    pub fn set_break(&self, event: Event, tag: &str) {
+    pub fn set_break(&self, event: DebugEvent, tag: &str) {
         self.breaks.borrow_mut().set.push((event, tag.into()));
     }
 
@@ -203,7 +206,7 @@ impl Blkdebug {
         }
     }
 
-    async fn hear(&self, io: &Io, event: Event) {
+    async fn hear(&self, io: &Io, event: DebugEvent) {
         self.machine.borrow_mut().tell(event);
         let met = self.stop_at(event);
         if met.is_empty() {
@@ -217,7 +220,7 @@ impl Blkdebug {
     }
 
     /// Takes the breakpoints that the caller has met, the newest first, and gives the numbers under which it waits.
-    fn stop_at(&self, event: Event) -> Vec<u64> {
+    fn stop_at(&self, event: DebugEvent) -> Vec<u64> {
         let mut met = Vec::new();
         loop {
             let tag = {
@@ -314,21 +317,21 @@ impl Blkdebug {
         let mut head = Buf::zeroed((offset - start) as usize).into();
         let mut tail = Buf::zeroed((end - offset - len) as usize).into();
         if start < offset {
-            io.event_at(io.node(), Event::PwritevRmwHead).await;
+            io.event_at(io.node(), DebugEvent::PwritevRmwHead).await;
             self.read_edge(io, start, &mut head, false).await?;
-            io.event_at(io.node(), Event::PwritevRmwAfterHead).await;
+            io.event_at(io.node(), DebugEvent::PwritevRmwAfterHead).await;
         }
         if offset + len < end {
-            io.event_at(io.node(), Event::PwritevRmwTail).await;
+            io.event_at(io.node(), DebugEvent::PwritevRmwTail).await;
             self.read_edge(io, offset + len, &mut tail, true).await?;
-            io.event_at(io.node(), Event::PwritevRmwAfterTail).await;
+            io.event_at(io.node(), DebugEvent::PwritevRmwAfterTail).await;
         }
         let mut whole = head;
         whole.append(std::mem::take(data));
         whole.append(tail);
-        io.event_at(io.node(), Event::Pwritev).await;
+        io.event_at(io.node(), DebugEvent::Pwritev).await;
         let result = self.transfer(io, Op::Write(fua), start, &mut whole).await;
-        io.event_at(io.node(), Event::PwritevDone).await;
+        io.event_at(io.node(), DebugEvent::PwritevDone).await;
         drop(whole.split_to((offset - start) as usize));
         *data = whole.split_to(len as usize);
         result
@@ -371,14 +374,14 @@ impl Blkdebug {
                 1 => None,
                 _ => Some(here.claims.take(&io.shared().tasks, at, at + part).await),
             };
-            io.event_at(io.node(), Event::PwritevZero).await;
+            io.event_at(io.node(), DebugEvent::PwritevZero).await;
             let zeroed = match self.admit(io, IoType::WriteZeroes, at, part).await {
                 Ok(()) => {
                     io.write_zeroes("blkdebug.write_zeroes", io.child(Role::File), at, part, flags).await
                 }
                 Err(error) => Err(error),
             };
-            io.event_at(io.node(), Event::PwritevDone).await;
+            io.event_at(io.node(), DebugEvent::PwritevDone).await;
             zeroed?;
             at += part;
         }
@@ -457,6 +460,7 @@ impl Driver for Blkdebug {
 
     fn serve<'a>(&'a self, io: &'a Io, request: &'a mut Request) -> LocalFuture<'a, Result<()>> {
         Box::pin(async move {
+            self.unflushed.set(self.unflushed.get() || request.op != Op::Read);
             match request.op {
                 Op::Read => self.read(io, request).await,
                 Op::Write(fua) => self.write(io, request.offset, &mut request.data, fua).await,
@@ -470,8 +474,16 @@ impl Driver for Blkdebug {
 
     fn flush<'a>(&'a self, io: &'a Io) -> LocalFuture<'a, Result<()>> {
         Box::pin(async {
-            self.admit(io, IoType::Flush, 0, 0).await?;
-            io.flush("blkdebug.flush", io.child(Role::File)).await
+            let flushed = match self.unflushed.replace(false) {
+                true => self.admit(io, IoType::Flush, 0, 0).await,
+                false => Ok(()),
+            };
+            let flushed = match flushed {
+                Ok(()) => io.flush("blkdebug.flush", io.child(Role::File)).await,
+                failed => failed,
+            };
+            self.unflushed.set(self.unflushed.get() || flushed.is_err());
+            flushed
         })
     }
 

@@ -6,7 +6,7 @@
 //!                                                              breakpoint: who told the event waits
 //! ```
 
-use crate::filter::Event;
+use crate::filter::DebugEvent;
 use crate::intent::Errno;
 
 /// Kinds of requests that a failure is for.
@@ -45,7 +45,7 @@ impl IoType {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Inject {
     /// When.
-    pub event: Event,
+    pub event: DebugEvent,
     /// Only in this state of the node; 0 for any.
     pub state: u64,
     /// The requests that fail; without one, all but questions about status.
@@ -64,7 +64,7 @@ pub struct Inject {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SetState {
     /// When.
-    pub event: Event,
+    pub event: DebugEvent,
     /// Only in this state of the node; 0 for any.
     pub state: u64,
     /// The state that follows.
@@ -109,7 +109,7 @@ impl Machine {
 
     /// Arms what the event arms, in place of what was armed, and changes the state. Of several rules that fit, the one
     /// that was defined first counts.
-    pub(super) fn tell(&mut self, event: Event) {
+    pub(super) fn tell(&mut self, event: DebugEvent) {
         let fits = |state: u64| state == 0 || state == self.state;
         let armed: Vec<usize> = self
             .injects
@@ -151,7 +151,7 @@ mod tests {
     use super::*;
 
     const RULE: Inject = Inject {
-        event: Event::L2Load,
+        event: DebugEvent::L2Load,
         state: 0,
         io_type: None,
         errno: Errno::EIO,
@@ -172,9 +172,9 @@ mod tests {
     fn failures_are_armed_by_their_event_and_last() {
         let mut machine = machine(&[RULE], &[]);
         assert_eq!(errno(&mut machine, IoType::Read, 0, 1), None);
-        machine.tell(Event::L2Update);
+        machine.tell(DebugEvent::L2Update);
         assert_eq!(errno(&mut machine, IoType::Read, 0, 1), None);
-        machine.tell(Event::L2Load);
+        machine.tell(DebugEvent::L2Load);
         assert_eq!(errno(&mut machine, IoType::Read, 0, 1), Some(Errno::EIO));
         assert_eq!(errno(&mut machine, IoType::Flush, 0, 0), Some(Errno::EIO));
         assert_eq!(errno(&mut machine, IoType::BlockStatus, 0, 1), None);
@@ -183,10 +183,10 @@ mod tests {
     #[test]
     fn one_request_fails_when_only_one_is_to() {
         let mut machine = machine(&[Inject { once: true, ..RULE }], &[]);
-        machine.tell(Event::L2Load);
+        machine.tell(DebugEvent::L2Load);
         assert_eq!(errno(&mut machine, IoType::Write, 0, 1), Some(Errno::EIO));
         assert_eq!(errno(&mut machine, IoType::Write, 0, 1), None);
-        machine.tell(Event::L2Load);
+        machine.tell(DebugEvent::L2Load);
         assert_eq!(errno(&mut machine, IoType::Write, 0, 1), None, "the rule is gone");
     }
 
@@ -194,7 +194,7 @@ mod tests {
     fn sectors_and_kinds_choose_the_request() {
         let rule = Inject { at: Some(1024), io_type: Some(IoType::Write), ..RULE };
         let mut machine = machine(&[rule, Inject { at: Some(0), errno: Errno::ENOSPC, ..RULE }], &[]);
-        machine.tell(Event::L2Load);
+        machine.tell(DebugEvent::L2Load);
         assert_eq!(errno(&mut machine, IoType::Write, 512, 512), None);
         assert_eq!(errno(&mut machine, IoType::Write, 512, 513), Some(Errno::EIO));
         assert_eq!(errno(&mut machine, IoType::Read, 512, 4096), None);
@@ -205,14 +205,14 @@ mod tests {
     #[test]
     fn states_lead_from_event_to_event() {
         let states = [
-            SetState { event: Event::WriteAio, state: 1, new_state: 2 },
-            SetState { event: Event::WriteAio, state: 2, new_state: 3 },
+            SetState { event: DebugEvent::WriteAio, state: 1, new_state: 2 },
+            SetState { event: DebugEvent::WriteAio, state: 2, new_state: 3 },
         ];
         let mut machine = machine(&[Inject { state: 3, ..RULE }], &states);
         for expected in [None, None, Some(Errno::EIO)] {
-            machine.tell(Event::L2Load);
+            machine.tell(DebugEvent::L2Load);
             assert_eq!(errno(&mut machine, IoType::Read, 0, 1), expected);
-            machine.tell(Event::WriteAio);
+            machine.tell(DebugEvent::WriteAio);
         }
     }
 }

@@ -151,8 +151,10 @@ impl Qcow2 {
                 );
             }
         }
-        if header.incompatible & !Incompatible::DIRTY != 0 {
-            return refuse("Cannot downgrade an image with incompatible features set");
+        let incompatible = header.incompatible & !Incompatible::DIRTY;
+        if incompatible != 0 {
+            let text = format!("Cannot downgrade an image with incompatible features {incompatible:#x} set");
+            return refuse(&text);
         }
         if header.extension(extension_kind::BITMAPS).is_some() {
             return refuse("Cannot downgrade an image with dirty bitmaps");

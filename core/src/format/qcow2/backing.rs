@@ -68,7 +68,8 @@ impl Qcow2 {
         let old = io.read_bytes("qcow2.change_backing/read", file, 0, room).await?;
         for (at, bytes) in steps(&old, &new, header.version) {
             io.write("qcow2.change_backing", file, at as u64, Buf::from(bytes), Fua::No).await.1?;
-            self.barrier(io).await?;
+            // Each step is durable before the next one.
+            self.barrier_for(io, "qcow2.change_backing/step").await?;
         }
         *self.header.borrow_mut() = header;
         Ok(())

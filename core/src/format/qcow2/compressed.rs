@@ -11,7 +11,7 @@ use crate::buf::{Buf, BufList};
 use crate::compute::{Compute, ComputeError};
 use crate::engine::Io;
 use crate::error::Result;
-use crate::filter::Event;
+use crate::filter::DebugEvent;
 use crate::graph::driver::{Access, Mapping, Ready, Role};
 use crate::intent::Fua;
 
@@ -68,7 +68,7 @@ impl Qcow2 {
             }
         };
         let file = io.child(Role::File);
-        io.event(Event::ReadCompressed).await;
+        io.event(DebugEvent::ReadCompressed).await;
         let packed = io.read_bytes("qcow2.decompress/read", file, host.0, len as usize).await?;
         let codec = self.header.borrow().compression;
         let cluster_size = self.geometry.cluster_size as usize;
@@ -146,7 +146,7 @@ impl Qcow2 {
             let taken = self.refcounts.borrow_mut().take_bytes(len as u64);
             match taken.map_err(|fault| self.fail(fault))? {
                 Ready::Yes(host) => {
-                    io.event(Event::ClusterAllocBytes).await;
+                    io.event(DebugEvent::ClusterAllocBytes).await;
                     break host;
                 }
                 Ready::Miss(miss) => self.load_missing(io, miss).await?,
@@ -154,7 +154,7 @@ impl Qcow2 {
         };
         let entry = L2Entry::Compressed { host, len: len as u32 };
         let file = io.child(Role::File);
-        io.event(Event::WriteCompressed).await;
+        io.event(DebugEvent::WriteCompressed).await;
         let result = match io.write("qcow2.compress/write", file, host.0, packed, Fua::No).await.1 {
             Ok(()) => self.publish_compressed(io, offset, entry).await,
             Err(error) => Err(error),
@@ -181,7 +181,7 @@ impl Qcow2 {
     }
 
     async fn publish_compressed(&self, io: &Io, offset: GuestOffset, entry: L2Entry) -> Result<()> {
-        io.event(Event::L2UpdateCompressed).await;
+        io.event(DebugEvent::L2UpdateCompressed).await;
         loop {
             match self.own_entry(offset)? {
                 Ready::Miss(miss) => self.load_missing(io, miss).await?,

@@ -22,6 +22,7 @@ use super::{Qcow2, Qcow2Error};
 use crate::buf::Buf;
 use crate::engine::Io;
 use crate::error::Result;
+use crate::filter::DebugEvent;
 use crate::graph::driver::Role;
 use crate::intent::{Fua, LeafKind, Preallocation};
 
@@ -76,6 +77,7 @@ impl Qcow2 {
     /// Makes the image hold nothing. Nobody else uses it meanwhile.
     pub(super) async fn empty_image(&self, io: &Io) -> Result<()> {
         self.settle_changes(io).await?;
+        io.event(DebugEvent::EmptyImagePrepare).await;
         let Some(first) = self.room_for_switch(io).await? else { return self.free_everything(io).await };
         let far = self.layout_at(first);
         if far.table_clusters * self.geometry.cluster_size > REFCOUNT_TABLE_MAX {
@@ -113,7 +115,12 @@ impl Qcow2 {
     async fn room_for_switch(&self, io: &Io) -> Result<Option<u64>> {
         let header = self.header();
         let file = io.child(Role::File);
-        let is_file = io.leaf_info(file).is_some_and(|info| info.kind == LeafKind::File);
+        // A node that only fails requests is as good as its file.
+        let mut leaf = file;
+        while io.driver_name(leaf) == "blkdebug" {
+            leaf = io.edge(leaf, Role::File).expect("a filter has a file");
+        }
+        let is_file = io.leaf_info(leaf).is_some_and(|info| info.kind == LeafKind::File);
         let only_active = header.version >= 3
             && header.snapshot_count == 0
             && header.crypt == Crypt::None
@@ -155,9 +162,11 @@ impl Qcow2 {
     /// is counted that is not used.
     async fn switch_to(&self, io: &Io, layout: &Layout) -> Result<()> {
         let bits = self.geometry.cluster_bits.bits();
+        io.event(DebugEvent::L1Update).await;
         let table = self.write_metadata(io, layout).await?;
         let table_at = HostOffset(layout.first << bits);
         let l1_at = HostOffset(layout.l1_at() << bits);
+        io.event(DebugEvent::ReftableUpdate).await;
         let switched = self
             .change_header(io, |header| {
                 header.refcount_table_offset = table_at;

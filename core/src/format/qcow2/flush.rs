@@ -21,7 +21,7 @@ use crate::buf::Buf;
 use crate::engine::Io;
 use crate::engine::task::join_all;
 use crate::error::Result;
-use crate::filter::Event;
+use crate::filter::DebugEvent;
 use crate::graph::NodeId;
 use crate::graph::driver::Role;
 use crate::intent::{Fua, Label};
@@ -53,7 +53,7 @@ impl Qcow2 {
     pub(super) async fn flush_all(&self, io: &Io) -> Result<()> {
         self.commit(io).await?;
         let covered = self.written.get();
-        io.event(Event::FlushToDisk).await;
+        io.event(DebugEvent::FlushToDisk).await;
         self.barrier(io).await?;
         self.durable.set(self.durable.get().max(covered));
         Ok(())
@@ -133,25 +133,25 @@ impl Qcow2 {
 
     async fn write_batch(&self, io: &Io, batch: Batch) -> Result<()> {
         if !batch.refcounts.is_empty() {
-            io.event(Event::RefblockUpdatePart).await;
+            io.event(DebugEvent::RefblockUpdatePart).await;
         }
         self.write_level(io, "qcow2.flush/refcount_blocks", batch.refcounts).await?;
         if !batch.refcount_table.is_empty() {
             // A block is durable before the table points to it.
             self.barrier_for(io, "qcow2.flush/before_refcount_table").await?;
-            io.event(Event::RefblockAllocHookup).await;
+            io.event(DebugEvent::RefblockAllocHookup).await;
             self.write_level(io, "qcow2.flush/refcount_table", batch.refcount_table).await?;
         }
         if !batch.l2.is_empty() {
             // Refcounts and guest data are durable before an L2 entry points to a cluster.
             self.barrier_for(io, "qcow2.flush/before_l2_tables").await?;
-            io.event(Event::L2Update).await;
+            io.event(DebugEvent::L2Update).await;
             self.write_level(io, "qcow2.flush/l2_tables", batch.l2).await?;
         }
         if !batch.l1.is_empty() {
             // An L2 table is counted and complete before an L1 entry points to it.
             self.barrier_for(io, "qcow2.flush/before_l1_table").await?;
-            io.event(Event::L1Update).await;
+            io.event(DebugEvent::L1Update).await;
             self.write_level(io, "qcow2.flush/l1_table", batch.l1).await?;
         }
         if !batch.freed.is_empty() {

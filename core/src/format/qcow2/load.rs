@@ -1,16 +1,32 @@
-//! Load: fetches what a lookup or a reservation missed.
+//! Load: fetches what a lookup or a reservation missed, and lets go of what nobody looks up any more.
+
+use std::rc::Rc;
+use std::time::Duration;
 
 use super::layout::{HostOffset, L1Entry};
 use super::{Missing, Qcow2, Qcow2Error};
 use crate::buf::Buf;
 use crate::engine::Io;
 use crate::error::Result;
-use crate::filter::Event;
+use crate::filter::DebugEvent;
 use crate::graph::driver::{Miss, Role};
 use crate::intent::Fua;
 
 /// Bytes at the end of a new table that are written where the rest is zero of itself: a block of any host.
 const TABLE_TAIL: usize = 4096;
+
+/// Drops the slices from memory that nobody used for an `interval`, until the image is closed (`cache-clean-interval`).
+pub(crate) fn clean_caches(io: &Io, image: &Rc<Qcow2>, interval: Duration) {
+    let (image, timer) = (Rc::downgrade(image), io.clone());
+    io.spawn(Box::pin(async move {
+        loop {
+            timer.sleep(interval).await;
+            let Some(image) = image.upgrade().filter(|image| !image.closing.get()) else { return };
+            image.l2.borrow_mut().clean();
+            image.refcounts.borrow_mut().cache.clean();
+        }
+    }));
+}
 
 impl Qcow2 {
     pub(super) async fn load_missing(&self, io: &Io, miss: Miss) -> Result<()> {
@@ -62,7 +78,8 @@ impl Qcow2 {
             }
             _ => (self.geometry.l2_slice_len, "qcow2.load/l2_table"),
         };
-        io.event(if kind == Missing::RefcountSlice { Event::RefblockLoad } else { Event::L2Load }).await;
+        io.event(if kind == Missing::RefcountSlice { DebugEvent::RefblockLoad } else { DebugEvent::L2Load })
+            .await;
         let mut bytes = io.read_bytes(label, io.child(Role::File), at.0, len).await?;
         loop {
             let has_room = match kind {
@@ -121,7 +138,7 @@ impl Qcow2 {
         let mut place = at.0;
         let content = match old {
             Some(old) => {
-                io.event(Event::L2AllocCowRead).await;
+                io.event(DebugEvent::L2AllocCowRead).await;
                 let mut content = io.read_bytes("qcow2.own_table/read", file, old.0, len).await?;
                 // What a shared table points to is shared too, whatever a damaged table says of it.
                 for entry in content.chunks_exact_mut(self.geometry.l2_entry_len) {
@@ -140,7 +157,7 @@ impl Qcow2 {
             }
             None => Buf::zeroed(len),
         };
-        io.event(Event::L2AllocWrite).await;
+        io.event(DebugEvent::L2AllocWrite).await;
         io.write("qcow2.own_table/write", file, place, content, Fua::No).await.1
     }
 }

@@ -42,11 +42,13 @@ use std::cell::{Cell, RefCell};
 
 pub use amend::Amend;
 use bitmaps::Bitmaps;
+pub use bitmaps::directory as bitmap_directory;
 pub use bitmaps::{Bitmap, DirtyBitmap, find_bitmap};
 use corrupt::Corruption;
 pub use create::{CreateOptions, create, preallocate};
 pub use error::Qcow2Error;
 use layout::{ClusterBits, EntryRules, GuestOffset, Header, HostOffset, L1Entry};
+pub(crate) use load::clean_caches;
 pub use measure::Shape;
 pub use open::{Protect, Qcow2Options, SnapshotChoice, open, probe, read_header};
 use refcount::Refcounts;
@@ -103,6 +105,8 @@ pub struct Qcow2 {
     discard_no_unref: bool,
     /// Whether the image may be changed.
     writable: bool,
+    /// Whether it is being closed.
+    closing: Cell<bool>,
     /// What is special about access to guest data, if anything.
     locked: Cell<Option<Lock>>,
     /// The first sign that the image is corrupt.
@@ -333,6 +337,7 @@ impl Driver for Qcow2 {
     }
 
     fn close<'a>(&'a self, io: &'a Io) -> LocalFuture<'a, Result<()>> {
+        self.closing.set(true);
         Box::pin(async move {
             match self.locked.get() {
                 Some(Lock::Corrupt) => self.mark_corrupt(io).await,

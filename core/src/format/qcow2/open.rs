@@ -1,6 +1,7 @@
 //! Open: from the first cluster of a file to an image in memory.
 
 use std::cell::{Cell, RefCell};
+use std::time::Duration;
 
 use rustc_hash::FxHashSet;
 
@@ -16,7 +17,7 @@ use crate::format::cache::SliceCache;
 use crate::buf::Buf;
 use crate::engine::{self, Io};
 use crate::error::{Error, Result};
-use crate::filter::Event;
+use crate::filter::DebugEvent;
 use crate::graph::NodeId;
 use crate::graph::driver::Role;
 use crate::intent::Fua;
@@ -73,6 +74,8 @@ pub struct Qcow2Options {
     pub l2_cache_entry_len: Option<u64>,
     /// Bytes of refcount slices kept in memory.
     pub refcount_cache_len: u64,
+    /// After how long slices leave memory that nobody used (`cache-clean-interval`); without one, only for others.
+    pub cache_clean_interval: Option<Duration>,
     /// Allow refcounts to lag behind. They never do; the specification leaves that to the writer.
     pub lazy_refcounts: bool,
     /// Show an internal snapshot, by its id or its name, rather than the disk as it is now; read-only.
@@ -119,6 +122,7 @@ impl Default for Qcow2Options {
             l2_cache_len: L2_CACHE_LEN,
             l2_cache_entry_len: None,
             refcount_cache_len: REFCOUNT_CACHE_LEN,
+            cache_clean_interval: None,
             lazy_refcounts: false,
             snapshot: None,
             metadata_only: false,
@@ -226,6 +230,7 @@ pub async fn open(
         pack_fresh_only: options.pack_fresh_only,
         discard_no_unref: options.discard_no_unref,
         writable,
+        closing: Cell::new(false),
         locked: Cell::new(locked),
         corruption: RefCell::default(),
         dirty_bitmaps: RefCell::default(),
@@ -242,8 +247,7 @@ pub async fn open(
     Ok(qcow2)
 }
 
-/// Reads the active L1 table and the refcount table. For a check, a refcount table beyond the end of the file is one of
-/// zeros.
+/// Reads the active L1 table and the refcount table. For a check, what lies beyond the end of the file is zeros.
 async fn read_tables(
     io: &Io,
     file: NodeId,
@@ -251,13 +255,16 @@ async fn read_tables(
     for_check: bool,
 ) -> Result<(Vec<u64>, Vec<u64>)> {
     let l1_len = u64::from(header.l1_entries) * 8;
-    let l1 = read_table(io, file, "Active L1 table", header.l1_offset, l1_len).await?;
+    let l1 = match for_check && header.l1_offset.0 >= io.len(file) {
+        true => vec![0; header.l1_entries as usize],
+        false => read_table(io, file, "Active L1 table", header.l1_offset, l1_len).await?,
+    };
     let table_at = header.refcount_table_offset;
     let table_len = u64::from(header.refcount_table_clusters) << header.cluster_bits.bits();
     if for_check && table_at.0 >= io.len(file) {
         return Ok((l1, vec![0; table_len as usize / 8]));
     }
-    io.event_at(file, Event::ReftableLoad).await;
+    io.event_at(file, DebugEvent::ReftableLoad).await;
     let table = read_table(io, file, "Reference count table", table_at, table_len).await?;
     Ok((l1, table))
 }

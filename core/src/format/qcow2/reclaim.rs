@@ -17,7 +17,7 @@ use super::refcount::{Freed, FreedRun, Refcounts};
 use super::{Discards, Qcow2, Qcow2Error};
 use crate::engine::Io;
 use crate::engine::task::join_all;
-use crate::filter::Event;
+use crate::filter::DebugEvent;
 use crate::graph::driver::{Ready, Role};
 
 impl Qcow2 {
@@ -45,7 +45,7 @@ impl Qcow2 {
     /// Drops references to clusters that one slice counts. A cluster whose refcount cannot be lowered stays counted,
     /// which leaks it until `check` finds it, and loses nothing. Closing the image says so.
     async fn drop_references(&self, io: &Io, runs: &[FreedRun]) {
-        io.event(Event::ClusterFree).await;
+        io.event(DebugEvent::ClusterFree).await;
         let mut holes: Vec<Range<u64>> = Vec::new();
         for run in runs {
             self.with_slice(io, run.first, |refcounts| self.drop_shared(refcounts, *run, &mut holes)).await;

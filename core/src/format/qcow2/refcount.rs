@@ -18,7 +18,7 @@ use crate::format::cache::SliceCache;
 use crate::buf::Buf;
 use crate::engine::Io;
 use crate::error::Result;
-use crate::filter::Event;
+use crate::filter::DebugEvent;
 use crate::graph::driver::{Ready, Role};
 use crate::intent::Fua;
 
@@ -290,7 +290,7 @@ impl Qcow2 {
             let taken = self.refcounts.borrow_mut().take(1);
             match taken.map_err(|fault| self.fail(fault))? {
                 Ready::Yes(taken) => {
-                    io.event(Event::ClusterAlloc).await;
+                    io.event(DebugEvent::ClusterAlloc).await;
                     return Ok(taken);
                 }
                 Ready::Miss(miss) => Box::pin(self.load_missing(io, miss)).await?,
@@ -351,7 +351,7 @@ impl Qcow2 {
         };
         let mut block = Buf::zeroed(self.geometry.cluster_size as usize);
         width.set(&mut block, in_block as usize, 1);
-        io.event(Event::RefblockAllocWrite).await;
+        io.event(DebugEvent::RefblockAllocWrite).await;
         io.write("qcow2.add_refcount_block/write", io.child(Role::File), at.0, block, Fua::No).await.1?;
         let mut refcounts = self.refcounts.borrow_mut();
         refcounts.set_table(index, at);
@@ -375,7 +375,7 @@ impl Qcow2 {
             let refcounts = self.refcounts.borrow();
             (refcounts.table_at, (refcounts.table.len() as u64 * 8) >> bits)
         };
-        io.event(Event::RefblockAllocWriteBlocks).await;
+        io.event(DebugEvent::RefblockAllocWriteBlocks).await;
         for (number, block) in plan.blocks.into_iter().enumerate() {
             let at = (cluster + number as u64) << bits;
             io.write("qcow2.grow_refcount_table/block", file, at, block, Fua::No).await.1?;
@@ -388,9 +388,9 @@ impl Qcow2 {
         }
         let table_at = HostOffset((cluster + plan.block_count) << bits);
         let bytes: Vec<u8> = table.iter().flat_map(|entry| entry.to_be_bytes()).collect();
-        io.event(Event::RefblockAllocWriteTable).await;
+        io.event(DebugEvent::RefblockAllocWriteTable).await;
         io.write("qcow2.grow_refcount_table/table", file, table_at.0, Buf::from(bytes), Fua::No).await.1?;
-        io.event(Event::RefblockAllocSwitchTable).await;
+        io.event(DebugEvent::RefblockAllocSwitchTable).await;
         self.change_header(io, |header| {
             header.refcount_table_offset = table_at;
             header.refcount_table_clusters = plan.table_clusters as u32;

@@ -17,6 +17,7 @@ use super::refcount::Freed;
 use super::{Qcow2, Qcow2Error};
 use crate::engine::Io;
 use crate::error::{Error, Result};
+use crate::filter::DebugEvent;
 use crate::graph::driver::{Access, Mapping, Preallocate, Ready, Role};
 use crate::intent::{Preallocation, ZeroFlags};
 
@@ -188,10 +189,15 @@ impl Qcow2 {
 
     /// Gives up the L2 tables from entry `first` of the L1 table on, with all that they refer to.
     async fn drop_tables(&self, io: &Io, first: usize) -> Result<()> {
+        let entries = self.l1.borrow().entries.len();
+        if first >= entries {
+            return Ok(());
+        }
+        io.event(DebugEvent::L1ShrinkWriteTable).await;
         // What is on disk is all there is to know: nobody changes these tables any more.
         self.commit(io).await?;
+        io.event(DebugEvent::L1ShrinkFreeL2Clusters).await;
         let (file, bits) = (io.child(Role::File), self.geometry.cluster_bits);
-        let entries = self.l1.borrow().entries.len();
         for index in first..entries {
             let L1Entry::Table { at, .. } = self.l1_entry(index)? else { continue };
             let bytes = io.read_bytes("qcow2.resize/l2_table", file, at.0, bits.size() as usize).await?;

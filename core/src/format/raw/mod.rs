@@ -6,7 +6,7 @@ use std::any::Any;
 
 use crate::engine::{Io, LocalFuture};
 use crate::error::Result;
-use crate::filter::Event;
+use crate::filter::DebugEvent;
 use crate::graph::driver::{Access, Driver, Extent, Length, Mapping, Miss, Role};
 
 /// A window of the `file` child.
@@ -49,7 +49,7 @@ impl Driver for Raw {
 
     fn flush<'a>(&'a self, io: &'a Io) -> LocalFuture<'a, Result<()>> {
         Box::pin(async {
-            io.event(Event::FlushToDisk).await;
+            io.event(DebugEvent::FlushToDisk).await;
             io.flush("raw.flush", io.child(Role::File)).await
         })
     }

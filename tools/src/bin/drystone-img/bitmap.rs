@@ -9,9 +9,10 @@ use drystone_tools::message::Failure;
 
 use crate::image;
 
-pub async fn run(client: &Client, args: &BitmapArgs) -> Result<u8, Failure> {
+pub async fn run(client: &Client, args: &BitmapArgs, tool: &str) -> Result<u8, Failure> {
     let mode = image::reading(&args.common, CacheMode::WRITEBACK, false);
-    let disk = image::open(client, &args.source, OpenMode { writable: true, ..mode }).await?;
+    let writing = OpenMode { writable: true, ..mode };
+    let disk = image::open_writable(client, &args.source, writing, tool).await?;
     let changed = change(client, args, &disk, mode).await;
     let closed = image::close(disk).await;
     changed?;
@@ -92,6 +93,11 @@ pub async fn load(client: &Client, image: &Image) -> Result<Vec<DirtyBitmap>, Fa
         }
     });
     loaded.await.map_err(|error| Failure::new(error.to_string()))
+}
+
+/// Whether an image has a place for bitmaps.
+pub async fn can_be_kept(client: &Client, image: &Image) -> Result<bool, Failure> {
+    on_image(client, image, |qcow2| Ok(qcow2.is_some_and(|qcow2| qcow2.header().version >= 3))).await
 }
 
 /// The bitmaps of `source` that `convert` copies.

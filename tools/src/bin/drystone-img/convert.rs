@@ -62,6 +62,9 @@ pub async fn run(client: &Client, args: &ConvertArgs, tool: &str) -> Result<u8, 
     if target.len() < bytes {
         return Err(Failure::new("output file is smaller than input file"));
     }
+    if args.bitmaps && !bitmap::can_be_kept(client, &target).await? {
+        return Err(no_bitmaps(image::driver_of(client, &target)));
+    }
     let asked = Rc::clone(&interrupt);
     let copied = copy(client, args, &plan, (&sources, &target), (progress, asked)).await;
     let copied = match copied {
@@ -134,7 +137,8 @@ async fn copy(
         out_of_order: args.out_of_order,
         target_is_zero: args.target_is_zero || (plan.options.is_some() && empty),
         target_has_backing: plan.has_backing,
-        backing_len: backing_len.unwrap_or(0),
+        // Of a target that has none after all, what the sources' own images do not hold stays as it is.
+        backing_len: backing_len.unwrap_or(u64::MAX),
         copy_range: args.copy_range,
         salvage: args.salvage,
         rate: args.rate_limit,

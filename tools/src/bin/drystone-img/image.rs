@@ -5,9 +5,10 @@ use std::os::unix::fs::MetadataExt;
 use drystone_core::engine::{Event, Io};
 use drystone_core::error::Error;
 use drystone_core::format::qcow2::SnapshotChoice;
-use drystone_core::graph::NodeId;
 use drystone_core::graph::open::{ChildSpec, DriverSpec, NodeSpec, OpenMode};
 use drystone_core::graph::options::{from_filename, from_options};
+use drystone_core::graph::{NodeId, Role};
+use drystone_core::intent::LeafKind;
 use drystone_exec_linux::{Client, Image};
 use drystone_tools::img::args::{CacheMode, Common, SnapshotName, Source};
 use drystone_tools::img::convert::{no_snapshot, no_snapshots_in};
@@ -147,7 +148,15 @@ pub fn driver_of(client: &Client, image: &Image) -> &'static str {
 
 /// Bytes that a file takes on the host.
 pub fn bytes_on_host(io: &Io, file: NodeId) -> Option<u64> {
-    match io.driver(file).is_none() && io.title(file) == "null-co://" {
+    let mut leaf = file;
+    while let Some(below) = io.edge(leaf, Role::File) {
+        // Neither of them asks further, in the reference.
+        if matches!(io.driver_name(leaf), "blkdebug" | "blkverify") {
+            return None;
+        }
+        leaf = below;
+    }
+    match io.leaf_info(leaf).is_some_and(|leaf| leaf.kind == LeafKind::Null) {
         true => Some(0),
         false => std::fs::metadata(io.title(file)).ok().map(|about| about.blocks() * 512),
     }

@@ -2,18 +2,17 @@
 
 use drystone_core::engine::Io;
 use drystone_core::error::Result as CoreResult;
-use drystone_core::format::qcow2::layout::{
-    Autoclear, Compatible, Crypt, Header, Incompatible, LuksHeader, LuksSlot,
-};
-use drystone_core::format::qcow2::{Bitmap, Qcow2};
+use drystone_core::format::qcow2::Qcow2;
+use drystone_core::format::qcow2::layout::{Crypt, Incompatible};
 use drystone_core::format::vdi::Vdi;
 use drystone_core::graph::open::{ImageNames, NodeSpec, OpenMode, beside, names_protocol};
 use drystone_core::graph::options::from_filename;
 use drystone_core::graph::{NodeId, Role};
+use drystone_core::intent::LeafKind;
 use drystone_exec_linux::Client;
 use drystone_tools::img::args::{InfoArgs, OutputFormat};
 use drystone_tools::img::info::{
-    BackingName, Child, FormatSpecific, ImageInfo, Snapshot, render_human, render_json,
+    BackingName, Child, FormatSpecific, ImageInfo, Snapshot, qcow2_facts, render_human, render_json,
 };
 use drystone_tools::img::inspect::{Inspection, OutsideName};
 use drystone_tools::img::open::cannot_open;
@@ -132,21 +131,23 @@ async fn look(client: &Client, name: &ImageName, spec: NodeSpec) -> Result<Image
 }
 
 async fn describe(io: &Io, node: NodeId) -> CoreResult<ImageInfo> {
-    let file = io.edge(node, Role::File);
-    let children = match file {
-        Some(file) => {
-            vec![Child { name: "file".into(), info: Box::pin(describe(io, file)).await? }]
+    let format = driver_name(io, node);
+    // What takes its time above a leaf without storage is one with it.
+    let file = io.edge(node, Role::File).filter(|_| !format.starts_with("null-"));
+    let mut children = Vec::new();
+    for (name, role) in edges(&format) {
+        if let Some(child) = io.edge(node, role) {
+            children.push(Child { name: name.into(), info: Box::pin(describe(io, child)).await? });
         }
-        None => Vec::new(),
-    };
+    }
     let filename = io.title(node);
     let actual_size = image::bytes_on_host(io, node);
     let mut info = ImageInfo {
-        format: driver_name(io, node),
+        format,
         // The reference counts whole sectors.
         virtual_size: io.len(node).next_multiple_of(512),
         actual_size,
-        dirty: Some(false),
+        dirty: (!is_null(io, node)).then_some(false),
         cluster_size: None,
         encrypted: false,
         compressed: false,
@@ -159,7 +160,8 @@ async fn describe(io: &Io, node: NodeId) -> CoreResult<ImageInfo> {
     let driver = io.driver(node);
     let Some(file) = file else {
         let kind = info.format.clone();
-        info.format_specific = (kind == "file").then(|| FormatSpecific { kind, data: Map::new() });
+        let on_host = matches!(kind.as_str(), "file" | "host_device");
+        info.format_specific = on_host.then(|| FormatSpecific { kind: "file".into(), data: Map::new() });
         return Ok(info);
     };
     if driver.as_ref().is_some_and(|driver| driver.as_any().is::<Vdi>()) {
@@ -182,16 +184,26 @@ async fn describe(io: &Io, node: NodeId) -> CoreResult<ImageInfo> {
         filename: name.clone(),
         format: header.backing_format.clone(),
     });
-    let mut data = specific(&header);
-    if let Some(luks) = qcow2.luks(io, file).await? {
-        data.insert("encrypt".into(), encrypt(&luks));
-    }
-    let bitmaps = qcow2.bitmaps(io, file).await?;
-    if !bitmaps.is_empty() {
-        data.insert("bitmaps".into(), bitmaps.iter().map(bitmap).collect());
-    }
+    let data = qcow2_facts(io, qcow2, file).await?;
     info.format_specific = Some(FormatSpecific { kind: "qcow2".into(), data });
     Ok(info)
+}
+
+/// The edges of a driver that are shown, by the reference's names, the newest first.
+fn edges(driver: &str) -> Vec<(&'static str, Role)> {
+    match driver {
+        "blkdebug" => vec![("image", Role::File)],
+        "blkverify" => vec![("test", Role::File), ("raw", Role::Raw)],
+        "blklogwrites" => vec![("log", Role::Log), ("file", Role::File)],
+        "null-co" | "null-aio" => Vec::new(),
+        _ => vec![("file", Role::File)],
+    }
+}
+
+/// Whether what is shown comes from a leaf without storage.
+fn is_null(io: &Io, node: NodeId) -> bool {
+    let leaf = std::iter::successors(Some(node), |node| io.edge(*node, Role::File)).last();
+    leaf.and_then(|leaf| io.leaf_info(leaf)).is_some_and(|leaf| leaf.kind == LeafKind::Null)
 }
 
 fn driver_name(io: &Io, node: NodeId) -> String {
@@ -209,71 +221,4 @@ pub fn snapshot(snapshot: drystone_core::format::qcow2::layout::Snapshot) -> Sna
         vm_clock_nsec: snapshot.guest_nanoseconds,
         icount: snapshot.icount,
     }
-}
-
-fn specific(header: &Header) -> Map<String, Value> {
-    let mut data = Map::new();
-    let mut put = |key: &str, value: Value| drop(data.insert(key.into(), value));
-    let compression = match header.compression {
-        drystone_core::compute::Codec::Zlib => "zlib",
-        drystone_core::compute::Codec::Zstd => "zstd",
-    };
-    put("compat", json!(if header.version < 3 { "0.10" } else { "1.1" }));
-    put("compression-type", json!(compression));
-    if header.version >= 3 {
-        put("lazy-refcounts", json!(header.compatible & Compatible::LAZY_REFCOUNTS != 0));
-    }
-    put("refcount-bits", json!(header.refcount_width.bits()));
-    if header.version >= 3 {
-        if let Some(name) = &header.data_file {
-            put("data-file", json!(name));
-        }
-        if header.has(Incompatible::DATA_FILE) {
-            put("data-file-raw", json!(header.autoclear & Autoclear::RAW_DATA_FILE != 0));
-        }
-        put("corrupt", json!(header.has(Incompatible::CORRUPT)));
-        put("extended-l2", json!(header.has(Incompatible::EXTENDED_L2)));
-    }
-    let format = match header.crypt {
-        Crypt::None => return data,
-        Crypt::Aes => "aes",
-        Crypt::Luks => "luks",
-    };
-    data.insert("encrypt".into(), json!({ "format": format }));
-    data
-}
-
-fn bitmap(bitmap: &Bitmap) -> Value {
-    let set = [("in-use", bitmap.in_use), ("auto", bitmap.auto)];
-    let flags: Vec<_> = set.iter().filter(|(_, set)| *set).map(|(name, _)| *name).collect();
-    json!({ "name": bitmap.name, "granularity": bitmap.granularity, "flags": flags })
-}
-
-/// What can be told of encryption without a key.
-fn encrypt(luks: &LuksHeader) -> Value {
-    let slot = |slot: &LuksSlot| match slot.active {
-        true => json!({
-            "active": true,
-            "iters": slot.iterations,
-            "stripes": slot.stripes,
-            "key-offset": slot.key_offset,
-        }),
-        false => json!({ "active": false, "key-offset": slot.key_offset }),
-    };
-    let mut data = Map::new();
-    let mut put = |key: &str, value: Value| drop(data.insert(key.into(), value));
-    put("format", json!("luks"));
-    put("cipher-alg", json!(luks.cipher));
-    put("cipher-mode", json!(luks.mode));
-    put("ivgen-alg", json!(luks.iv));
-    if let Some(hash) = &luks.iv_hash {
-        put("ivgen-hash-alg", json!(hash));
-    }
-    put("hash-alg", json!(luks.hash));
-    put("detached-header", json!(false));
-    put("payload-offset", json!(luks.payload_offset));
-    put("master-key-iters", json!(luks.key_iterations));
-    put("uuid", json!(luks.uuid));
-    put("slots", luks.slots.iter().map(slot).collect());
-    Value::Object(data)
 }

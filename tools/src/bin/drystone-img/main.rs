@@ -24,7 +24,7 @@ use std::process::ExitCode;
 use drystone_exec_linux::{Client, Config};
 use drystone_tools::img::args::{self, Action, Command, Common, Executor};
 use drystone_tools::img::progress::{Line, Progress};
-use drystone_tools::message::{Failure, Message};
+use drystone_tools::message::{Failure, Message, legible};
 
 /// What the tool calls its formats, for `--help` and for checking `-f` and `-O`.
 const FORMATS: &[&str] = &["file", "host_device", "null-co", "qcow2", "raw", "vdi"];
@@ -63,7 +63,9 @@ fn run(command: Command, name: &str) -> Result<u8, Failure> {
             on(&args.common.clone(), async |client| amend::run(&client, &args, name).await)
         }
         Command::Bench(args) => on(&args.common.clone(), async |client| bench::run(&client, &args).await),
-        Command::Bitmap(args) => on(&args.common.clone(), async |client| bitmap::run(&client, &args).await),
+        Command::Bitmap(args) => {
+            on(&args.common.clone(), async |client| bitmap::run(&client, &args, name).await)
+        }
         Command::Check(args) => on(&args.common.clone(), async |client| check::run(&client, &args).await),
         Command::Commit(args) => {
             on(&args.common.clone(), async |client| commit::run(&client, &args, name).await)
@@ -109,7 +111,7 @@ fn on(common: &Common, command: impl AsyncFnOnce(Client) -> Result<u8, Failure>)
 /// Writes to the standard output.
 fn print(text: &str) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
-    let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    let written = out.write_all(legible(text, true).as_bytes()).and_then(|()| out.flush());
     written.map_err(|error| Failure::new(format!("could not write the output: {error}")))
 }
 
@@ -117,14 +119,14 @@ fn print(text: &str) -> Result<(), Failure> {
 fn tell(progress: &mut Progress, done: u64, of: u64) {
     match progress.update(done, of) {
         Some(Line::Output(text)) => drop(print(&text)),
-        Some(Line::Error(text)) => say(&text),
+        Some(Line::Error(text)) => drop(std::io::stderr().lock().write_all(text.as_bytes())),
         None => {}
     }
 }
 
 /// Writes to the standard error; where that fails there is nobody left to tell.
 fn say(text: &str) {
-    let _ = std::io::stderr().lock().write_all(text.as_bytes());
+    let _ = std::io::stderr().lock().write_all(legible(text, false).as_bytes());
 }
 
 /// Whether the standard output is a terminal.

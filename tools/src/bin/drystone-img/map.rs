@@ -137,15 +137,18 @@ async fn walk(
 }
 
 fn entry(io: &Io, start: u64, status: Status) -> MapEntry {
+    // Of what a leaf without storage holds, nothing can be said.
+    let stored = !status.allocated || status.data || status.zero;
+    let place = status.place.filter(|_| stored);
     MapEntry {
         start,
         length: status.len,
         depth: status.depth,
-        present: status.allocated,
+        present: status.allocated && stored,
         zero: status.zero,
         data: status.data,
         compressed: status.compressed,
-        offset: status.place.map(|(_, offset)| offset),
-        filename: status.place.map(|(leaf, _)| io.title(leaf)),
+        offset: place.map(|(_, offset)| offset),
+        filename: place.map(|(leaf, _)| io.title(leaf)),
     }
 }

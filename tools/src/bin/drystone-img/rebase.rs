@@ -13,7 +13,7 @@ use drystone_exec_linux::{Client, Image};
 use drystone_tools::img::args::{RebaseArgs, Source};
 use drystone_tools::img::convert::cannot_compress;
 use drystone_tools::img::progress::Progress;
-use drystone_tools::message::Failure;
+use drystone_tools::message::{Failure, Message};
 use drystone_tools::options::ImageName;
 
 use crate::create::DRIVERS;
@@ -51,9 +51,11 @@ async fn run_on(
     disk: &Image,
     interrupt: &Rc<Interrupt>,
 ) -> Result<(), Failure> {
-    check(client, args, disk).await?;
+    check_format(client, args, disk).await?;
     let name = args.backing.as_deref().filter(|name| !name.is_empty());
-    if !args.header_only {
+    if args.header_only {
+        check_backing(client, args, disk).await?;
+    } else {
         let (backing, opened) = match name {
             None => (None, None),
             Some(name) => match in_chain(client, disk, name).await? {
@@ -64,8 +66,14 @@ async fn run_on(
                 }
             },
         };
-        let plan = Rebase { image: disk.node(), backing, compress: args.compress };
-        let copied = copy(client, args, plan, interrupt).await;
+        // What can be refused at the end is refused before anything is copied.
+        let copied = match check_backing(client, args, disk).await {
+            Ok(()) => {
+                let plan = Rebase { image: disk.node(), backing, compress: args.compress };
+                copy(client, args, plan, interrupt).await
+            }
+            Err(refused) => Err(refused),
+        };
         if let Some(opened) = opened {
             image::close(opened).await?;
         }
@@ -78,44 +86,41 @@ async fn run_on(
     changed.await.map_err(|error| cannot_change(args, &error))
 }
 
-/// All that can be refused before anything is copied.
-async fn check(client: &Client, args: &RebaseArgs, disk: &Image) -> Result<(), Failure> {
+/// What can be refused before the new backing file is opened.
+async fn check_format(client: &Client, args: &RebaseArgs, disk: &Image) -> Result<(), Failure> {
     if let Some(format) = args.backing_format.as_deref().filter(|format| !DRIVERS.contains(format)) {
         return Err(Failure::new(format!("Invalid format name: '{format}'")));
     }
-    let (node, compress) = (disk.node(), args.compress);
+    let node = disk.node();
+    let asked = client
+        .run(move |io| async move { Ok(io.driver(node).is_some_and(|driver| driver.compresses())) })
+        .await;
+    match args.compress && !asked.unwrap_or(false) {
+        true => Err(cannot_compress()),
+        false => Ok(()),
+    }
+}
+
+/// Whether the image can name the new backing file.
+async fn check_backing(client: &Client, args: &RebaseArgs, disk: &Image) -> Result<(), Failure> {
     let backing = args.backing.clone().filter(|name| !name.is_empty());
-    let format = args.backing_format.clone();
+    if let (Some(name), None) = (&backing, &args.backing_format) {
+        let text = format!("Could not change the backing file to '{name}': backing format must be specified");
+        return Err(Failure::new(text));
+    }
+    let (node, format) = (disk.node(), args.backing_format.clone());
     let asked = client.run(move |io| async move {
         let driver = io.driver(node);
-        if compress && !driver.as_ref().is_some_and(|driver| driver.compresses()) {
-            return Ok(Err(None));
-        }
-        let unsupported = || {
-            let (node, driver) = (io.title(node), "raw");
-            Box::new(Error::Unsupported { node, driver, what: "a backing file" })
-        };
         let qcow2 = driver.as_ref().and_then(|driver| driver.as_any().downcast_ref::<Qcow2>());
-        let Some(qcow2) = qcow2 else { return Err(unsupported()) };
+        let Some(qcow2) = qcow2 else {
+            let (node, driver) = (io.title(node), "raw");
+            return Err(Box::new(Error::Unsupported { node, driver, what: "a backing file" }));
+        };
         let named = backing.as_deref().map(|name| (name, format.as_deref()));
         let fault = |fault| Box::new(Error::Format { node: io.title(node), fault: Box::new(fault) });
-        qcow2.check_backing(named).map_err(fault)?;
-        Ok(Ok(()))
+        qcow2.check_backing(named).map_err(fault)
     });
-    match asked.await {
-        Ok(Err(None::<()>)) => Err(cannot_compress()),
-        Ok(_)
-            if args.backing_format.is_none()
-                && args.backing.as_ref().is_some_and(|name| !name.is_empty()) =>
-        {
-            let name = args.backing.as_deref().unwrap_or_default();
-            let text =
-                format!("Could not change the backing file to '{name}': backing format must be specified");
-            Err(Failure::new(text))
-        }
-        Ok(_) => Ok(()),
-        Err(error) => Err(cannot_change(args, &error)),
-    }
+    asked.await.map_err(|error| cannot_change(args, &error))
 }
 
 /// The reference's words, and below them what we know besides.
@@ -164,7 +169,13 @@ async fn open_backing(
     let name = ImageName::from_filename(&path).map_err(|error| failed(error.to_string()))?;
     let source = Source { name, format: args.backing_format.clone() };
     let mode = image::reading(&args.common, args.backing_cache, args.force_share);
-    let spec = image::spec(&source, mode)?;
+    let spec = image::spec(&source, mode).map_err(|failure| match &failure.messages[..] {
+        [Message::Error(text)] => {
+            let said = format!("Could not open '{path}': ");
+            failed(text.strip_prefix(&said).unwrap_or(text).to_owned())
+        }
+        _ => failure.clone(),
+    })?;
     client.open(&spec).await.map_err(|error| failed(error.to_string()))
 }
 

@@ -46,6 +46,9 @@ async fn resize(client: &Client, args: &ResizeArgs, disk: &Image) -> Result<(), 
             Error::Unsupported { what: "preallocation of metadata", .. } => {
                 "Unsupported preallocation mode: metadata".to_owned()
             }
+            Error::Unsupported { what: "a change of length", .. } => {
+                "Image format driver does not support resize".to_owned()
+            }
             Error::Leaf { operation: "change of length", errno, .. } => {
                 format!("Failed to resize the file: {errno}")
             }

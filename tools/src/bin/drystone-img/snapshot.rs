@@ -4,7 +4,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use drystone_core::error::Error;
 use drystone_core::format::qcow2::layout::Snapshot;
-use drystone_core::format::qcow2::{NewSnapshot, Qcow2, SnapshotChoice};
+use drystone_core::format::qcow2::{NewSnapshot, Qcow2, Qcow2Error, SnapshotChoice};
 use drystone_core::graph::Role;
 use drystone_core::graph::open::OpenMode;
 use drystone_core::job::{apply_snapshot, create_snapshot, delete_snapshot};
@@ -70,8 +70,8 @@ async fn act(client: &Client, args: &SnapshotArgs, disk: &Image) -> Result<(), F
             }
             let choice = SnapshotChoice::IdOrName(tag.clone());
             let done = client.run(move |io| async move { apply_snapshot(&io, node, &choice).await }).await;
-            done.map_err(|error| match error.to_string() {
-                busy if busy == "Device has active dirty bitmaps" => failed(&busy),
+            done.map_err(|error| match fault(&error) {
+                Some(Qcow2Error::CountsChanges) => failed(&error.to_string()),
                 _ => failed(&format!("Failed to load snapshot: {}", reason(&error))),
             })
         }
@@ -101,14 +101,17 @@ async fn list(client: &Client, disk: &Image) -> Result<Vec<Snapshot>, Box<Error>
     look.await
 }
 
+/// What the image's format says is wrong, where it is the one to say.
+fn fault(error: &Error) -> Option<&Qcow2Error> {
+    match error {
+        Error::Format { fault, .. } => fault.as_any().downcast_ref(),
+        _ => None,
+    }
+}
+
 /// The reference's words where it has some of its own, else ours, which say more.
 fn reason(error: &Error) -> String {
-    use drystone_core::format::qcow2::Qcow2Error;
-    let fault = match error {
-        Error::Format { fault, .. } => fault.as_any().downcast_ref::<Qcow2Error>(),
-        _ => None,
-    };
-    match (error, fault) {
+    match (error, fault(error)) {
         (Error::Unsupported { .. }, _) | (_, Some(Qcow2Error::SnapshotOfDataFile)) => {
             "Operation not supported".into()
         }

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use drystone_core::engine::Io;
-use drystone_core::filter::{Blkdebug, Event, Notice};
+use drystone_core::filter::{Blkdebug, DebugEvent, Notice};
 use drystone_core::graph::NodeId;
 use drystone_core::intent::Errno;
 use drystone_exec_linux::Client;
@@ -98,7 +98,7 @@ fn found(found: bool) -> Result<(), Errno> {
 
 pub async fn set_break(shell: &Shell, event: String, tag: String) -> Outcome {
     let set = with_node(shell, move |debug, _| {
-        let event = Event::parse(&event).ok_or(Errno::ENOENT)?;
+        let event = DebugEvent::parse(&event).ok_or(Errno::ENOENT)?;
         debug.set_break(event, &tag);
         Ok(())
     });

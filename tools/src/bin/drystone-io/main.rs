@@ -14,7 +14,7 @@ use std::process::ExitCode;
 use drystone_exec_linux::{Client, Config};
 use drystone_tools::img::args::{Executor, tool_name, words};
 use drystone_tools::io::args::{self, Action, IoArgs};
-use drystone_tools::message::{Failure, Message};
+use drystone_tools::message::{Failure, Message, legible};
 use shell::Shell;
 
 fn main() -> ExitCode {
@@ -64,10 +64,10 @@ fn run(args: IoArgs, name: String) -> Result<bool, Failure> {
 /// Writes to the standard output, at once. Where that fails, there is nobody who listens.
 fn print(text: &str) {
     let mut out = std::io::stdout().lock();
-    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    let _ = out.write_all(legible(text, false).as_bytes()).and_then(|()| out.flush());
 }
 
 /// Writes to the standard error; where that fails there is nobody left to tell.
 fn say(text: &str) {
-    let _ = std::io::stderr().lock().write_all(text.as_bytes());
+    let _ = std::io::stderr().lock().write_all(legible(text, false).as_bytes());
 }

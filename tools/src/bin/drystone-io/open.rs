@@ -107,7 +107,11 @@ impl How {
     }
 
     fn spec(&self) -> Result<NodeSpec, String> {
-        let options = self.options.clone();
+        let mut options = self.options.clone();
+        // This tool gives up space unless it is told otherwise, which `detect-zeroes=unmap` asks for.
+        if options.contains_key("detect-zeroes") && !options.contains_key("discard") && self.mode.discard {
+            options.insert("discard".into(), "unmap".into());
+        }
         let spec = match &self.path {
             Some(path) => from_filename_and(Some(path), self.format.as_deref(), options, self.mode),
             None => from_options(options, self.mode),
@@ -183,13 +187,13 @@ async fn open_overlay(client: &Client, spec: NodeSpec, mode: OpenMode) -> Result
         Ok(path) => {
             let backing = NodeSpec { node_name: None, mode: below, driver: DriverSpec::Node(name) };
             let driver = DriverSpec::Qcow2 {
-                file: Box::new(NodeSpec::file(path, OpenMode { writable: true, ..below })),
+                file: Box::new(NodeSpec::file(path, OpenMode { writable: mode.writable, ..below })),
                 backing: ChildSpec::Spec(Box::new(backing)),
                 data_file: ChildSpec::FromImage,
                 options: Qcow2Options::default(),
             };
             // Nothing that is lost in a crash is worth a flush.
-            let mode = OpenMode { writable: true, no_flush: true, write_through: false, ..mode };
+            let mode = OpenMode { no_flush: true, write_through: false, ..mode };
             let overlay = NodeSpec { node_name: None, mode, driver };
             client.open(&overlay).await.map_err(|error| error.to_string())
         }

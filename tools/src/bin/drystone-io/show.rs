@@ -5,7 +5,8 @@ use std::rc::Rc;
 use drystone_core::format::qcow2::Qcow2;
 use drystone_core::graph::{Driver, Role};
 use drystone_core::intent::LeafKind;
-use drystone_tools::io::info::{Info, qcow2_specific, vmstate_offset};
+use drystone_tools::img::info::qcow2_facts;
+use drystone_tools::io::info::{Info, vmstate_offset};
 use drystone_tools::io::report;
 
 use crate::print;
@@ -110,7 +111,10 @@ pub async fn info(shell: &Shell) -> Outcome {
             below = file;
         }
         let header = |driver: &Rc<dyn Driver>| driver.as_any().downcast_ref::<Qcow2>().map(Qcow2::header);
-        info.specific = driver.as_ref().and_then(header).map(|header| qcow2_specific(&header));
+        let qcow2 = driver.as_ref().and_then(|driver| driver.as_any().downcast_ref::<Qcow2>());
+        if let (Some(qcow2), Some(file)) = (qcow2, io.edge(node, Role::File)) {
+            info.specific = Some(qcow2_facts(&io, qcow2, file).await?);
+        }
         info.clusters = match io.driver(below) {
             Some(driver) => {
                 header(&driver).map(|header| (header.cluster_bits.size(), vmstate_offset(&header)))

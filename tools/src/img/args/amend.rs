@@ -4,7 +4,7 @@ use crate::getopt::{Getopt, OptionSpec};
 use crate::message::Failure;
 use crate::options::asks_for_help;
 
-use super::common::{EXECUTOR, FORMAT, HELP, IMAGE_NAMES, IMAGE_OPTS, OBJECT, PROGRESS, QUIET, Step};
+use super::common::{EXECUTOR, FORMAT, HELP, IMAGE_NAMES, IMAGE_OPTS, ImageOptions, OBJECT, PROGRESS, QUIET};
 use super::create::append_options;
 use super::{Action, CacheMode, Command, CommandSpec, Common, ParsedCommand, Scan, Source};
 
@@ -73,38 +73,28 @@ pub(super) const SPEC: CommandSpec = CommandSpec {
 };
 
 fn parse(getopt: &mut Getopt<'_>, mut scan: Scan) -> ParsedCommand {
-    let (mut format, mut image_opts, mut options, mut cache) = (None, false, None, None);
-    let (mut progress, mut force, mut quiet) = (false, false, false);
-    loop {
-        match scan.step(getopt)? {
-            Step::End => break,
-            Step::Done(action) => return Ok((action, scan.warnings)),
-            Step::Option(option, value) => match option {
-                "format" => format = Some(value),
-                "image-opts" => image_opts = true,
-                "options" => append_options(&mut options, &value)?,
-                "cache" => cache = Some(value),
-                "progress" => progress = true,
-                "force" => force = true,
-                _ => quiet = true,
-            },
+    let (mut options, mut force) = (None, false);
+    let own = |option: &str, value: String| {
+        match option {
+            "options" => append_options(&mut options, &value)?,
+            _ => force = true,
         }
-    }
+        Ok(())
+    };
+    let image = match scan.image_options(getopt, own)? {
+        Ok(image) => image,
+        Err(action) => return Ok((action, scan.warnings)),
+    };
     let Some(options) = options else { return Err(Failure::usage("Must specify options (-o)")) };
     let operands = getopt.take_operands();
-    let about_format = format.is_some() && asks_for_help(&options);
+    let about_format = image.format.is_some() && asks_for_help(&options);
     let source = match &operands[..] {
         _ if about_format => None,
-        [filename] => Some(scan.source(filename, format.as_deref(), image_opts)?),
+        [filename] => Some(image.source(&mut scan, filename)?),
         _ => return Err(Failure::new("Expecting one image file name")),
     };
-    let cache = match cache.as_deref() {
-        None => CacheMode::WRITEBACK,
-        Some(name) => {
-            CacheMode::parse(name).ok_or_else(|| Failure::new(format!("Invalid cache option: {name}")))?
-        }
-    };
-    let progress = progress && !quiet;
+    let cache = image.cache()?;
+    let ImageOptions { format, progress, quiet, .. } = image;
     let args = AmendArgs { common: scan.common, source, format, options, cache, progress, force, quiet };
     Ok((Action::Run(Box::new(Command::Amend(args))), scan.warnings))
 }

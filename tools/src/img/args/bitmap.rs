@@ -115,7 +115,8 @@ fn parse(getopt: &mut Getopt<'_>, mut scan: Scan) -> ParsedCommand {
             Step::Option(option, value) => match option {
                 "format" => format = Some(value),
                 "image-opts" => image_opts = true,
-                "granularity" => granularity = Some(size("granularity", &value)?),
+                // The reference takes 0 for none given.
+                "granularity" => granularity = Some(size("granularity", &value)?).filter(|size| *size > 0),
                 "source-file" => from = Some(value),
                 "source-format" => from_format = Some(value),
                 "add" => steps.push(BitmapStep::Add),

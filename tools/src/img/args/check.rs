@@ -4,8 +4,7 @@ use crate::getopt::{Getopt, OptionSpec};
 use crate::message::Failure;
 
 use super::common::{
-    EXECUTOR, FORCE_SHARE, FORMAT, HELP, IMAGE_NAMES, IMAGE_OPTS, OBJECT, OUTPUT, OneImage, QUIET,
-    parse_source_cache,
+    EXECUTOR, FORCE_SHARE, FORMAT, HELP, IMAGE_NAMES, IMAGE_OPTS, ImageOptions, OBJECT, OUTPUT, QUIET,
 };
 use super::{Action, CacheMode, Command, CommandSpec, Common, OutputFormat, ParsedCommand, Scan, Source};
 
@@ -63,23 +62,19 @@ pub(super) const SPEC: CommandSpec = CommandSpec {
 };
 
 fn parse(getopt: &mut Getopt<'_>, mut scan: Scan) -> ParsedCommand {
-    let (mut repair, mut cache, mut quiet) = (None, None, false);
-    let own = |option: &str, value: String| {
-        match option {
-            "repair" => repair = Some(parse_repair(&value)?),
-            "cache" => cache = Some(value),
-            _ => quiet = true,
-        }
+    let mut repair = None;
+    let own = |_: &str, value: String| {
+        repair = Some(parse_repair(&value)?);
         Ok(())
     };
-    let image = match scan.one_image(getopt, own)? {
+    let (image, filename) = match scan.one_image(getopt, own)? {
         Ok(image) => image,
         Err(action) => return Ok((action, scan.warnings)),
     };
-    let cache = parse_source_cache(cache.as_deref())?;
+    let cache = image.source_cache()?;
     let output = image.output()?;
-    let source = image.source(&mut scan)?;
-    let OneImage { force_share, .. } = image;
+    let source = image.source(&mut scan, &filename)?;
+    let ImageOptions { force_share, quiet, .. } = image;
     let args = CheckArgs { common: scan.common, source, repair, cache, force_share, quiet, output };
     Ok((Action::Run(Box::new(Command::Check(args))), scan.warnings))
 }

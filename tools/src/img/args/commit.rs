@@ -1,11 +1,8 @@
 //! `commit [-f FMT | --image-opts] [-t CACHE] [-b BASE] [-d] [-r RATE] [-p] [-q] FILENAME`
 
 use crate::getopt::{Getopt, OptionSpec};
-use crate::message::Failure;
 
-use super::common::{
-    EXECUTOR, FORMAT, HELP, IMAGE_NAMES, IMAGE_OPTS, OBJECT, PROGRESS, QUIET, Step, one_operand,
-};
+use super::common::{EXECUTOR, FORMAT, HELP, IMAGE_NAMES, IMAGE_OPTS, ImageOptions, OBJECT, PROGRESS, QUIET};
 use super::{Action, CacheMode, Command, CommandSpec, Common, ParsedCommand, Scan, Source, numbers};
 
 /// Arguments of `commit`.
@@ -61,35 +58,23 @@ pub(super) const SPEC: CommandSpec = CommandSpec {
 };
 
 fn parse(getopt: &mut Getopt<'_>, mut scan: Scan) -> ParsedCommand {
-    let (mut format, mut image_opts, mut cache, mut base) = (None, false, None, None);
-    let (mut drop, mut rate_limit, mut progress, mut quiet) = (false, 0, false, false);
-    loop {
-        match scan.step(getopt)? {
-            Step::End => break,
-            Step::Done(action) => return Ok((action, scan.warnings)),
-            Step::Option(option, value) => match option {
-                "format" => format = Some(value),
-                "image-opts" => image_opts = true,
-                "cache" => cache = Some(value),
-                "base" => base = Some(value),
-                "drop" => drop = true,
-                "rate" => rate_limit = numbers::size("rate limit", &value)?,
-                "progress" => progress = true,
-                _ => quiet = true,
-            },
+    let (mut base, mut drop, mut rate_limit) = (None, false, 0);
+    let own = |option: &str, value: String| {
+        match option {
+            "base" => base = Some(value),
+            "drop" => drop = true,
+            _ => rate_limit = numbers::size("rate limit", &value)?,
         }
-    }
-    let filename = one_operand(&getopt.take_operands())?.to_owned();
-    let cache = parse_cache(cache.as_deref())?;
-    let source = scan.source(&filename, format.as_deref(), image_opts)?;
+        Ok(())
+    };
+    let (image, filename) = match scan.one_image(getopt, own)? {
+        Ok(image) => image,
+        Err(action) => return Ok((action, scan.warnings)),
+    };
+    let cache = image.cache()?;
+    let source = image.source(&mut scan, &filename)?;
+    let ImageOptions { progress, quiet, .. } = image;
     drop |= base.is_some();
-    progress &= !quiet;
     let args = CommitArgs { common: scan.common, source, cache, base, drop, rate_limit, progress, quiet };
     Ok((Action::Run(Box::new(Command::Commit(args))), scan.warnings))
-}
-
-/// Reads the cache mode of an image that is changed.
-pub(super) fn parse_cache(name: Option<&str>) -> Result<CacheMode, Failure> {
-    let Some(name) = name else { return Ok(CacheMode::WRITEBACK) };
-    CacheMode::parse(name).ok_or_else(|| Failure::new(format!("Invalid cache option: {name}")))
 }

@@ -4,7 +4,7 @@ use drystone_core::graph::open::ImageNames;
 
 use crate::getopt::{Getopt, OptionSpec};
 use crate::message::Failure;
-use crate::object::{ObjectArg, ObjectDef, parse_object};
+use crate::object::{ObjectArg, ObjectDef, add_object, parse_object};
 use crate::options::ImageName;
 
 use super::{Action, Scan, recognized};
@@ -140,18 +140,36 @@ pub(super) enum Step {
     End,
 }
 
-/// What the commands about one image, which they show, have in common.
-pub(super) struct OneImage {
-    filename: String,
-    format: Option<String>,
+/// What the options of the commands about one image have in common.
+#[derive(Default)]
+pub(super) struct ImageOptions {
+    /// `-f`.
+    pub(super) format: Option<String>,
     image_opts: bool,
     /// `-U`.
     pub(super) force_share: bool,
     /// The argument of `--output`.
     output: Option<String>,
+    /// The argument of `-t` or `-T`.
+    cache: Option<String>,
+    /// `-p`, unless `-q`.
+    pub(super) progress: bool,
+    /// `-q`.
+    pub(super) quiet: bool,
 }
 
-impl OneImage {
+impl ImageOptions {
+    /// `-t`, of an image that is changed.
+    pub(super) fn cache(&self) -> Result<CacheMode, Failure> {
+        let Some(name) = &self.cache else { return Ok(CacheMode::WRITEBACK) };
+        CacheMode::parse(name).ok_or_else(|| Failure::new(format!("Invalid cache option: {name}")))
+    }
+
+    /// `-T`, of an image that is read.
+    pub(super) fn source_cache(&self) -> Result<CacheMode, Failure> {
+        parse_source_cache(self.cache.as_deref())
+    }
+
     /// `--output`, as it was written.
     pub(super) fn output_word(&self) -> Option<&str> {
         self.output.as_deref()
@@ -163,36 +181,52 @@ impl OneImage {
     }
 
     /// What FILENAME names.
-    pub(super) fn source(&self, scan: &mut Scan) -> Result<Source, Failure> {
-        scan.source(&self.filename, self.format.as_deref(), self.image_opts)
+    pub(super) fn source(&self, scan: &mut Scan, filename: &str) -> Result<Source, Failure> {
+        scan.source(filename, self.format.as_deref(), self.image_opts)
     }
 }
 
 impl Scan {
-    /// Reads the command line of a command about one image. Options that only this command has go to `own`. The other
-    /// answer is what an option asked for instead.
-    pub(super) fn one_image(
+    /// Reads the options of a command about one image. Those that only this command has go to `own`. The other answer is
+    /// what an option asked for instead.
+    pub(super) fn image_options(
         &mut self,
         getopt: &mut Getopt<'_>,
         mut own: impl FnMut(&'static str, String) -> Result<(), Failure>,
-    ) -> Result<Result<OneImage, Action>, Failure> {
-        let (mut format, mut output) = (None, None);
-        let (mut image_opts, mut force_share) = (false, false);
+    ) -> Result<Result<ImageOptions, Action>, Failure> {
+        let mut read = ImageOptions::default();
         loop {
             match self.step(getopt)? {
                 Step::End => break,
                 Step::Done(action) => return Ok(Err(action)),
                 Step::Option(option, value) => match option {
-                    "format" => format = Some(value),
-                    "image-opts" => image_opts = true,
-                    "force-share" => force_share = true,
-                    "output" => output = Some(value),
+                    "format" => read.format = Some(value),
+                    "image-opts" => read.image_opts = true,
+                    "force-share" => read.force_share = true,
+                    "output" => read.output = Some(value),
+                    "cache" => read.cache = Some(value),
+                    "progress" => read.progress = true,
+                    "quiet" => read.quiet = true,
                     _ => own(option, value)?,
                 },
             }
         }
+        read.progress &= !read.quiet;
+        Ok(Ok(read))
+    }
+
+    /// The same, and the only operand.
+    pub(super) fn one_image(
+        &mut self,
+        getopt: &mut Getopt<'_>,
+        own: impl FnMut(&'static str, String) -> Result<(), Failure>,
+    ) -> Result<Result<(ImageOptions, String), Action>, Failure> {
+        let read = match self.image_options(getopt, own)? {
+            Ok(read) => read,
+            Err(action) => return Ok(Err(action)),
+        };
         let filename = one_operand(&getopt.take_operands())?.to_owned();
-        Ok(Ok(OneImage { filename, format, image_opts, force_share, output }))
+        Ok(Ok((read, filename)))
     }
 
     /// The next option; those that all commands share are handled here.
@@ -203,7 +237,9 @@ impl Scan {
                 "help" => return Ok(Step::Done(Action::Print(std::mem::take(&mut self.help)))),
                 "object" => match parse_object(&value).map_err(Failure::new)? {
                     ObjectArg::Help(text) => return Ok(Step::Done(Action::Print(text))),
-                    ObjectArg::Define(object) => self.add_object(object)?,
+                    ObjectArg::Define(object) => {
+                        add_object(&mut self.common.objects, object).map_err(Failure::new)?;
+                    }
                 },
                 "executor" => self.common.executor = parse_executor(&value)?,
                 "image-names" => self.common.image_names = parse_image_names(&value)?,
@@ -211,16 +247,6 @@ impl Scan {
             }
         }
         Ok(Step::End)
-    }
-
-    fn add_object(&mut self, object: ObjectDef) -> Result<(), Failure> {
-        if self.common.objects.iter().any(|other| other.id == object.id) {
-            let id = object.id;
-            let text = format!("attempt to add duplicate property '{id}' to object (type 'container')");
-            return Err(Failure::new(text));
-        }
-        self.common.objects.push(object);
-        Ok(())
     }
 
     /// Reads a FILENAME argument.

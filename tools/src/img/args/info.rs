@@ -2,7 +2,9 @@
 
 use crate::getopt::{Getopt, OptionSpec};
 
-use super::common::{EXECUTOR, FORCE_SHARE, FORMAT, HELP, IMAGE_NAMES, IMAGE_OPTS, OBJECT, OUTPUT, OneImage};
+use super::common::{
+    EXECUTOR, FORCE_SHARE, FORMAT, HELP, IMAGE_NAMES, IMAGE_OPTS, ImageOptions, OBJECT, OUTPUT,
+};
 use super::{Action, Command, CommandSpec, Common, OutputFormat, ParsedCommand, Scan, Source};
 
 /// Arguments of `info`.
@@ -55,13 +57,13 @@ fn parse(getopt: &mut Getopt<'_>, mut scan: Scan) -> ParsedCommand {
         }
         Ok(())
     };
-    let image = match scan.one_image(getopt, own)? {
+    let (image, filename) = match scan.one_image(getopt, own)? {
         Ok(image) => image,
         Err(action) => return Ok((action, scan.warnings)),
     };
     let output = image.output()?;
-    let source = image.source(&mut scan)?;
-    let OneImage { force_share, .. } = image;
+    let source = image.source(&mut scan, &filename)?;
+    let ImageOptions { force_share, .. } = image;
     let args = InfoArgs { common: scan.common, source, backing_chain, inspect, force_share, output };
     Ok((Action::Run(Box::new(Command::Info(args))), scan.warnings))
 }

@@ -2,7 +2,7 @@
 
 use crate::getopt::{Getopt, OptionSpec};
 
-use super::common::{EXECUTOR, FORCE_SHARE, FORMAT, HELP, IMAGE_NAMES, IMAGE_OPTS, OBJECT, OneImage};
+use super::common::{EXECUTOR, FORCE_SHARE, FORMAT, HELP, IMAGE_NAMES, IMAGE_OPTS, ImageOptions, OBJECT};
 use crate::img::picture::PictureFormat;
 
 use super::{Action, Command, CommandSpec, Common, OutputFormat, ParsedCommand, Scan, Source, numbers};
@@ -76,7 +76,7 @@ fn parse(getopt: &mut Getopt<'_>, mut scan: Scan) -> ParsedCommand {
         }
         Ok(())
     };
-    let image = match scan.one_image(getopt, own)? {
+    let (image, filename) = match scan.one_image(getopt, own)? {
         Ok(image) => image,
         Err(action) => return Ok((action, scan.warnings)),
     };
@@ -85,8 +85,8 @@ fn parse(getopt: &mut Getopt<'_>, mut scan: Scan) -> ParsedCommand {
         Some("html") => MapOutput::Picture(PictureFormat::Html),
         _ => MapOutput::Text(image.output()?),
     };
-    let source = image.source(&mut scan)?;
-    let OneImage { force_share, .. } = image;
+    let source = image.source(&mut scan, &filename)?;
+    let ImageOptions { force_share, .. } = image;
     let args = MapArgs { common: scan.common, source, start_offset, max_length, force_share, output };
     Ok((Action::Run(Box::new(Command::Map(args))), scan.warnings))
 }

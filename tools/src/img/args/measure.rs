@@ -51,7 +51,7 @@ pub(super) const SPEC: CommandSpec = CommandSpec {
             long: &["target-format"],
             short: "O",
             value: Some("FMT"),
-            help: "format of the new image: raw or qcow2 (default: raw)",
+            help: "format of the new image: raw, qcow2 or luks (default: raw)",
         },
         OptionSpec {
             long: &["options"],

@@ -3,9 +3,8 @@
 use crate::getopt::{Getopt, OptionSpec};
 use crate::message::Failure;
 
-use super::commit::parse_cache;
 use super::common::{
-    EXECUTOR, FORCE_SHARE, FORMAT, HELP, IMAGE_NAMES, IMAGE_OPTS, OBJECT, PROGRESS, QUIET, Step, one_operand,
+    EXECUTOR, FORCE_SHARE, FORMAT, HELP, IMAGE_NAMES, IMAGE_OPTS, ImageOptions, OBJECT, PROGRESS, QUIET,
     parse_source_cache,
 };
 use super::{Action, CacheMode, Command, CommandSpec, Common, ParsedCommand, Scan, Source};
@@ -80,37 +79,29 @@ pub(super) const SPEC: CommandSpec = CommandSpec {
 };
 
 fn parse(getopt: &mut Getopt<'_>, mut scan: Scan) -> ParsedCommand {
-    let (mut format, mut image_opts, mut cache, mut backing_cache) = (None, false, None, None);
-    let (mut backing, mut backing_format) = (None, None);
-    let (mut header_only, mut compress, mut force_share) = (false, false, false);
-    let (mut progress, mut quiet) = (false, false);
-    loop {
-        match scan.step(getopt)? {
-            Step::End => break,
-            Step::Done(action) => return Ok((action, scan.warnings)),
-            Step::Option(option, value) => match option {
-                "format" => format = Some(value),
-                "image-opts" => image_opts = true,
-                "cache" => cache = Some(value),
-                "backing" => backing = Some(value),
-                "backing-format" => backing_format = Some(value),
-                "backing-cache" => backing_cache = Some(value),
-                "backing-unsafe" => header_only = true,
-                "compress" => compress = true,
-                "force-share" => force_share = true,
-                "progress" => progress = true,
-                _ => quiet = true,
-            },
+    let (mut backing, mut backing_format, mut backing_cache) = (None, None, None);
+    let (mut header_only, mut compress) = (false, false);
+    let own = |option: &str, value: String| {
+        match option {
+            "backing" => backing = Some(value),
+            "backing-format" => backing_format = Some(value),
+            "backing-cache" => backing_cache = Some(value),
+            "backing-unsafe" => header_only = true,
+            _ => compress = true,
         }
-    }
-    let filename = one_operand(&getopt.take_operands())?.to_owned();
+        Ok(())
+    };
+    let (image, filename) = match scan.one_image(getopt, own)? {
+        Ok(image) => image,
+        Err(action) => return Ok((action, scan.warnings)),
+    };
     if backing.is_none() && !header_only {
         return Err(Failure::usage("Must specify backing file (-b) or use unsafe mode (-u)"));
     }
-    let cache = parse_cache(cache.as_deref())?;
+    let cache = image.cache()?;
     let backing_cache = parse_source_cache(backing_cache.as_deref())?;
-    let source = scan.source(&filename, format.as_deref(), image_opts)?;
-    progress &= !quiet;
+    let source = image.source(&mut scan, &filename)?;
+    let ImageOptions { force_share, progress, .. } = image;
     let args = RebaseArgs {
         common: scan.common,
         source,

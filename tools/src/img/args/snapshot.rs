@@ -3,7 +3,9 @@
 use crate::getopt::{Getopt, OptionSpec};
 use crate::message::Failure;
 
-use super::common::{EXECUTOR, FORCE_SHARE, FORMAT, HELP, IMAGE_NAMES, IMAGE_OPTS, OBJECT, OneImage, QUIET};
+use super::common::{
+    EXECUTOR, FORCE_SHARE, FORMAT, HELP, IMAGE_NAMES, IMAGE_OPTS, ImageOptions, OBJECT, QUIET,
+};
 use super::{Action, Command, CommandSpec, Common, ParsedCommand, Scan, Source};
 
 /// Arguments of `snapshot`.
@@ -61,29 +63,25 @@ pub(super) const SPEC: CommandSpec = CommandSpec {
 };
 
 fn parse(getopt: &mut Getopt<'_>, mut scan: Scan) -> ParsedCommand {
-    let (mut action, mut quiet) = (None, false);
+    let mut action = None;
     let own = |option: &str, value: String| {
         let asked = match option {
             "list" => SnapshotAction::List,
             "create" => SnapshotAction::Create(value),
             "apply" => SnapshotAction::Apply(value),
-            "delete" => SnapshotAction::Delete(value),
-            _ => {
-                quiet = true;
-                return Ok(());
-            }
+            _ => SnapshotAction::Delete(value),
         };
         match action.replace(asked) {
             None => Ok(()),
             Some(_) => Err(Failure::usage("Cannot mix '-l', '-a', '-c', '-d'")),
         }
     };
-    let image = match scan.one_image(getopt, own)? {
+    let (image, filename) = match scan.one_image(getopt, own)? {
         Ok(image) => image,
         Err(action) => return Ok((action, scan.warnings)),
     };
-    let source = image.source(&mut scan)?;
-    let OneImage { force_share, .. } = image;
+    let source = image.source(&mut scan, &filename)?;
+    let ImageOptions { force_share, quiet, .. } = image;
     let action = action.unwrap_or(SnapshotAction::List);
     let args = SnapshotArgs { common: scan.common, source, action, force_share, quiet };
     Ok((Action::Run(Box::new(Command::Snapshot(args))), scan.warnings))

@@ -1,6 +1,17 @@
-//! A dirty bitmap in memory: one bit for each `granularity` bytes of the disk, in chunks that exist once a bit is set.
+//! A dirty bitmap in memory: one bit for each `granularity` bytes of the disk.
+//!
+//! ```text
+//!   chunks:  0      1       2     3     4      5 …
+//!            -    [bits]    ╰── ones ───╯      -        a chunk of zeros is nowhere, runs of ones are two numbers
+//! ```
+//!
+//! So a bitmap takes as much memory as its table and its clusters take in the file, however large the disk that the image
+//! claims to have.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
+
+use crate::buf::is_zero;
 
 /// Bytes of a chunk.
 const CHUNK: usize = 4096;
@@ -11,13 +22,16 @@ const CHUNK_BITS: u64 = 8 * CHUNK as u64;
 #[derive(Clone, Debug)]
 pub(super) struct Bits {
     count: u64,
-    chunks: Vec<Option<Box<[u8; CHUNK]>>>,
+    /// Runs of chunks in which all bits are set, by their first chunk: the end. They do not touch each other.
+    ones: BTreeMap<u64, u64>,
+    /// Chunks in which some bits are set, by their number. None of them is in a run.
+    mixed: BTreeMap<u64, Box<[u8; CHUNK]>>,
 }
 
 impl Bits {
     /// No bit is set.
     pub(super) fn new(count: u64) -> Self {
-        Self { count, chunks: vec![None; count.div_ceil(CHUNK_BITS) as usize] }
+        Self { count, ones: BTreeMap::new(), mixed: BTreeMap::new() }
     }
 
     /// How many there are.
@@ -25,97 +39,186 @@ impl Bits {
         self.count
     }
 
-    /// Whether a bit is set.
-    pub(super) fn get(&self, bit: u64) -> bool {
-        let chunk = &self.chunks[(bit / CHUNK_BITS) as usize];
-        let (byte, in_byte) = ((bit % CHUNK_BITS / 8) as usize, bit % 8);
-        chunk.as_ref().is_some_and(|chunk| chunk[byte] >> in_byte & 1 == 1)
+    /// The run of ones that a chunk is in.
+    fn run_of(&self, chunk: u64) -> Option<Range<u64>> {
+        let (start, end) = self.ones.range(..=chunk).next_back()?;
+        (chunk < *end).then_some(*start..*end)
     }
 
     /// Sets neighbouring bits; those beyond the end there are none of.
     pub(super) fn set(&mut self, bits: Range<u64>) {
-        let mut bit = bits.start;
         let end = bits.end.min(self.count);
-        while bit < end {
-            let chunk = self.chunks[(bit / CHUNK_BITS) as usize].get_or_insert_with(|| Box::new([0; CHUNK]));
-            let stop = end.min((bit / CHUNK_BITS + 1) * CHUNK_BITS);
-            while bit < stop {
-                let byte = &mut chunk[(bit % CHUNK_BITS / 8) as usize];
-                let upto = stop.min((bit / 8 + 1) * 8);
-                *byte |= ((0xff_u16 << (bit % 8)) & (0xff_u16 >> (7 - (upto - 1) % 8))) as u8;
-                bit = upto;
+        if bits.start >= end {
+            return;
+        }
+        let whole = bits.start.div_ceil(CHUNK_BITS)..end / CHUNK_BITS;
+        if whole.start >= whole.end {
+            self.set_within_chunks(bits.start..end);
+            return;
+        }
+        self.set_within_chunks(bits.start..whole.start * CHUNK_BITS);
+        self.set_chunks(whole.clone());
+        self.set_within_chunks(whole.end * CHUNK_BITS..end);
+    }
+
+    /// Sets all bits of neighbouring chunks.
+    fn set_chunks(&mut self, chunks: Range<u64>) {
+        let inside: Vec<u64> = self.mixed.range(chunks.clone()).map(|(chunk, _)| *chunk).collect();
+        for chunk in inside {
+            self.mixed.remove(&chunk);
+        }
+        let (mut start, mut end) = (chunks.start, chunks.end);
+        // Runs that overlap this one, or touch it, become one with it.
+        while let Some((first, last)) = self.ones.range(..=end).next_back().map(|(a, b)| (*a, *b)) {
+            if last < start {
+                break;
             }
+            self.ones.remove(&first);
+            (start, end) = (start.min(first), end.max(last));
+        }
+        self.ones.insert(start, end);
+    }
+
+    fn set_within_chunks(&mut self, bits: Range<u64>) {
+        let (mut bit, end) = (bits.start, bits.end);
+        while bit < end {
+            let number = bit / CHUNK_BITS;
+            let stop = end.min((number + 1) * CHUNK_BITS);
+            if self.run_of(number).is_none() {
+                let chunk = self.mixed.entry(number).or_insert_with(|| Box::new([0; CHUNK]));
+                set_in(chunk, bit % CHUNK_BITS..bit % CHUNK_BITS + (stop - bit));
+            }
+            bit = stop;
         }
     }
 
     /// Changes how many there are; new ones are not set.
     pub(super) fn resize(&mut self, count: u64) {
         self.count = count;
-        self.chunks.resize(count.div_ceil(CHUNK_BITS) as usize, None);
         self.cut_off();
     }
 
     /// Clears what lies beyond the last bit.
     fn cut_off(&mut self) {
-        let Some(Some(chunk)) = self.chunks.last_mut() else { return };
-        let in_chunk = (self.count - 1) % CHUNK_BITS + 1;
-        let (full, odd) = ((in_chunk / 8) as usize, in_chunk % 8);
-        if odd != 0 {
-            chunk[full] &= 0xff >> (8 - odd);
+        let (whole, odd) = (self.count / CHUNK_BITS, self.count % CHUNK_BITS);
+        self.mixed.split_off(&self.count.div_ceil(CHUNK_BITS));
+        if let Some(chunk) = self.mixed.get_mut(&whole) {
+            let full = (odd / 8) as usize;
+            if !odd.is_multiple_of(8) {
+                chunk[full] &= 0xff >> (8 - odd % 8);
+            }
+            chunk[full + usize::from(!odd.is_multiple_of(8))..].fill(0);
         }
-        chunk[full + usize::from(odd != 0)..].fill(0);
+        let last_is_full = self.run_of(whole).is_some();
+        self.ones.split_off(&whole);
+        if let Some(mut last) = self.ones.last_entry() {
+            let end = (*last.get()).min(whole);
+            last.insert(end);
+        }
+        if last_is_full && odd > 0 {
+            self.set_within_chunks(whole * CHUNK_BITS..self.count);
+        }
     }
 
     /// Clears all.
     pub(super) fn clear(&mut self) {
-        self.chunks.fill(None);
+        self.ones.clear();
+        self.mixed.clear();
     }
 
     /// Copies bytes of the bitmap, zeros where there are none.
     pub(super) fn copy_out(&self, byte: u64, out: &mut [u8]) {
         let mut done = 0;
         while done < out.len() {
-            let at = byte as usize + done;
-            let (chunk, start) = (at / CHUNK, at % CHUNK);
+            let at = byte + done as u64;
+            let (number, start) = (at / CHUNK as u64, (at % CHUNK as u64) as usize);
             let len = (CHUNK - start).min(out.len() - done);
-            match self.chunks.get(chunk).and_then(Option::as_ref) {
-                Some(chunk) => out[done..done + len].copy_from_slice(&chunk[start..start + len]),
-                None => out[done..done + len].fill(0),
+            let out = &mut out[done..done + len];
+            match self.mixed.get(&number) {
+                Some(chunk) => out.copy_from_slice(&chunk[start..start + len]),
+                None => out.fill(if self.run_of(number).is_some() { 0xff } else { 0 }),
             }
             done += len;
         }
     }
 
-    /// Takes bytes of a bitmap; what lies beyond its end is left out.
+    /// Takes bytes of a bitmap beside those that are set; what lies beyond its end is left out.
     pub(super) fn copy_in(&mut self, byte: u64, bytes: &[u8]) {
         let end = self.count.div_ceil(8);
         let len = end.saturating_sub(byte).min(bytes.len() as u64) as usize;
-        for (index, value) in bytes[..len].iter().enumerate().filter(|(_, value)| **value != 0) {
-            let at = byte as usize + index;
-            let chunk = self.chunks[at / CHUNK].get_or_insert_with(|| Box::new([0; CHUNK]));
-            chunk[at % CHUNK] = *value;
+        let mut done = 0;
+        while done < len {
+            let at = byte + done as u64;
+            let (number, start) = (at / CHUNK as u64, (at % CHUNK as u64) as usize);
+            let part = &bytes[done..len.min(done + CHUNK - start)];
+            done += part.len();
+            if is_zero(part) || self.run_of(number).is_some() {
+                continue;
+            }
+            let chunk = self.mixed.entry(number).or_insert_with(|| Box::new([0; CHUNK]));
+            chunk[start..].iter_mut().zip(part).for_each(|(there, more)| *there |= *more);
         }
         // Bits beyond the last are no bits of the disk, whatever was stored.
         self.cut_off();
     }
 
+    /// Whether all of some bits are set, or none is; beyond the last bit none is.
+    pub(super) fn alike(&self, bits: Range<u64>) -> Option<bool> {
+        let Some(set) = self.next(bits.start, true).filter(|set| *set < bits.end) else { return Some(false) };
+        let all = set == bits.start && self.next(set, false).unwrap_or(self.count) >= bits.end;
+        all.then_some(true)
+    }
+
     /// The next run of set bits from `bit` on.
     pub(super) fn next_run(&self, bit: u64) -> Option<Range<u64>> {
-        let mut start = bit;
-        while start < self.count && !self.get(start) {
-            start += match &self.chunks[(start / CHUNK_BITS) as usize] {
-                None => CHUNK_BITS - start % CHUNK_BITS,
-                Some(_) => 1,
+        let start = self.next(bit, true)?;
+        Some(start..self.next(start, false).unwrap_or(self.count))
+    }
+
+    /// The first bit from `bit` on that is set, or is not.
+    fn next(&self, bit: u64, set: bool) -> Option<u64> {
+        let mut at = bit;
+        while at < self.count {
+            let number = at / CHUNK_BITS;
+            let (found, covered) = match (self.mixed.get(&number), self.run_of(number)) {
+                (Some(chunk), _) => {
+                    let from = at % CHUNK_BITS;
+                    match (from..CHUNK_BITS).find(|bit| is_set(chunk, *bit) == set) {
+                        Some(found) => (true, number * CHUNK_BITS + found),
+                        None => (false, (number + 1) * CHUNK_BITS),
+                    }
+                }
+                (None, Some(run)) => (set, if set { at } else { run.end * CHUNK_BITS }),
+                (None, None) => (!set, if set { self.next_chunk(number) } else { at }),
             };
+            if found {
+                return Some(covered).filter(|found| *found < self.count);
+            }
+            at = covered;
         }
-        if start >= self.count {
-            return None;
-        }
-        let mut end = start + 1;
-        while end < self.count && self.get(end) {
-            end += 1;
-        }
-        Some(start..end)
+        None
+    }
+
+    /// Where the first chunk after `number` begins in which any bit is set.
+    fn next_chunk(&self, number: u64) -> u64 {
+        let mixed = self.mixed.range(number..).next().map(|(chunk, _)| *chunk);
+        let ones = self.ones.range(number..).next().map(|(chunk, _)| *chunk);
+        let next = mixed.into_iter().chain(ones).min();
+        next.map_or(self.count, |chunk| chunk * CHUNK_BITS)
+    }
+}
+
+fn is_set(chunk: &[u8; CHUNK], bit: u64) -> bool {
+    chunk[(bit / 8) as usize] >> (bit % 8) & 1 == 1
+}
+
+fn set_in(chunk: &mut [u8; CHUNK], bits: Range<u64>) {
+    let mut bit = bits.start;
+    while bit < bits.end {
+        let byte = &mut chunk[(bit / 8) as usize];
+        let upto = bits.end.min((bit / 8 + 1) * 8);
+        *byte |= ((0xff_u16 << (bit % 8)) & (0xff_u16 >> (7 - (upto - 1) % 8))) as u8;
+        bit = upto;
     }
 }
 
@@ -123,6 +226,14 @@ impl Bits {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    impl Bits {
+        fn plain(&self) -> Vec<bool> {
+            let mut bytes = vec![0; self.count.div_ceil(8) as usize];
+            self.copy_out(0, &mut bytes);
+            (0..self.count).map(|bit| bytes[(bit / 8) as usize] >> (bit % 8) & 1 == 1).collect()
+        }
+    }
 
     #[test]
     fn bits_go_and_come_with_the_length() {
@@ -137,30 +248,61 @@ mod tests {
         assert_eq!(bits.next_run(0), None);
     }
 
+    #[test]
+    fn a_run_of_ones_takes_no_memory_however_long() {
+        let mut bits = Bits::new(1 << 32);
+        for start in (0..1 << 32).step_by(1 << 24) {
+            bits.set(start..start + (1 << 24));
+        }
+        assert_eq!((bits.ones.len(), bits.mixed.len()), (1, 0));
+        assert_eq!(bits.next_run(0), Some(0..1 << 32));
+        bits.resize((1 << 31) + 5);
+        assert_eq!((bits.ones.len(), bits.mixed.len()), (1, 1));
+        assert_eq!(bits.next_run(7), Some(7..(1 << 31) + 5));
+    }
+
     proptest! {
         #[test]
-        fn bits_are_those_of_a_plain_vector(count in 1u64..100_000, runs in proptest::collection::vec((0u64..100_000, 0u64..70_000), 0..5)) {
+        fn bits_are_those_of_a_plain_vector(
+            count in 1u64..300_000,
+            runs in proptest::collection::vec((0u64..300_000, 0u64..150_000), 0..5),
+            lens in proptest::collection::vec(0u64..300_000, 0..3),
+        ) {
             let mut bits = Bits::new(count);
             let mut plain = vec![false; count as usize];
-            for (start, len) in runs {
-                bits.set(start..start + len);
-                for bit in start..(start + len).min(count) {
+            for (index, (start, len)) in runs.iter().enumerate() {
+                bits.set(*start..start + len);
+                for bit in *start..(start + len).min(plain.len() as u64) {
                     plain[bit as usize] = true;
                 }
+                if let Some(len) = lens.get(index) {
+                    bits.resize(*len);
+                    plain.resize(*len as usize, false);
+                }
             }
-            prop_assert!((0..count).all(|bit| bits.get(bit) == plain[bit as usize]));
-            let mut found = vec![false; count as usize];
+            prop_assert_eq!(&bits.plain(), &plain);
+            let mut found = vec![false; plain.len()];
             let mut at = 0;
             while let Some(run) = bits.next_run(at) {
+                prop_assert!(run.start >= at && run.start < run.end);
                 found[run.start as usize..run.end as usize].fill(true);
                 at = run.end;
             }
             prop_assert_eq!(&found, &plain);
-            let mut bytes = vec![0; count.div_ceil(8) as usize];
+            for start in (0..count).step_by(20_000) {
+                let there = plain.iter().copied().chain(std::iter::repeat(false)).skip(start as usize).take(30_000);
+                let set = there.filter(|bit| *bit).count();
+                let alike = [(0, Some(false)), (30_000, Some(true))].into_iter().find(|(count, _)| *count == set);
+                prop_assert_eq!(bits.alike(start..start + 30_000), alike.and_then(|(_, alike)| alike));
+            }
+            let mut bytes = vec![0; bits.count().div_ceil(8) as usize];
             bits.copy_out(0, &mut bytes);
-            let mut again = Bits::new(count);
+            let mut again = Bits::new(bits.count());
+            again.set(0..bits.count() / 3);
             again.copy_in(0, &bytes);
-            prop_assert!((0..count).all(|bit| again.get(bit) == plain[bit as usize]));
+            let third = (plain.len() / 3).min(plain.len());
+            plain[..third].fill(true);
+            prop_assert_eq!(again.plain(), plain);
         }
     }
 }

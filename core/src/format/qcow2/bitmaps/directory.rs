@@ -9,11 +9,11 @@ use super::Bitmap;
 use crate::format::qcow2::Qcow2Error;
 
 /// Bitmaps of one image at the most. Source: QEMU's limit.
-pub(super) const BITMAPS_MAX: u32 = 65535;
+pub(in crate::format::qcow2) const BITMAPS_MAX: u32 = 65535;
 /// Bytes of a directory at the most. Source: QEMU's limit.
-pub(super) const DIRECTORY_LEN_MAX: u64 = 64 << 20;
+pub(in crate::format::qcow2) const DIRECTORY_LEN_MAX: u64 = 64 << 20;
 /// Bytes of a name at the most. Source: QEMU's limit.
-pub(super) const NAME_LEN_MAX: usize = 1023;
+pub(in crate::format::qcow2) const NAME_LEN_MAX: usize = 1023;
 /// Flag of an entry: the bitmap was not saved.
 const IN_USE: u32 = 1;
 /// Flag of an entry: the bitmap counts from when the image is opened.
@@ -28,14 +28,21 @@ const AUTO: u32 = 2;
 /// | 8..16  | bitmap_directory_size   | bytes        |
 /// | 16..24 | bitmap_directory_offset | bytes        |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Extension {
-    pub(super) count: u32,
-    pub(super) len: u64,
-    pub(super) at: u64,
+pub struct Extension {
+    /// Bitmaps in the directory.
+    pub count: u32,
+    /// Bytes of the directory.
+    pub len: u64,
+    /// Its place in the file.
+    pub at: u64,
 }
 
 impl Extension {
-    pub(super) fn parse(bytes: &[u8]) -> Result<Self, Qcow2Error> {
+    /// Reads the data of the extension.
+    ///
+    /// # Errors
+    /// When it is too short, or there are more bitmaps than there can be.
+    pub fn parse(bytes: &[u8]) -> Result<Self, Qcow2Error> {
         let wrong = |problem| Qcow2Error::Bitmaps { problem };
         let parsed = (be_u32, be_u32, be_u64, be_u64::<_, ()>).parse(bytes);
         let (_, (count, _reserved, len, at)) =
@@ -46,7 +53,8 @@ impl Extension {
         Ok(Self { count, len, at })
     }
 
-    pub(super) fn encode(self) -> Vec<u8> {
+    /// The inverse of [`parse`](Self::parse).
+    pub fn encode(self) -> Vec<u8> {
         let mut out = self.count.to_be_bytes().to_vec();
         out.extend([0; 4]);
         out.extend(self.len.to_be_bytes());
@@ -57,16 +65,18 @@ impl Extension {
 
 /// An entry of the directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Entry {
+pub struct Entry {
     /// Place of the bitmap table.
-    pub(super) table_at: u64,
+    pub table_at: u64,
     /// Entries of it.
-    pub(super) table_len: u32,
-    pub(super) bitmap: Bitmap,
+    pub table_len: u32,
+    /// What the bitmap is called, and how it counts.
+    pub bitmap: Bitmap,
 }
 
 impl Entry {
-    /// Reads the entry at the start of `bytes`, and returns what follows it. None in its place: an impossible granularity.
+    /// Reads the entry at the start of `bytes`, and returns what follows it. None in its place: an impossible granularity,
+    /// or a name that is too long.
     ///
     /// | bytes  | field                 | unit, limits                |
     /// |--------|-----------------------|-----------------------------|
@@ -78,13 +88,14 @@ impl Entry {
     /// | 18..20 | name_size             | bytes                       |
     /// | 20..24 | extra_data_size       | bytes                       |
     /// | 24..   | extra data, name      | zeros up to a multiple of 8 |
-    pub(super) fn parse(bytes: &[u8]) -> nom::IResult<&[u8], Option<Self>, ()> {
+    fn parse(bytes: &[u8]) -> nom::IResult<&[u8], Option<Self>, ()> {
         let (rest, (table_at, table_len, flags)) = (be_u64, be_u32, be_u32).parse(bytes)?;
         let (rest, (_kind, bits, name_len, extra_len)) = (be_u8, be_u8, be_u16, be_u32).parse(rest)?;
         let (rest, (_extra, name)) = (take(extra_len), take(name_len)).parse(rest)?;
         let padding = (bytes.len() - rest.len()).next_multiple_of(8) - (bytes.len() - rest.len());
         let (rest, _padding) = take(padding).parse(rest)?;
-        let entry = 1u64.checked_shl(bits.into()).map(|granularity| Self {
+        let granularity = 1u64.checked_shl(bits.into()).filter(|_| name.len() <= NAME_LEN_MAX);
+        let entry = granularity.map(|granularity| Self {
             table_at,
             table_len,
             bitmap: Bitmap {
@@ -98,7 +109,7 @@ impl Entry {
     }
 
     /// The inverse of [`parse`](Self::parse).
-    pub(super) fn encode(&self) -> Vec<u8> {
+    fn encode(&self) -> Vec<u8> {
         let Bitmap { name, granularity, in_use, auto } = &self.bitmap;
         let flags = if *in_use { IN_USE } else { 0 } | if *auto { AUTO } else { 0 };
         let mut out = self.table_at.to_be_bytes().to_vec();
@@ -113,20 +124,23 @@ impl Entry {
     }
 }
 
-/// Reads all entries of a directory.
-pub(super) fn parse(bytes: &[u8], count: u32) -> Result<Vec<Entry>, Qcow2Error> {
+/// Reads all entries of a directory. A name that is no UTF-8 has replacement characters in it.
+///
+/// # Errors
+/// When an entry reaches over the end, or has an impossible granularity or name.
+pub fn parse(bytes: &[u8], count: u32) -> Result<Vec<Entry>, Qcow2Error> {
     let wrong = |problem| Qcow2Error::Bitmaps { problem };
     let (mut entries, mut rest) = (Vec::new(), bytes);
     while entries.len() < count as usize {
         let (after, entry) = Entry::parse(rest).map_err(|_| wrong("an entry ends beyond its directory"))?;
-        entries.push(entry.ok_or_else(|| wrong("an entry has an impossible granularity"))?);
+        entries.push(entry.ok_or_else(|| wrong("an entry has an impossible granularity or name"))?);
         rest = after;
     }
     Ok(entries)
 }
 
 /// The inverse of [`parse`].
-pub(super) fn encode<'a>(entries: impl IntoIterator<Item = &'a Entry>) -> Vec<u8> {
+pub fn encode<'a>(entries: impl IntoIterator<Item = &'a Entry>) -> Vec<u8> {
     entries.into_iter().flat_map(Entry::encode).collect()
 }
 

@@ -9,7 +9,7 @@
 //! ([`dirty`](Qcow2)); closing stores them (`store`). `bits` has them in memory, `directory` has the layout.
 
 mod bits;
-mod directory;
+pub mod directory;
 mod store;
 
 use super::layout::{Autoclear, extension_kind};
@@ -120,14 +120,18 @@ impl Qcow2 {
 
     /// The dirty bitmaps with their bits, as the file has them.
     ///
+    /// Takes memory in proportion to the file: where bitmaps share tables or clusters, so that there is more of them than
+    /// the file can hold, they are damaged.
+    ///
     /// # Errors
     /// When they are damaged or cannot be read.
     pub async fn load_bitmaps(&self, io: &Io, file: NodeId) -> Result<Vec<DirtyBitmap>> {
         let mut all = Vec::new();
+        let mut room = Room { left: io.len(file).next_multiple_of(self.geometry.cluster_size) };
         for Entry { table_at, table_len, bitmap } in self.directory(io, file).await? {
             let bits = match bitmap.in_use {
                 true => None,
-                false => Some(self.load_bits(io, file, &bitmap, (table_at, table_len)).await?),
+                false => Some(self.load_bits(io, file, &bitmap, (table_at, table_len), &mut room).await?),
             };
             all.push(DirtyBitmap {
                 about: bitmap,
@@ -145,6 +149,7 @@ impl Qcow2 {
         file: NodeId,
         bitmap: &Bitmap,
         (table_at, table_len): (u64, u32),
+        room: &mut Room,
     ) -> Result<Bits> {
         const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
         const RESERVED: u64 = 0xff00_0000_0000_01fe;
@@ -160,6 +165,7 @@ impl Qcow2 {
         if u64::from(table_len) != needed || !inside || self.geometry.cluster_bits.offset_in(table_at) != 0 {
             return Err(wrong("the place or length of a bitmap table does not fit the disk"));
         }
+        room.take(u64::from(table_len) * 8).map_err(|fault| self.fail(fault))?;
         let table = io.read_bytes("qcow2.bitmaps/table", file, table_at, table_len as usize * 8).await?;
         for (index, raw) in table.chunks_exact(8).map(|raw| be_u64(raw, 0)).enumerate() {
             let (at, first) = (raw & OFFSET, index as u64 * cluster);
@@ -169,6 +175,7 @@ impl Qcow2 {
                 return Err(wrong("an entry of a bitmap table is impossible"));
             }
             if at != 0 {
+                room.take(cluster).map_err(|fault| self.fail(fault))?;
                 let bytes = io.read_bytes("qcow2.bitmaps/bits", file, at, cluster as usize).await?;
                 bits.copy_in(first, &bytes);
             } else if raw & 1 != 0 {
@@ -362,6 +369,19 @@ impl Bitmaps {
     fn index_of(&self, name: &str) -> Result<usize, Qcow2Error> {
         let found = self.all.iter().position(|bitmap| bitmap.about.name == name);
         found.ok_or_else(|| Qcow2Error::NoBitmap { name: name.into() })
+    }
+}
+
+/// How much of the file may still belong to bitmaps.
+struct Room {
+    left: u64,
+}
+
+impl Room {
+    fn take(&mut self, len: u64) -> Result<(), Qcow2Error> {
+        let problem = "tables and clusters of bitmaps are more than the file holds";
+        self.left = self.left.checked_sub(len).ok_or(Qcow2Error::Bitmaps { problem })?;
+        Ok(())
     }
 }
 

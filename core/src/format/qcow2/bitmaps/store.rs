@@ -80,14 +80,13 @@ impl Qcow2 {
         let mut table = Vec::new();
         let mut bytes = vec![0; cluster as usize];
         for first in (0..total).step_by(cluster as usize) {
-            bits.copy_out(first, &mut bytes);
-            // What the last cluster has beyond the disk is not asked for: ones stand for ones there too.
-            let there = (total - first).min(cluster) as usize;
-            let full = there == bytes.len() && bytes.iter().all(|byte| *byte == 0xff);
-            let entry = match bytes.iter().all(|byte| *byte == 0) {
-                true => 0,
-                false if full => ALL_ONES,
-                false => self.write_new(io, &bytes).await?.0,
+            let entry = match bits.alike(first * 8..(first + cluster) * 8) {
+                Some(false) => 0,
+                Some(true) => ALL_ONES,
+                None => {
+                    bits.copy_out(first, &mut bytes);
+                    self.write_new(io, &bytes).await?.0
+                }
             };
             table.extend(entry.to_be_bytes());
         }

@@ -128,7 +128,7 @@ impl<C: Counter> Check<'_, C> {
             }
             self.plan.source.write_all("qcow2.repair/l2_entries", vec![(start, bytes)]).await?;
         }
-        self.plan.source.barrier().await
+        self.plan.source.barrier("qcow2.repair/after_l2_entries").await
     }
 
     /// Step 2: refcounts that differ from the number of references, window by window.
@@ -145,7 +145,7 @@ impl<C: Counter> Check<'_, C> {
             self.write_refcount_blocks(&changed).await?;
             next = self.window_after(number);
         }
-        self.plan.source.barrier().await
+        self.plan.source.barrier("qcow2.repair/after_refcounts").await
     }
 
     /// Writes the blocks of some entries of the refcount table, as the window has them.
@@ -183,7 +183,7 @@ impl<C: Counter> Check<'_, C> {
             self.l2_flags(number == 0, writes).await?;
             next = self.window_after(number);
         }
-        if writes { self.plan.source.barrier().await } else { Ok(()) }
+        if writes { self.plan.source.barrier("qcow2.repair/after_flags").await } else { Ok(()) }
     }
 
     /// The refcount of a cluster where an entry's flag differs from it; none also where another window tells.

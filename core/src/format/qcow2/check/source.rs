@@ -66,9 +66,9 @@ impl Source<'_> {
         Ok(())
     }
 
-    /// Makes durable what was written.
-    pub(super) async fn barrier(&self) -> Result<()> {
-        self.io.flush("qcow2.repair/barrier", self.file).await
+    /// Makes durable what was written; the label says of which step.
+    pub(super) async fn barrier(&self, label: Label) -> Result<()> {
+        self.io.flush(label, self.file).await
     }
 
     /// Groups tables of `len` bytes, whose places ascend, into reads: returns the reads to begin with, and how many

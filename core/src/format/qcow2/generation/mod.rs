@@ -33,6 +33,7 @@ use crate::engine::Io;
 use crate::engine::claims::Claim;
 use crate::engine::task::{GateGuard, join_all};
 use crate::error::Result;
+use crate::filter::DebugEvent;
 use crate::graph::Node;
 use crate::graph::driver::Role;
 use crate::intent::Fua;
@@ -121,6 +122,10 @@ impl Qcow2 {
     /// Writes the next generation and switches to it. Durable on return; on an error, the image is what it was.
     pub(super) async fn switch(&self, io: &Io, _still: &Standstill<'_>, mut change: Change) -> Result<()> {
         let retired = std::mem::take(&mut change.retired);
+        let grows = change.l1.len() > self.l1.borrow().entries.len();
+        if grows {
+            io.event(DebugEvent::L1GrowAllocTable).await;
+        }
         let next = match self.write_generation(io, &mut change).await {
             Ok(next) => next,
             Err(error) => {
@@ -129,6 +134,9 @@ impl Qcow2 {
             }
         };
         let old = self.old_generation(&next.layout);
+        if grows {
+            io.event(DebugEvent::L1GrowActivateTable).await;
+        }
         if let Err(error) = self.point_to(io, &change, &next.layout).await {
             self.put_back(io).await;
             self.wrote_beyond(io);
@@ -216,6 +224,9 @@ impl Qcow2 {
             } else if table.kept_count > 0 {
                 writes.push((layout.snapshots(), Buf::from(&table.kept[..])));
             }
+        }
+        if next.l1.len() > self.l1.borrow().entries.len() {
+            io.event(DebugEvent::L1GrowWriteTable).await;
         }
         let file = io.child(Role::File);
         let writes = writes.into_iter().filter(|(_, bytes)| !bytes.is_empty()).map(|(place, bytes)| {

@@ -10,6 +10,18 @@ use super::super::Qcow2Error;
 /// Bytes that [`LuksHeader::parse`] reads.
 pub const LUKS_HEADER_LEN: usize = 592;
 
+/// Stripes that the key of a slot is split into.
+const STRIPES: u64 = 4000;
+
+/// Slots, and the header before the first, begin at multiples of this.
+const SLOT_ALIGN: u64 = 4096;
+
+/// Bytes before the payload of a volume whose cipher has keys of `key_len` bytes: the header and all slots, as QEMU and
+/// cryptsetup lay them out.
+pub fn luks_header_len(key_len: u64) -> u64 {
+    SLOT_ALIGN + SLOTS as u64 * (key_len * STRIPES).next_multiple_of(SLOT_ALIGN)
+}
+
 const MAGIC: &[u8] = b"LUKS\xba\xbe";
 const SECTOR: u64 = 512;
 const SLOTS: usize = 8;

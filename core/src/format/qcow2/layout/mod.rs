@@ -15,7 +15,7 @@ pub use entry::{
 };
 pub(super) use header::BACKING_NAME_MAX;
 pub use header::{Autoclear, Compatible, Crypt, Extension, Header, Incompatible, extension_kind};
-pub use luks::{LUKS_HEADER_LEN, LuksHeader, LuksSlot};
+pub use luks::{LUKS_HEADER_LEN, LuksHeader, LuksSlot, luks_header_len};
 pub use snapshot::Snapshot;
 
 pub use crate::format::{GuestOffset, HostOffset};

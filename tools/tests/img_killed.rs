@@ -1,0 +1,197 @@
+//! Commands that are killed at any moment: the image is as before or as after, at most clusters are leaked, and no snapshot
+//! or bitmap is lost.
+
+mod side;
+
+use std::time::{Duration, Instant};
+
+use side::{Run, Side};
+
+/// A command, and what must be left of it wherever it is killed.
+struct Case {
+    /// The command line.
+    line: &'static str,
+    /// The image whose disk is looked at.
+    image: &'static str,
+    /// What its disk may be then.
+    disk: Disk,
+    /// Names of snapshots and bitmaps that must be there still.
+    kept: &'static [&'static str],
+}
+
+#[derive(PartialEq, Eq)]
+enum Disk {
+    /// What it was, all along.
+    Same,
+    /// What it was, or what it is to be.
+    Either,
+    /// Anything: its content is being replaced.
+    Any,
+}
+
+/// Kills of each command, from its very start to somewhat past its end.
+const KILLS: u32 = 5;
+
+const NAMES: &[&str] = &["first", "second", "b0", "b1"];
+
+const CASES: &[Case] = &[
+    Case { line: "resize -q full 40M", image: "full", disk: Disk::Either, kept: NAMES },
+    Case { line: "resize -q --preallocation=full full 9M", image: "full", disk: Disk::Either, kept: NAMES },
+    Case { line: "resize -q --shrink full 1M", image: "full", disk: Disk::Either, kept: NAMES },
+    Case { line: "snapshot -c third full", image: "full", disk: Disk::Same, kept: NAMES },
+    Case { line: "snapshot -d first full", image: "full", disk: Disk::Same, kept: &["second", "b0", "b1"] },
+    Case { line: "snapshot -a first plain", image: "plain", disk: Disk::Either, kept: &["first", "second"] },
+    Case { line: "amend -o refcount_bits=64 full", image: "full", disk: Disk::Same, kept: NAMES },
+    Case { line: "amend -o compat=0.10 plain", image: "plain", disk: Disk::Same, kept: &["first", "second"] },
+    Case {
+        line: "amend -o compat=1.1,lazy_refcounts=on old",
+        image: "old",
+        disk: Disk::Same,
+        kept: &["first"],
+    },
+    Case { line: "bitmap --add -g 512 full b2", image: "full", disk: Disk::Same, kept: NAMES },
+    Case { line: "bitmap --merge b0 full b1", image: "full", disk: Disk::Same, kept: NAMES },
+    Case {
+        line: "bitmap --remove full b0",
+        image: "full",
+        disk: Disk::Same,
+        kept: &["first", "second", "b1"],
+    },
+    Case { line: "commit -q top", image: "top", disk: Disk::Same, kept: &[] },
+    Case { line: "commit -q -b base top", image: "top", disk: Disk::Same, kept: &[] },
+    Case { line: "rebase -b base -F qcow2 top", image: "top", disk: Disk::Same, kept: &[] },
+    Case { line: "rebase -c -b _ top", image: "top", disk: Disk::Same, kept: &[] },
+    Case { line: "check -q -r all leaking", image: "leaking", disk: Disk::Same, kept: &["first"] },
+    Case { line: "check -q -r all wrong", image: "wrong", disk: Disk::Same, kept: &["first"] },
+    Case { line: "convert -n -O qcow2 plain full", image: "full", disk: Disk::Any, kept: NAMES },
+    Case { line: "convert -n -O qcow2 plain top", image: "top", disk: Disk::Any, kept: &[] },
+];
+
+const IMAGES: &[&str] = &["full", "plain", "old", "base", "middle", "top", "leaking", "wrong"];
+
+/// What a command may change.
+fn images_of(case: &Case) -> &'static [&'static str] {
+    match case.image {
+        "full" => &["full"],
+        "plain" => &["plain"],
+        "old" => &["old"],
+        "leaking" => &["leaking"],
+        "wrong" => &["wrong"],
+        _ => &["top", "middle", "base"],
+    }
+}
+
+/// Images of many small clusters, so that every command has something to do.
+fn images(side: &Side) {
+    for (image, options) in
+        [("full", "cluster_size=512"), ("plain", "cluster_size=512"), ("old", "compat=0.10")]
+    {
+        side.make(&format!("create -q -f qcow2 -o {options} {image} 4M"));
+        side.io(image, "write -P 1 0 2M");
+        side.make(&format!("snapshot -c first {image}"));
+        side.io(image, "write -P 2 1M 1M; write -P 3 3M 500k");
+    }
+    side.make("snapshot -c second full");
+    side.make("snapshot -c second plain");
+    side.make("bitmap --add full b0");
+    side.make("bitmap --add -g 512 full b1");
+    side.io("full", "write -P 4 1500k 300k");
+    side.make("create -q -f qcow2 -o cluster_size=512 base 4M");
+    side.io("base", "write -P 1 0 3M");
+    side.make("create -q -f qcow2 -o cluster_size=512 -b base -F qcow2 middle");
+    side.io("middle", "write -P 2 500k 1M; write -z 2M 200k");
+    side.make("create -q -f qcow2 -o cluster_size=512 -b middle -F qcow2 top");
+    side.io("top", "write -P 3 1M 1M; write -P 4 3M 200k");
+    // Refcounts that are too high leak; those that are too low are errors.
+    for (image, value) in [("leaking", 2_u8), ("wrong", 0)] {
+        side.write(image, &side.read("plain"));
+        let mut bytes = side.read(image);
+        let at = |at: usize| u64::from_be_bytes(bytes[at..at + 8].try_into().expect("eight bytes")) as usize;
+        let block = at(at(48) + 8 * 4);
+        for entry in 0..64 {
+            bytes[block + 2 * entry + 1] = value;
+        }
+        side.write(image, &bytes);
+    }
+}
+
+/// Runs again while the image is locked: what a killed process had in flight, and its locks, stay for a moment.
+fn once_free(run: impl Fn() -> Run) -> Run {
+    let begun = Instant::now();
+    loop {
+        let run = run();
+        if !run.stderr.contains("Is another process using the image") || begun.elapsed().as_secs() >= 5 {
+            return run;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn shown(side: &Side, image: &str) -> Vec<u8> {
+    side.make(&format!("convert -O raw {image} shown"));
+    side.read("shown")
+}
+
+#[test]
+fn killed_anywhere_an_image_is_before_or_after() {
+    let mut side = Side::new();
+    images(&side);
+    let made: Vec<_> = IMAGES.iter().map(|image| (*image, side.read(image))).collect();
+    let put_back = |side: &Side, case: &Case| {
+        let touched = made.iter().filter(|(image, _)| images_of(case).contains(image));
+        touched.for_each(|(image, bytes)| side.write(image, bytes));
+    };
+    for (number, case) in CASES.iter().enumerate() {
+        put_back(&side, case);
+        let before = shown(&side, case.image);
+        let begun = Instant::now();
+        side.our_make(case.line);
+        let whole = begun.elapsed();
+        let after = shown(&side, case.image);
+        for kill in 0..KILLS {
+            put_back(&side, case);
+            let mut child = side.our_command(case.line).spawn().expect("our own tool runs");
+            // The same fractions for every command would miss what they all do in the same moment.
+            let parts = kill * CASES.len() as u32 + number as u32;
+            std::thread::sleep(whole * parts / (KILLS * CASES.len() as u32));
+            child.kill().expect("SIGKILL reaches it");
+            child.wait().expect("it ended");
+            let about = format!("{}, killed at {parts} parts of {whole:?}", case.line);
+            look(&mut side, case, &about, (&before, &after));
+        }
+    }
+    side.finish();
+}
+
+/// What a killed command left.
+fn look(side: &mut Side, case: &Case, about: &str, (before, after): (&[u8], &[u8])) {
+    let repairs = if case.line.starts_with("check") { "all" } else { "leaks" };
+    let image = case.image;
+    for image in images_of(case) {
+        // The repair is ours: QEMU 10.0.2's own loses the snapshots of an image that has bitmaps too.
+        let repaired = once_free(|| side.ours(&format!("check -q -r {repairs} {image}")));
+        let checked = side.theirs(&format!("check {image}"));
+        if checked.code != 0 {
+            side.complain(&format!("{about}: {image}: {repaired:?}, then {checked:?}"));
+        }
+    }
+    let disk = shown(side, image);
+    let right = match case.disk {
+        Disk::Same => disk == before,
+        Disk::Either => disk == before || disk == after,
+        Disk::Any => true,
+    };
+    if !right {
+        side.complain(&format!("{about}: the disk is neither what it was nor what it is to be"));
+    }
+    let info = side.make(&format!("info {image}"));
+    for name in case.kept {
+        let there = |line: &str| {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            words.get(1) == Some(name)
+        };
+        if !info.lines().any(there) {
+            side.complain(&format!("{about}: {name} is lost: {info}"));
+        }
+    }
+}

@@ -1,0 +1,213 @@
+//! Commands on nodes that are no plain images (leaves without storage, filters), on damaged images, and with objects,
+//! beside the installed `qemu-img`; and names in an image that would steer a terminal.
+
+mod side;
+
+use side::Side;
+
+fn images() -> Side {
+    let side = Side::new();
+    for line in [
+        "create -q r 1M",
+        "create -q -f qcow2 base 1M",
+        "create -q -f qcow2 -b base -F qcow2 top",
+        "create -q -f qcow2 q 1M",
+        "create -q -f qcow2 bm 1M",
+        "bitmap --add bm b0",
+    ] {
+        side.make(line);
+    }
+    side.io("base", "write -P 1 0 512k");
+    side.io("top", "write -P 3 64k 64k");
+    side.io("q", "write -P 9 0 200k");
+    side.write("pw", b"abc");
+    side
+}
+
+#[test]
+fn leaves_without_storage_and_filters() {
+    let mut side = images();
+    for line in NODES.lines().map(str::trim).filter(|line| !line.is_empty()) {
+        side.both("node", line);
+    }
+    // The reference takes 0 for no granularity.
+    for (name, made) in [
+        ("ours", side.ours("bitmap --add -g 0 bm ours")),
+        ("theirs", side.theirs("bitmap --add -g 0 bm theirs")),
+    ] {
+        let info = side.make("info bm");
+        let (_, about) = info.split_once(&format!("name: {name}")).expect("the bitmap");
+        side.expect_alike(
+            name,
+            &(made.code, about.lines().nth(1)),
+            &(0, Some("            granularity: 65536")),
+        );
+    }
+    side.finish();
+}
+
+/// One command line a line.
+const NODES: &str = r#"
+    info --image-opts driver=null-co
+    info --output=json --image-opts driver=null-co
+    info --output=json --image-opts driver=null-co,size=1M,read-zeroes=on
+    info --output=json --image-opts driver=raw,file.driver=null-co
+    info --output=json --image-opts driver=null-aio,size=1M
+    map --image-opts driver=null-co,size=1M
+    map --output=json --image-opts driver=null-co,size=1M
+    map --output=json --image-opts driver=null-co,size=1M,read-zeroes=on
+    map --output=json --image-opts driver=raw,file.driver=null-co,file.size=1M
+    measure --image-opts -O qcow2 driver=null-co,size=1M
+    measure --image-opts -O qcow2 driver=null-co,size=1M,read-zeroes=on
+    compare --image-opts driver=null-co,size=1M,read-zeroes=on driver=raw,file.filename=r
+    convert --image-opts -O raw driver=null-co,size=1M,read-zeroes=on out
+    resize --image-opts driver=null-co,size=1M 2M
+    resize --image-opts driver=raw,file.driver=null-co,file.size=1M 2M
+    check --image-opts driver=null-co
+    map --output=json --image-opts driver=qcow2,file.driver=blkdebug,file.image.filename=q
+    map --output=json --image-opts driver=copy-on-read,file.driver=qcow2,file.file.filename=top
+    snapshot -a nope --image-opts driver=raw,file.filename=r
+    create --object secret,id=s,file=nope x 1M
+    create --object secret,id=s,file=pw x 1M
+    create --object secret,id=s,data=a,keyid=t x 1M
+    create --object iothread,id=i x 1M
+    create --object rng-random,id=i x 1M
+    create --object nonsense,id=i x 1M
+    rebase -b nope top
+    rebase -b nope -F qcow2 top
+    rebase -b foo:bar -F qcow2 top
+    rebase -b base top
+    rebase -f raw -b base r
+    rebase -f raw -b nope -F raw r
+    rebase -f raw -u -b base -F qcow2 r
+    rebase -c -f raw -b base -F qcow2 r
+    convert -O qcow2 --bitmaps -o compat=0.10 bm out
+    convert -n -O raw --bitmaps bm r
+"#;
+
+/// A filter's children have the names that the reference gives them, and its file is not looked at for the space it takes.
+#[test]
+fn filters_show_their_children() {
+    let side = images();
+    for (line, shown) in [
+        ("driver=qcow2,file.driver=blkdebug,file.image.filename=q", vec!["/file", "/file/image"]),
+        (
+            "driver=blkverify,raw.filename=r,test.driver=qcow2,test.file.filename=q",
+            vec!["/test", "/test/file", "/raw"],
+        ),
+        ("driver=blklogwrites,file.filename=r,log.filename=pw", vec!["/log", "/file"]),
+    ] {
+        for run in [
+            side.ours(&format!("info --image-opts {line}")),
+            side.theirs(&format!("info --image-opts {line}")),
+        ] {
+            assert_eq!(run.code, 0, "{line}: {}", run.stderr);
+            let names = run.stdout.lines().filter_map(|line| line.trim().strip_prefix("Child node '"));
+            let names: Vec<_> = names.map(|name| name.trim_end_matches("':")).collect();
+            assert_eq!(names, shown, "{line}");
+            let unavailable = run.stdout.matches("disk size: unavailable").count();
+            assert_eq!(unavailable > 0, !line.contains("log"), "{line}: {}", run.stdout);
+        }
+    }
+}
+
+/// The sizes of what zeros become, and what stays of a target.
+#[test]
+fn zeros_and_targets_of_convert() {
+    let mut side = images();
+    for line in [
+        "convert -S 0 -O qcow2 base out",
+        "convert -S 0 -n -O qcow2 base q",
+        "convert -S 0 -O qcow2 -B base -F qcow2 top out",
+        "convert -n -B base -F qcow2 -O qcow2 top q",
+        "convert -n -B base -F qcow2 -O qcow2 base q",
+    ] {
+        let target = line.rsplit(' ').next().expect("a word");
+        let mut left = Vec::new();
+        for ours in [true, false] {
+            side.make("create -q -f qcow2 q 1M");
+            side.io("q", "write -P 9 0 1M");
+            let run = if ours { side.ours(line) } else { side.theirs(line) };
+            let map = side.make(&format!("map --output=json {target}"));
+            let map: Vec<_> =
+                map.lines().map(|line| line.split("\"offset\"").next().unwrap_or("").to_owned()).collect();
+            side.make(&format!("convert -O raw {target} shown"));
+            left.push((
+                run,
+                map,
+                side.read("shown").into_iter().fold(7u64, |sum, byte| sum.wrapping_mul(31) + u64::from(byte)),
+            ));
+        }
+        side.expect_alike(line, &left[0], &left[1]);
+    }
+    side.finish();
+}
+
+#[test]
+fn a_check_counts_what_a_table_beyond_the_end_means() {
+    let mut side = images();
+    let good = side.read("q");
+    for (at, place) in [(40, 0x1000_0000_u64), (40, 0x70_0000_0000_0000), (40, 0xa_0000), (48, 0x1000_0000)] {
+        let mut bytes = good.clone();
+        bytes[at..at + 8].copy_from_slice(&place.to_be_bytes());
+        for line in ["check q", "check --output=json q", "check -r leaks q"] {
+            side.write("q", &bytes);
+            let theirs = side.theirs(line);
+            side.write("q", &bytes);
+            let ours = side.ours(line);
+            side.expect_alike(&format!("{at}, {place:#x}: {line}"), &ours, &theirs);
+        }
+    }
+    side.finish();
+}
+
+#[test]
+fn names_in_an_image_do_not_steer_a_terminal() {
+    let side = images();
+    let name = "a\u{1b}[2J\u{7}b";
+    for (image, made) in [
+        ("back", "create -q -f qcow2 -u -b PLACEHOLD -F raw back 1M"),
+        ("data", "create -q -f qcow2 -o data_file=PLACEHOLD data 1M"),
+    ] {
+        side.make(made);
+        let mut bytes = side.read(image);
+        let at = bytes.windows(9).position(|nine| nine == b"PLACEHOLD").expect("the name");
+        bytes[at..at + 7].copy_from_slice(name.as_bytes());
+        bytes[at + 7..at + 9].copy_from_slice(b"bb");
+        side.write(image, &bytes);
+    }
+    side.make("create -q -f qcow2 snap 1M");
+    side.make(&format!("snapshot -c {name} snap"));
+    side.make("create -q -f qcow2 feature 1M");
+    let mut bytes = side.read("feature");
+    let at = bytes.windows(9).position(|nine| nine == b"dirty bit").expect("the feature name table");
+    bytes[at..at + 7].copy_from_slice(name.as_bytes());
+    // The name is that of bit 7, which the image has.
+    bytes[at - 1] = 7;
+    bytes[79] |= 0x80;
+    side.write("feature", &bytes);
+    for line in [
+        "info back",
+        "map back",
+        "info --backing-chain back",
+        "info --inspect back",
+        "info data",
+        "map data",
+        "info snap",
+        "snapshot -l snap",
+        "snapshot -d a snap",
+        "info feature",
+        "check feature",
+        "info --output=json back",
+        "check --output=json back",
+    ] {
+        let run = side.ours(line);
+        let steers = |text: &str| text.chars().any(|c| c.is_control() && c != '\n');
+        assert!(!steers(&run.stdout) && !steers(&run.stderr), "{line}: {run:?}");
+        let told = run.stdout + &run.stderr;
+        let forms = ["\\x1b[2J\\x07b", "\\u001B[2J\\u0007b", "\\u001b[2J\\u0007b", "\\u{1b}[2J\\u{7}b"];
+        let escaped = forms.iter().any(|form| told.contains(form));
+        let tells = !matches!(line, "snapshot -d a snap" | "check --output=json back");
+        assert!(escaped || !tells, "{line}: {told}");
+    }
+}
