@@ -198,21 +198,58 @@ pub fn qcow2() -> Vec<Recipe> {
     QCOW2.iter().map(recipe).collect()
 }
 
+/// Ways to make VDI images.
+pub fn vdi() -> Vec<Recipe> {
+    let recipe = |&(name, commands): &(&str, &[&str])| {
+        let mut recipe = Recipe::new(name, "vdi", "top.vdi", commands);
+        recipe.mix.granule = 65536;
+        recipe.mix.len_max = 256 << 10;
+        // Each new block is 1 MiB, which a simulated disk moves by hand.
+        recipe.mix.steps = 30;
+        // Metadata that could not be written is kept, and the next flush writes it.
+        recipe.rules.sticky_flush = false;
+        recipe
+    };
+    VDI.iter().map(recipe).collect()
+}
+
+/// Name, commands.
+const VDI: &[(&str, &[&str])] = &[
+    ("vdi, empty", &["qemu-img create -f vdi top.vdi 3M"]),
+    (
+        "vdi, filled",
+        &[
+            "qemu-img create -f vdi top.vdi 5M",
+            "qemu-io -f vdi -c 'write -P 17 10k 150k' -c 'write -P 18 3M 2M' -c 'write -P 19 2M 1k' top.vdi",
+        ],
+    ),
+    ("vdi, static", &["qemu-img create -f vdi -o static=on top.vdi 3M"]),
+];
+
 /// The images of [`qcow2`], made and opened as qcow2.
 ///
 /// # Errors
 /// When QEMU's tools are not there, or fail.
 pub fn qcow2_cases() -> Result<Vec<Case>, String> {
-    qcow2().into_iter().map(qcow2_case).collect()
+    qcow2().into_iter().map(case_of).collect()
 }
 
-/// The image of a recipe, made and opened as qcow2.
+/// The images of [`vdi`], made and opened as VDI.
 ///
 /// # Errors
 /// When QEMU's tools are not there, or fail.
-pub fn qcow2_case(recipe: Recipe) -> Result<Case, String> {
-    let spec = |_: &World, path: &str| {
-        let spec = from_filename(path, Some("qcow2"), WRITABLE).expect("a path");
+pub fn vdi_cases() -> Result<Vec<Case>, String> {
+    vdi().into_iter().map(case_of).collect()
+}
+
+/// The image of a recipe, made and opened in its format.
+///
+/// # Errors
+/// When QEMU's tools are not there, or fail.
+pub fn case_of(recipe: Recipe) -> Result<Case, String> {
+    let format = recipe.format.clone();
+    let spec = move |_: &World, path: &str| {
+        let spec = from_filename(path, Some(&format), WRITABLE).expect("a path");
         NodeSpec { node_name: Some("disk0".into()), ..spec }
     };
     let name = recipe.name.clone();

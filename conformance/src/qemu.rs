@@ -7,7 +7,7 @@ use std::process::Command;
 use std::rc::Rc;
 
 use drystone_core::error::FaultKind;
-use drystone_core::format::qcow2::check::check;
+use drystone_core::format::check;
 use drystone_core::graph::open::{NodeSpec, open};
 use tempfile::TempDir;
 
@@ -73,6 +73,11 @@ impl Folder {
         match self.status(&["qemu-img", "check", "-f", format, name])? {
             (0, _) => Ok(()),
             (3, _) if leaks => Ok(()),
+            (2, said)
+                if leaks && said.lines().filter(|line| line.starts_with("ERROR")).all(counts_a_leak) =>
+            {
+                Ok(())
+            }
             (code, said) => Err(format!("qemu-img check of {name} ended with {code}: {said}")),
         }
     }
@@ -205,8 +210,21 @@ pub(crate) fn own_check(world: World, mut spec: NodeSpec, leaks: bool) -> Result
         Err(error) if error.kind() == FaultKind::Unsupported => return Ok(()),
         Err(error) => return Err(format!("our check: {error}")),
     };
-    let fine = report.corruptions == 0 && report.check_errors == 0 && (leaks || report.leaks == 0);
+    let corruptions =
+        report.corruptions - findings.iter().filter(|line| leaks && counts_a_leak(line)).count() as u64;
+    let fine = corruptions == 0 && report.check_errors == 0 && (leaks || report.leaks == 0);
     if fine { Ok(()) } else { Err(format!("our check: {report:?}\n{}", findings.join("\n"))) }
+}
+
+/// Whether a finding is a VDI image's way to say that a block is lost: its header counts more than the map names. The
+/// reference knows no leaks there, and calls it an error.
+fn counts_a_leak(line: &str) -> bool {
+    let numbers = line.strip_prefix("ERROR: allocated blocks mismatch, is ");
+    let numbers = numbers.and_then(|rest| rest.split_once(", should be "));
+    numbers.is_some_and(|(named, counted)| match (named.parse::<u64>(), counted.parse::<u64>()) {
+        (Ok(named), Ok(counted)) => named < counted,
+        _ => false,
+    })
 }
 
 /// Splits a line at blanks, but not within single quotes.

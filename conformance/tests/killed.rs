@@ -5,7 +5,7 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use drystone_conformance::cases::{RawCase, qcow2, qcow2_case};
+use drystone_conformance::cases::{RawCase, case_of, qcow2};
 use drystone_conformance::qemu::Folder;
 use drystone_conformance::real::{Executor, Machine, RealRunner};
 use drystone_conformance::scenario::{Ask, Event, RunError, Runner};
@@ -41,7 +41,7 @@ fn case(name: &str) -> Case {
         return RawCase::default().case(RAW);
     }
     let recipe = qcow2().into_iter().find(|recipe| recipe.name == name).expect("a case of the suite");
-    qcow2_case(recipe).unwrap_or_else(|report| panic!("{report}"))
+    case_of(recipe).unwrap_or_else(|report| panic!("{report}"))
 }
 
 fn run<'a>(case: &'a Case, seed: u64, folder: &Path) -> Run<'a> {

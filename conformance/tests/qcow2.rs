@@ -1,6 +1,6 @@
 //! The suite on qcow2 images that QEMU's tools made, and that they check afterwards.
 
-use drystone_conformance::cases::{qcow2, qcow2_case, qcow2_cases};
+use drystone_conformance::cases::{case_of, qcow2, qcow2_cases};
 use drystone_conformance::fault::Effect;
 use drystone_conformance::scenario::Step;
 use drystone_conformance::suite::{Run, Thoroughness};
@@ -36,7 +36,7 @@ fn a_single_fault_is_survived_wherever_it_strikes() {
 #[test]
 fn a_table_without_data_is_part_of_the_file() {
     let recipe = qcow2().into_iter().find(|recipe| recipe.name == "qcow2, empty").expect("a recipe");
-    let case = qcow2_case(recipe).unwrap_or_else(|report| panic!("{report}"));
+    let case = case_of(recipe).unwrap_or_else(|report| panic!("{report}"));
     let step = |op, len: u64| {
         let buffers = if len > 0 { vec![(len, 0)] } else { Vec::new() };
         Step { op, offset: 0, len, buffers, with_next: false }

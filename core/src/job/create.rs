@@ -6,8 +6,8 @@
 use crate::engine::Io;
 use crate::error::Result;
 use crate::format::{qcow2, vdi};
-use crate::graph::{NodeId, Preallocate};
 use crate::graph::open::{ChildSpec, DriverSpec, NodeSpec, OpenMode, open};
+use crate::graph::{NodeId, Preallocate};
 use crate::intent::{Location, Permissions, Preallocation};
 
 /// An image to make.

@@ -54,11 +54,11 @@ pub use open::{Protect, Qcow2Options, SnapshotChoice, open, probe, read_header};
 use refcount::Refcounts;
 pub use snapshots::{NewSnapshot, SNAPSHOT_NAME_LEN_MAX};
 
-use crate::format::cache::SliceCache;
 use crate::buf::BufList;
 use crate::engine::task::{Gate, WaitList};
 use crate::engine::{Io, LocalFuture};
 use crate::error::{Error, Result};
+use crate::format::cache::SliceCache;
 use crate::graph::driver::{Access, Driver, Extent, Length, Miss, Preallocate, Ready, Reservation, Role};
 use crate::intent::ZeroFlags;
 

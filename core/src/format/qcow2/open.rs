@@ -13,11 +13,11 @@ use super::layout::{
 use super::lookup::be_u64;
 use super::refcount::Refcounts;
 use super::{Discards, Geometry, L1Table, Lock, Qcow2, Qcow2Error};
-use crate::format::cache::SliceCache;
 use crate::buf::Buf;
 use crate::engine::{self, Io};
 use crate::error::{Error, Result};
 use crate::filter::DebugEvent;
+use crate::format::cache::SliceCache;
 use crate::graph::NodeId;
 use crate::graph::driver::Role;
 use crate::intent::Fua;

@@ -14,11 +14,11 @@ use rustc_hash::FxHashSet;
 
 use super::layout::{ClusterBits, HostOffset, RefcountTableEntry, RefcountWidth};
 use super::{Missing, Qcow2, Qcow2Error};
-use crate::format::cache::SliceCache;
 use crate::buf::Buf;
 use crate::engine::Io;
 use crate::error::Result;
 use crate::filter::DebugEvent;
+use crate::format::cache::SliceCache;
 use crate::graph::driver::{Ready, Role};
 use crate::intent::Fua;
 

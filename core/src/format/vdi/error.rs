@@ -29,7 +29,9 @@ pub enum VdiError {
     Differencing { which: &'static str },
     #[error("the block map of {len} bytes at {at} does not fit in front of {end}, where the {what} is")]
     MapPlace { at: u64, len: u64, end: u64, what: &'static str },
-    #[error("the block map's entry of block {block} is {found}, where the image has {blocks} blocks; run `check`")]
+    #[error(
+        "the block map's entry of block {block} is {found}, where the image has {blocks} blocks; run `check`"
+    )]
     Entry { block: u64, found: u32, blocks: u32 },
     #[error("all {blocks} blocks that the image has room for are in use or lost; convert it to a new one")]
     Full { blocks: u32 },
@@ -42,9 +44,10 @@ pub enum VdiError {
 impl FormatError for VdiError {
     fn kind(&self) -> FaultKind {
         match self {
-            Self::NotVdi { .. } | Self::HeaderTooShort { .. } | Self::MapPlace { .. } | Self::Entry { .. } => {
-                FaultKind::Corrupt
-            }
+            Self::NotVdi { .. }
+            | Self::HeaderTooShort { .. }
+            | Self::MapPlace { .. }
+            | Self::Entry { .. } => FaultKind::Corrupt,
             Self::Size { .. } => FaultKind::Corrupt,
             Self::Full { .. } | Self::TooLarge { .. } => FaultKind::Misuse,
             Self::CacheExhausted => FaultKind::Io,

@@ -8,6 +8,7 @@
 //! A barrier stands between the two. A crash before level 1 leaves a count that is too high, which is a leak.
 
 use super::Vdi;
+use super::layout::Header;
 use crate::buf::Buf;
 use crate::engine::Io;
 use crate::error::Result;
@@ -16,47 +17,52 @@ use crate::graph::driver::Role;
 use crate::intent::{Fua, Preallocation};
 
 impl Vdi {
+    /// Makes everything durable that completed before.
+    pub(super) async fn flush_all(&self, io: &Io) -> Result<()> {
+        let covered = self.changes.get();
+        self.commit(io).await?;
+        io.flush("vdi.flush", io.child(Role::File)).await?;
+        self.durable.set(self.durable.get().max(covered));
+        Ok(())
+    }
+
     /// Writes all changed metadata. The last level is not durable yet.
     pub(super) async fn commit(&self, io: &Io) -> Result<()> {
         let _one_at_a_time = self.commits.enter(&io.shared().tasks).await;
-        if self.header_dirty.get() {
-            self.write_header(io).await?;
-        }
+        // Both are copied at one instant: what the map names is counted by this header.
+        let header = self.header_dirty.replace(false).then(|| self.header());
         let slices = self.map.borrow_mut().take_dirty();
-        if slices.is_empty() {
-            return Ok(());
-        }
-        let result = self.write_map(io, slices).await;
+        let result = self.write_levels(io, header.as_ref(), slices).await;
+        let mut map = self.map.borrow_mut();
         match &result {
-            Ok(()) => self.map.borrow_mut().written(),
-            Err(_) => self.map.borrow_mut().failed(),
+            Ok(()) => map.written(),
+            Err(_) => {
+                map.failed();
+                self.header_dirty.set(self.header_dirty.get() || header.is_some());
+            }
         }
         result
     }
 
-    /// Writes the header, which counts at least the blocks that the map is about to name, and has the file hold all of
-    /// each: a part of a block is no block to others.
-    async fn write_header(&self, io: &Io) -> Result<()> {
+    async fn write_levels(
+        &self,
+        io: &Io,
+        header: Option<&Header>,
+        slices: Vec<(HostOffset, Buf)>,
+    ) -> Result<()> {
         let file = io.child(Role::File);
-        let header = self.header();
-        self.header_dirty.set(false);
-        let end = header.place_of(header.allocated).0;
-        let written = async {
+        if let Some(header) = header {
+            // The file holds all of each block: a part of a block is no block to others.
+            let end = header.place_of(header.allocated).0;
             if io.len(file) < end {
                 io.set_len(file, end, Preallocation::Off).await?;
             }
             let bytes = Buf::from(&header.encode()[..]);
-            io.write("vdi.flush/header", file, 0, bytes, Fua::No).await.1
-        };
-        let result = written.await;
-        if result.is_err() {
-            self.header_dirty.set(true);
+            io.write("vdi.flush/header", file, 0, bytes, Fua::No).await.1?;
         }
-        result
-    }
-
-    async fn write_map(&self, io: &Io, slices: Vec<(HostOffset, Buf)>) -> Result<()> {
-        let file = io.child(Role::File);
+        if slices.is_empty() {
+            return Ok(());
+        }
         // Blocks and their count are durable before the map names them.
         io.flush("vdi.flush/before_block_map", file).await?;
         for (at, bytes) in slices {
@@ -65,4 +71,3 @@ impl Vdi {
         Ok(())
     }
 }
-

@@ -241,7 +241,9 @@ impl Header {
         bytes[340..344].copy_from_slice(&offset(self.map_at));
         bytes[344..348].copy_from_slice(&offset(self.data_at));
         // A size that is no whole sectors stays what its maker wrote.
-        if u64::from_le_bytes(bytes[368..376].try_into().expect("eight bytes")).next_multiple_of(512) != self.size {
+        if u64::from_le_bytes(bytes[368..376].try_into().expect("eight bytes")).next_multiple_of(512)
+            != self.size
+        {
             bytes[368..376].copy_from_slice(&self.size.to_le_bytes());
         }
         bytes[384..388].copy_from_slice(&self.blocks.to_le_bytes());
@@ -334,7 +336,11 @@ mod tests {
         check(68, 0x1_0000, "unsupported VDI image (version 1.0)");
         check(340, 513, "unsupported VDI image (unaligned block map offset 0x201)");
         check(344, 1025, "unsupported VDI image (unaligned data offset 0x401)");
-        check(344, 512, "the block map of 20 bytes at 512 does not fit in front of 512, where the first block is");
+        check(
+            344,
+            512,
+            "the block map of 20 bytes at 512 does not fit in front of 512, where the first block is",
+        );
         check(360, 4096, "unsupported VDI image (sector size 4096 is not 512)");
         check(368, 6 << 20, "unsupported VDI image (disk size 6291456, image bitmap has room for 5242880)");
         check(376, 2 << 20, "unsupported VDI image (block size 2097152 is not 1048576)");

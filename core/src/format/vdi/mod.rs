@@ -47,6 +47,9 @@ pub struct Vdi {
     header_dirty: Cell<bool>,
     map: RefCell<SliceCache>,
     space: RefCell<Space>,
+    /// Changes of the map that were made, and that are durable.
+    changes: Cell<u64>,
+    durable: Cell<u64>,
     commits: Gate,
     loading: RefCell<Vec<HostOffset>>,
     loaded: WaitList,
@@ -108,7 +111,11 @@ impl Vdi {
         let entries = map.bytes(slot)[byte..].chunks_exact(4).take(blocks as usize);
         let parsed = entries.zip(block..).map(|(bytes, block)| {
             let raw = u32::from_le_bytes(bytes.try_into().expect("four bytes"));
-            Entry::parse(raw, &header).map_err(|found| VdiError::Entry { block, found, blocks: header.blocks })
+            Entry::parse(raw, &header).map_err(|found| VdiError::Entry {
+                block,
+                found,
+                blocks: header.blocks,
+            })
         });
         // What is damaged ends a run, and is told to who asks for it.
         let mut run = Vec::new();
@@ -130,7 +137,8 @@ impl Vdi {
             Ready::Miss(miss) => return Ok(Extent { len, mapping: Mapping::Miss(miss) }),
         };
         let first = entries[0];
-        let run = entries.iter().zip(0..).take_while(|(entry, nth)| **entry == first.after(*nth)).count() as u64;
+        let run =
+            entries.iter().zip(0..).take_while(|(entry, nth)| **entry == first.after(*nth)).count() as u64;
         let mapping = match (first, access) {
             (Entry::Block(index), _) => {
                 let offset = self.header.borrow().place_of(index).0 + within;
@@ -196,6 +204,7 @@ impl Vdi {
             let slot = map.find(at).expect("found above");
             map.bytes_mut(slot)[byte..byte + 4].copy_from_slice(&index.to_le_bytes());
         }
+        self.changes.set(self.changes.get() + 1);
         let end = self.space.borrow().end.expect("who reserved has read the map through");
         let mut header = self.header.borrow_mut();
         if header.allocated != end {
@@ -255,14 +264,11 @@ impl Driver for Vdi {
     }
 
     fn is_clean(&self) -> bool {
-        !self.header_dirty.get() && self.map.borrow().dirty() == 0
+        self.durable.get() == self.changes.get()
     }
 
     fn flush<'a>(&'a self, io: &'a Io) -> LocalFuture<'a, Result<()>> {
-        Box::pin(async {
-            self.commit(io).await?;
-            io.flush("vdi.flush", io.child(Role::File)).await
-        })
+        Box::pin(self.flush_all(io))
     }
 
     fn close<'a>(&'a self, io: &'a Io) -> LocalFuture<'a, Result<()>> {
@@ -270,8 +276,7 @@ impl Driver for Vdi {
             if self.is_clean() {
                 return Ok(());
             }
-            self.commit(io).await?;
-            io.flush("vdi.close", io.child(Role::File)).await
+            self.flush_all(io).await
         })
     }
 

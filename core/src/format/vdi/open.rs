@@ -12,6 +12,9 @@ use crate::graph::driver::Role;
 /// Bytes of the map in memory: what 4 TiB of the disk need.
 const CACHE_LEN: usize = 16 << 20;
 
+/// Lost blocks that are remembered; each is 1 MiB of the file.
+const FREE_MAX: usize = 1 << 20;
+
 /// Bytes of the map that are read at once where all of it is.
 const PIECE: u64 = 1 << 20;
 
@@ -41,6 +44,8 @@ pub async fn open(io: &Io, file: NodeId) -> Result<Vdi> {
     Ok(Vdi {
         header: header.into(),
         header_dirty: false.into(),
+        changes: 0.into(),
+        durable: 0.into(),
         map: SliceCache::new(SLICE_LEN as usize, CACHE_LEN).into(),
         space: Space::default().into(),
         commits: Default::default(),
@@ -85,11 +90,13 @@ impl Vdi {
         inserted.map(drop).map_err(|_| self.fail(VdiError::CacheExhausted))
     }
 
-    /// Finds the end of all blocks that the map names. The header's count may be less, after a crash or by another writer's
+    /// Finds the end of all blocks that the map names, and those before it that it does not. Memory: a bit for each
+    /// block, at most 64 MiB. The header's count may be less, after a crash or by another writer's
     /// mistake, and a block that two names lead to would lose one of them.
     pub(super) async fn find_end(&self, io: &Io) -> Result<()> {
         let header = self.header();
         let mut end = 0;
+        let mut used = vec![0u64; (header.blocks as usize).div_ceil(64)];
         let (mut at, stop) = (header.map_at, header.map_at + u64::from(header.blocks) * 4);
         while at < stop {
             let len = PIECE.min(stop - at);
@@ -99,13 +106,19 @@ impl Vdi {
                 // A damaged entry takes no block that is there.
                 if let Ok(Entry::Block(index)) = Entry::parse(raw, &header) {
                     end = end.max(index + 1);
+                    used[index as usize / 64] |= 1 << (index % 64);
                 }
             }
             at += len;
         }
         let mut space = self.space.borrow_mut();
         // Somebody who waited as well may have taken blocks meanwhile; nobody publishes any before this is known.
-        space.end.get_or_insert(end);
+        if space.end.is_none() {
+            space.end = Some(end);
+            // What a crash lost is used again.
+            let lost = (0..end).rev().filter(|index| used[*index as usize / 64] & 1 << (index % 64) == 0);
+            space.free = lost.take(FREE_MAX).collect();
+        }
         Ok(())
     }
 }

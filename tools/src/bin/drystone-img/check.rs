@@ -3,8 +3,8 @@
 use std::any::Any;
 
 use drystone_core::error::Error;
+use drystone_core::format;
 use drystone_core::format::qcow2::{Qcow2Error, check};
-use drystone_core::format::vdi;
 use drystone_core::graph::open::{DriverSpec, NodeSpec, OpenMode};
 use drystone_exec_linux::{Client, Image};
 use drystone_tools::img::args::{self, CheckArgs, OutputFormat};
@@ -54,15 +54,17 @@ async fn once(
     let node = disk.node();
     let found = client.run(move |io| async move {
         let driver = io.driver(node);
-        let format = driver.as_ref().map_or("file", |driver| driver.name());
+        let name = driver.as_ref().map_or("file", |driver| driver.name());
         let mut say = |line: String| crate::say(&format!("{line}\n"));
-        let report = match (format, repair) {
-            ("vdi", None) => vdi::check(&io, node, &mut say).await?,
+        let report = match (name, repair) {
             ("qcow2", Some(what)) => check::repair(&io, node, what, &mut say, &|_, _| {}).await?,
-            ("qcow2", None) => check::check(&io, node, &mut say, &|_, _| {}).await?,
+            (_, None) => match format::check(&io, node, &mut say, &|_, _| {}).await {
+                Err(error) if matches!(*error, Error::Unsupported { .. }) => return Ok(None),
+                report => report?,
+            },
             _ => return Ok(None),
         };
-        Ok(Some((format, report)))
+        Ok(Some((name, report)))
     });
     let found = found.await.map_err(|error| match &*error {
         Error::Format { fault, .. } if is_lost(fault.as_any()) => {
@@ -70,10 +72,10 @@ async fn once(
         }
         _ => cannot_open(&args.source.name, &error.to_string()),
     })?;
-    let (format, found) = found.ok_or_else(|| CheckError::NotSupported.into_failure())?;
+    let (name, found) = found.ok_or_else(|| CheckError::NotSupported.into_failure())?;
     Ok(CheckReport {
         filename: args.source.name.text().to_owned(),
-        format: format.into(),
+        format: name.into(),
         check_errors: found.check_errors,
         corruptions: found.corruptions,
         leaks: found.leaks,

@@ -37,9 +37,9 @@ use rustc_hash::FxHashSet;
 
 use super::layout::{Autoclear, ClusterBits, HostOffset, Incompatible, Snapshot, extension_kind};
 use super::{Geometry, Qcow2, Qcow2Error};
-pub use crate::format::CheckReport;
 use crate::engine::Io;
 use crate::error::{Error, Result};
+pub use crate::format::CheckReport;
 use crate::graph::NodeId;
 use crate::graph::driver::Role;
 use source::Source;

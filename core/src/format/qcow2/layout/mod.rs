@@ -18,8 +18,8 @@ pub use header::{Autoclear, Compatible, Crypt, Extension, Header, Incompatible, 
 pub use luks::{LUKS_HEADER_LEN, LuksHeader, LuksSlot, luks_header_len};
 pub use snapshot::Snapshot;
 
-pub use crate::format::{GuestOffset, HostOffset};
 use super::Qcow2Error;
+pub use crate::format::{GuestOffset, HostOffset};
 
 /// The first four bytes: `QFI\xfb`.
 pub const MAGIC: u32 = 0x5146_49fb;
