@@ -556,10 +556,7 @@ impl Io {
                     driver.resized(len);
                     Ok(())
                 }
-                graph::Length::Bytes(_) => match driver.resize(&self.for_node(node), len, how) {
-                    Some(resized) => resized.await,
-                    None => unsupported("a change of length"),
-                },
+                graph::Length::Bytes(_) => driver.resize(&self.for_node(node), len, how).await,
             },
         }
     }

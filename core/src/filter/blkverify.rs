@@ -6,6 +6,8 @@
 use std::any::Any;
 
 use super::FilterError;
+use async_trait::async_trait;
+
 use crate::buf::{Buf, BufList};
 use crate::engine::task::join;
 use crate::engine::{Io, LocalFuture, Op, Request};
@@ -103,6 +105,7 @@ async fn write_zeroes(io: &Io, offset: u64, len: u64, flags: ZeroFlags) -> Resul
     About { operation: "write of zeros", offset, len }.outcome(io, test, raw)
 }
 
+#[async_trait(?Send)]
 impl Driver for Blkverify {
     fn name(&self) -> &'static str {
         "blkverify"
@@ -153,8 +156,8 @@ impl Driver for Blkverify {
         })
     }
 
-    fn close<'a>(&'a self, _: &'a Io) -> LocalFuture<'a, Result<()>> {
-        Box::pin(async { Ok(()) })
+    async fn close(&self, _: &Io) -> Result<()> {
+        Ok(())
     }
 
     fn as_any(&self) -> &dyn Any {

@@ -2,6 +2,8 @@
 
 use std::any::Any;
 
+use async_trait::async_trait;
+
 use crate::buf::BufList;
 use crate::engine::{Io, LocalFuture, Op, Request};
 use crate::error::Result;
@@ -49,6 +51,7 @@ impl Compress {
     }
 }
 
+#[async_trait(?Send)]
 impl Driver for Compress {
     fn name(&self) -> &'static str {
         "compress"
@@ -102,8 +105,8 @@ impl Driver for Compress {
         Box::pin(async { io.flush("compress.flush", io.child(Role::File)).await })
     }
 
-    fn close<'a>(&'a self, _: &'a Io) -> LocalFuture<'a, Result<()>> {
-        Box::pin(async { Ok(()) })
+    async fn close(&self, _: &Io) -> Result<()> {
+        Ok(())
     }
 
     fn as_any(&self) -> &dyn Any {

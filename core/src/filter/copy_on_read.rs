@@ -5,6 +5,8 @@
 
 use std::any::Any;
 
+use async_trait::async_trait;
+
 use crate::buf::{Buf, BufList};
 use crate::engine::{Io, LocalFuture, Op, Request};
 use crate::error::Result;
@@ -116,6 +118,7 @@ impl CopyOnRead {
     }
 }
 
+#[async_trait(?Send)]
 impl Driver for CopyOnRead {
     fn name(&self) -> &'static str {
         "copy-on-read"
@@ -158,8 +161,8 @@ impl Driver for CopyOnRead {
         Box::pin(async { io.flush("copy_on_read.flush", io.child(Role::File)).await })
     }
 
-    fn close<'a>(&'a self, _: &'a Io) -> LocalFuture<'a, Result<()>> {
-        Box::pin(async { Ok(()) })
+    async fn close(&self, _: &Io) -> Result<()> {
+        Ok(())
     }
 
     fn as_any(&self) -> &dyn Any {

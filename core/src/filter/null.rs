@@ -3,6 +3,8 @@
 use std::any::Any;
 use std::time::Duration;
 
+use async_trait::async_trait;
+
 use crate::engine::{Io, LocalFuture, Request};
 use crate::error::Result;
 use crate::graph::driver::{Access, Driver, Extent, Length, Mapping, Miss, Role};
@@ -49,6 +51,7 @@ impl Null {
     }
 }
 
+#[async_trait(?Send)]
 impl Driver for Null {
     fn name(&self) -> &'static str {
         self.name
@@ -89,8 +92,8 @@ impl Driver for Null {
         })
     }
 
-    fn close<'a>(&'a self, _: &'a Io) -> LocalFuture<'a, Result<()>> {
-        Box::pin(async { Ok(()) })
+    async fn close(&self, _: &Io) -> Result<()> {
+        Ok(())
     }
 
     fn as_any(&self) -> &dyn Any {

@@ -10,6 +10,8 @@
 use std::any::Any;
 use std::cell::Cell;
 
+use async_trait::async_trait;
+
 use crate::engine::task::Gate;
 use crate::engine::{Io, LocalFuture, Op, Request};
 use crate::error::Result;
@@ -93,6 +95,7 @@ impl Preallocate {
     }
 }
 
+#[async_trait(?Send)]
 impl Driver for Preallocate {
     fn name(&self) -> &'static str {
         "preallocate"
@@ -136,14 +139,12 @@ impl Driver for Preallocate {
         Box::pin(async { io.flush("preallocate.flush", io.child(Role::File)).await })
     }
 
-    fn close<'a>(&'a self, io: &'a Io) -> LocalFuture<'a, Result<()>> {
-        Box::pin(async {
-            let end = self.data_end.get();
-            if self.writable && self.file_end.get() > end {
-                io.set_len(io.child(Role::File), end, Preallocation::Off).await?;
-            }
-            Ok(())
-        })
+    async fn close(&self, io: &Io) -> Result<()> {
+        let end = self.data_end.get();
+        if self.writable && self.file_end.get() > end {
+            io.set_len(io.child(Role::File), end, Preallocation::Off).await?;
+        }
+        Ok(())
     }
 
     fn as_any(&self) -> &dyn Any {

@@ -8,6 +8,8 @@
 //! [`Mapping::Own`], for those kinds of access that it cares about, and carries the requests out in
 //! [`serve`](Driver::serve). Whatever it answers [`Mapping::Data`] for never comes by it.
 
+use async_trait::async_trait;
+
 use crate::buf::BufList;
 use crate::engine::{Io, LocalFuture, Request};
 use crate::error::{Error, Result};
@@ -173,7 +175,9 @@ pub enum Length {
 
 /// A format or filter.
 ///
-/// Methods without a future read and change memory only. The futures emit intents through [`Io`].
+/// Methods without a future read and change memory only. The futures emit intents through [`Io`]: `async fn`s where a node
+/// is opened, changed as a whole, or closed, and futures by name where a request may come by.
+#[async_trait(?Send)]
 pub trait Driver {
     /// QEMU's name of the driver.
     fn name(&self) -> &'static str;
@@ -280,21 +284,16 @@ pub trait Driver {
 
     /// Makes the node hold nothing, durably, so that its backing file, or zeros, show through. Nobody else uses it
     /// meanwhile. One that cannot says [`Error::Unsupported`].
-    fn make_empty<'a>(&'a self, io: &'a Io) -> LocalFuture<'a, Result<()>> {
-        Box::pin(async move {
-            let (node, driver) = (io.title(io.node()), self.name());
-            Err(Box::new(Error::Unsupported { node, driver, what: "emptying" }))
-        })
+    async fn make_empty(&self, io: &Io) -> Result<()> {
+        let (node, driver) = (io.title(io.node()), self.name());
+        Err(Box::new(Error::Unsupported { node, driver, what: "emptying" }))
     }
 
-    /// Changes the length of what the node shows; what is new reads as zeros. Durable on return. `None`: the driver cannot.
-    fn resize<'a>(
-        &'a self,
-        _io: &'a Io,
-        _len: u64,
-        _how: Preallocate,
-    ) -> Option<LocalFuture<'a, Result<()>>> {
-        None
+    /// Changes the length of what the node shows; what is new reads as zeros. Durable on return.
+    /// One that cannot says [`Error::Unsupported`].
+    async fn resize(&self, io: &Io, _len: u64, _how: Preallocate) -> Result<()> {
+        let (node, driver) = (io.title(io.node()), self.name());
+        Err(Box::new(Error::Unsupported { node, driver, what: "a change of length" }))
     }
 
     /// Whether no metadata waits to be written, so that a durable data write is a durable guest write.
@@ -306,7 +305,7 @@ pub trait Driver {
     fn flush<'a>(&'a self, io: &'a Io) -> LocalFuture<'a, Result<()>>;
 
     /// Writes out what must be written before the children close.
-    fn close<'a>(&'a self, io: &'a Io) -> LocalFuture<'a, Result<()>>;
+    async fn close(&self, io: &Io) -> Result<()>;
 
     /// Whether metadata was found broken, and [`mark_broken`](Self::mark_broken) is yet to be called.
     fn is_broken(&self) -> bool {
@@ -314,8 +313,8 @@ pub trait Driver {
     }
 
     /// Tells that metadata is broken, and marks the image, durably. Nothing is written to it from then on.
-    fn mark_broken<'a>(&'a self, _io: &'a Io) -> LocalFuture<'a, Result<()>> {
-        Box::pin(async { Ok(()) })
+    async fn mark_broken(&self, _io: &Io) -> Result<()> {
+        Ok(())
     }
 
     /// For jobs that work on one format.

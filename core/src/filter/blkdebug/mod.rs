@@ -20,6 +20,8 @@ use std::time::Duration;
 pub use rules::{Inject, IoType, Rules, SetState};
 
 use super::{DebugEvent, FilterError};
+use async_trait::async_trait;
+
 use crate::buf::{Buf, BufList};
 use crate::engine::task::WaitList;
 use crate::engine::{Io, LocalFuture, Op, Request};
@@ -437,6 +439,7 @@ async fn read_config(io: &Io, path: &str) -> Result<Rules> {
     config::parse(&String::from_utf8_lossy(&bytes)).map_err(|fault| Box::new(fail(fault)))
 }
 
+#[async_trait(?Send)]
 impl Driver for Blkdebug {
     fn name(&self) -> &'static str {
         "blkdebug"
@@ -487,8 +490,8 @@ impl Driver for Blkdebug {
         })
     }
 
-    fn close<'a>(&'a self, _: &'a Io) -> LocalFuture<'a, Result<()>> {
-        Box::pin(async { Ok(()) })
+    async fn close(&self, _: &Io) -> Result<()> {
+        Ok(())
     }
 
     fn as_any(&self) -> &dyn Any {

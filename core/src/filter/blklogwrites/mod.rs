@@ -11,6 +11,8 @@ use std::any::Any;
 use std::cell::Cell;
 
 use super::FilterError;
+use async_trait::async_trait;
+
 use crate::buf::{Buf, BufList};
 use crate::engine::task::Gate;
 use crate::engine::{Io, LocalFuture, Op, Request};
@@ -224,6 +226,7 @@ async fn read_head(io: &Io, log: NodeId, at: u64) -> Result<[u8; HEAD_LEN]> {
     Ok(bytes[..].try_into().expect("as many bytes as were asked for"))
 }
 
+#[async_trait(?Send)]
 impl Driver for Blklogwrites {
     fn name(&self) -> &'static str {
         "blklogwrites"
@@ -289,13 +292,11 @@ impl Driver for Blklogwrites {
         })
     }
 
-    fn close<'a>(&'a self, io: &'a Io) -> LocalFuture<'a, Result<()>> {
-        Box::pin(async {
-            match self.unflushed.get() || self.failed.get().is_some() {
-                true => self.flush(io).await,
-                false => Ok(()),
-            }
-        })
+    async fn close(&self, io: &Io) -> Result<()> {
+        match self.unflushed.get() || self.failed.get().is_some() {
+            true => self.flush(io).await,
+            false => Ok(()),
+        }
     }
 
     fn as_any(&self) -> &dyn Any {

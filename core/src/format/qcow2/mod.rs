@@ -54,6 +54,8 @@ pub use open::{Protect, Qcow2Options, SnapshotChoice, open, probe, read_header};
 use refcount::Refcounts;
 pub use snapshots::{NewSnapshot, SNAPSHOT_NAME_LEN_MAX};
 
+use async_trait::async_trait;
+
 use crate::buf::BufList;
 use crate::engine::task::{Gate, WaitList};
 use crate::engine::{Io, LocalFuture};
@@ -245,6 +247,7 @@ impl Qcow2 {
     }
 }
 
+#[async_trait(?Send)]
 impl Driver for Qcow2 {
     fn name(&self) -> &'static str {
         "qcow2"
@@ -320,12 +323,12 @@ impl Driver for Qcow2 {
         Box::pin(self.discard_range(io, GuestOffset(offset), len))
     }
 
-    fn make_empty<'a>(&'a self, io: &'a Io) -> LocalFuture<'a, Result<()>> {
-        Box::pin(self.empty_image(io))
+    async fn make_empty(&self, io: &Io) -> Result<()> {
+        self.empty_image(io).await
     }
 
-    fn resize<'a>(&'a self, io: &'a Io, len: u64, how: Preallocate) -> Option<LocalFuture<'a, Result<()>>> {
-        Some(Box::pin(self.change_len(io, len, how)))
+    async fn resize(&self, io: &Io, len: u64, how: Preallocate) -> Result<()> {
+        self.change_len(io, len, how).await
     }
 
     fn is_clean(&self) -> bool {
@@ -336,22 +339,21 @@ impl Driver for Qcow2 {
         Box::pin(self.flush_all(io))
     }
 
-    fn close<'a>(&'a self, io: &'a Io) -> LocalFuture<'a, Result<()>> {
+    async fn close(&self, io: &Io) -> Result<()> {
         self.closing.set(true);
-        Box::pin(async move {
-            match self.locked.get() {
-                Some(Lock::Corrupt) => self.mark_corrupt(io).await,
-                _ => self.close_image(io).await,
-            }
-        })
+
+        match self.locked.get() {
+            Some(Lock::Corrupt) => self.mark_corrupt(io).await,
+            _ => self.close_image(io).await,
+        }
     }
 
     fn is_broken(&self) -> bool {
         self.corruption.borrow().is_new()
     }
 
-    fn mark_broken<'a>(&'a self, io: &'a Io) -> LocalFuture<'a, Result<()>> {
-        Box::pin(self.mark_corrupt(io))
+    async fn mark_broken(&self, io: &Io) -> Result<()> {
+        self.mark_corrupt(io).await
     }
 
     fn as_any(&self) -> &dyn Any {

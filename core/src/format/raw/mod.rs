@@ -4,6 +4,8 @@
 
 use std::any::Any;
 
+use async_trait::async_trait;
+
 use crate::engine::{Io, LocalFuture};
 use crate::error::Result;
 use crate::filter::DebugEvent;
@@ -23,6 +25,7 @@ impl Raw {
     }
 }
 
+#[async_trait(?Send)]
 impl Driver for Raw {
     fn name(&self) -> &'static str {
         "raw"
@@ -54,8 +57,8 @@ impl Driver for Raw {
         })
     }
 
-    fn close<'a>(&'a self, _: &'a Io) -> LocalFuture<'a, Result<()>> {
-        Box::pin(async { Ok(()) })
+    async fn close(&self, _: &Io) -> Result<()> {
+        Ok(())
     }
 
     fn as_any(&self) -> &dyn Any {
