@@ -27,6 +27,8 @@ pub use create::{CreateOptions, create};
 pub use error::VdiError;
 pub use open::{open, probe};
 
+use async_trait::async_trait;
+
 use super::cache::SliceCache;
 use super::{CheckReport, HostOffset};
 use crate::engine::task::{Gate, WaitList};
@@ -215,6 +217,7 @@ impl Vdi {
     }
 }
 
+#[async_trait(?Send)]
 impl Driver for Vdi {
     fn name(&self) -> &'static str {
         "vdi"
@@ -271,13 +274,8 @@ impl Driver for Vdi {
         Box::pin(self.flush_all(io))
     }
 
-    fn close<'a>(&'a self, io: &'a Io) -> LocalFuture<'a, Result<()>> {
-        Box::pin(async {
-            if self.is_clean() {
-                return Ok(());
-            }
-            self.flush_all(io).await
-        })
+    async fn close(&self, io: &Io) -> Result<()> {
+        if self.is_clean() { Ok(()) } else { self.flush_all(io).await }
     }
 
     fn as_any(&self) -> &dyn Any {
