@@ -426,6 +426,10 @@ async fn clear(io: &Io, node: &Node, driver: &dyn Driver, piece: &mut Piece) -> 
             write_zeroes(io, node, driver, piece, flags).await
         }
         (Mapping::Allocate, _) => discard(io, node, driver, piece).await,
+        (Mapping::Miss(miss), _) => {
+            driver.load(io, miss).await?;
+            return Ok(After::Dispatch);
+        }
         // What the driver cared about when the piece was placed, it passes on by now.
         _ => return Ok(After::Dispatch),
     };
