@@ -7,7 +7,7 @@ use std::process::Command;
 use std::rc::Rc;
 
 use drystone_core::error::FaultKind;
-use drystone_core::format::check;
+use drystone_core::format::{CheckReport, check};
 use drystone_core::graph::open::{NodeSpec, open};
 use tempfile::TempDir;
 
@@ -210,10 +210,17 @@ pub(crate) fn own_check(world: World, mut spec: NodeSpec, leaks: bool) -> Result
         Err(error) if error.kind() == FaultKind::Unsupported => return Ok(()),
         Err(error) => return Err(format!("our check: {error}")),
     };
-    let corruptions =
-        report.corruptions - findings.iter().filter(|line| leaks && counts_a_leak(line)).count() as u64;
-    let fine = corruptions == 0 && report.check_errors == 0 && (leaks || report.leaks == 0);
+    let report = with_leaks(report, &findings);
+    let fine = report.corruptions == 0 && report.check_errors == 0 && (leaks || report.leaks == 0);
     if fine { Ok(()) } else { Err(format!("our check: {report:?}\n{}", findings.join("\n"))) }
+}
+
+/// A report in which leaks that the format's check calls errors are leaks.
+pub(crate) fn with_leaks(mut report: CheckReport, findings: &[String]) -> CheckReport {
+    let leaks = findings.iter().filter(|line| counts_a_leak(line)).count() as u64;
+    report.corruptions -= leaks;
+    report.leaks += leaks;
+    report
 }
 
 /// Whether a finding is a VDI image's way to say that a block is lost: its header counts more than the map names. The

@@ -88,6 +88,10 @@ fn every_flush_and_every_change_of_metadata_has_a_rule() {
 /// Where core states an order, and the rules that prove it, by label and operation.
 const STATED: &[(&str, &[(&str, &str)])] = &[
     (
+        "format/vdi/create.rs",
+        &[("vdi.create/before_header", "create a VDI image"), ("vdi.create/after", "create a VDI image")],
+    ),
+    (
         "format/qcow2/flush.rs",
         &[
             ("qcow2.flush/before_refcount_table", "new refcount blocks"),

@@ -29,7 +29,7 @@ use std::time::Duration;
 use drystone_core::buf::Buf;
 use drystone_core::engine::Io;
 use drystone_core::error::{Error, FaultKind};
-use drystone_core::format::qcow2::check::{CheckReport, check};
+use drystone_core::format::{CheckReport, check};
 use drystone_core::graph::open::{NodeSpec, open};
 use drystone_core::intent::Label;
 use fastrand::Rng;
@@ -40,7 +40,7 @@ pub use straight::straight;
 
 use crate::fault::Kind;
 use crate::lie::Lies;
-use crate::qemu::Folder;
+use crate::qemu::{Folder, with_leaks};
 use crate::sim::Sim;
 use crate::sparse::Sparse;
 use crate::world::{Frozen, World};
@@ -302,7 +302,7 @@ fn looked(world: World, spec: NodeSpec, checked: Checked) -> Result<Found, Strin
         let content = io.read_bytes("explore/read", node, 0, io.len(node) as usize).await;
         let closed = io.close(node).await;
         let flaws = match report {
-            Ok(report) => Flaws::of(&report, &findings),
+            Ok(report) => Flaws::of(&with_leaks(report, &findings), &findings),
             Err(error) if error.kind() == FaultKind::Unsupported => Flaws::of(&CheckReport::default(), &[]),
             Err(error) => return Err(format!("check: {error}")),
         };

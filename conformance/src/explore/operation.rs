@@ -94,7 +94,15 @@ pub fn qcow2(options: &CreateOptions) -> World {
 /// # Panics
 /// When the options do not go together.
 pub fn qcow2_in(world: World, options: &CreateOptions) -> World {
-    let spec = ImageSpec::Qcow2(options.clone());
+    image_in(world, &ImageSpec::Qcow2(options.clone()))
+}
+
+/// A world with an image beside the files of another one.
+///
+/// # Panics
+/// When the image cannot be made.
+pub fn image_in(world: World, spec: &ImageSpec) -> World {
+    let spec = spec.clone();
     let (made, world) = straight(world, |io| async move { create(&io, TOP, &spec).await });
     made.expect("the simulator makes an image");
     world

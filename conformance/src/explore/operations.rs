@@ -4,14 +4,16 @@ use drystone_core::engine::Io;
 use drystone_core::error::{Error, Result};
 use drystone_core::format::qcow2::CreateOptions;
 use drystone_core::format::qcow2::check::check;
+use drystone_core::format::vdi::CreateOptions as CreateVdi;
 use drystone_core::graph::open::{NodeSpec, OpenMode, open};
 use drystone_core::graph::options::from_filename;
 use drystone_core::graph::{NodeId, Preallocate};
+use drystone_core::intent::Preallocation;
 use drystone_core::job::{Convert, Count, ImageSpec, convert, create};
 use std::rc::Rc;
 
 use super::jobs::jobs;
-use super::operation::{Do, Guest, Operation, TOP, qcow2, qcow2_in};
+use super::operation::{Do, Guest, Operation, TOP, image_in, qcow2, qcow2_in};
 use super::repairs::repairs;
 use super::upkeep::{upkeep, view};
 use crate::cases::{WRITABLE, stones};
@@ -39,7 +41,7 @@ fn on(name: &'static str, options: &CreateOptions) -> Operation {
 /// # Panics
 /// When an image cannot be made.
 pub fn all() -> Vec<Operation> {
-    [data(), tables(), clusters(), files(), raw(), upkeep(), repairs(), jobs()]
+    [data(), tables(), clusters(), files(), raw(), vdi(), upkeep(), repairs(), jobs()]
         .into_iter()
         .flatten()
         .collect()
@@ -318,6 +320,24 @@ fn raw() -> Vec<Operation> {
             guest.resize(40 * KIB, Preallocate::Off).await?;
             guest.flush().await
         }),
+    ]
+}
+
+/// Images of another format: blocks of 1 MiB, and a map of them.
+fn vdi() -> Vec<Operation> {
+    let spec =
+        || ImageSpec::Vdi(CreateVdi { size: 2 << 20, fixed: false, preallocation: Preallocation::Off });
+    vec![
+        Operation::new("new blocks of a VDI image", "vdi", image_in(World::new(), &spec())).doing(
+            |guest| async move {
+                guest.write(700, KIB).await?;
+                guest.flush().await?;
+                guest.write(1500 * KIB, 512).await?;
+                guest.flush().await
+            },
+        ),
+        Operation::making("create a VDI image", "vdi", World::new(), &[0; 2 << 20])
+            .doing(move |guest| async move { create(&guest.io(), TOP, &spec()).await }),
     ]
 }
 

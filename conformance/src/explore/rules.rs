@@ -1,4 +1,4 @@
-//! The rules of order that qcow2 declares, each broken on purpose.
+//! The rules of order that formats declare, each broken on purpose.
 //!
 //! Every row is a sentence at the head of `flush.rs`, or at the function that enforces it, and names the line of core
 //! that does: its label. The executor answers that intent without having done it (`lie`), which is what leaving the line
@@ -296,6 +296,30 @@ pub const RULES: &[Rule] = &[
         "qcow2.rebuild/refcount_table",
         "a rebuilt refcount table is written before the header names it",
         "lost refcounts are rebuilt",
+    ),
+    barrier(
+        "vdi.flush/before_block_map",
+        "a block and its count are durable before the map names it",
+        "new blocks of a VDI image",
+    ),
+    barrier("vdi.flush", "what a flush covers is durable when it is answered", "new blocks of a VDI image"),
+    barrier("vdi.create/before_header", "the map is durable before the header", "create a VDI image"),
+    barrier("vdi.create/after", "a created image is durable", "create a VDI image"),
+    awaited(
+        "vdi.flush/header",
+        "the count of blocks is written before the map names them",
+        "new blocks of a VDI image",
+    ),
+    awaited(
+        "vdi.flush/block_map",
+        "the map is written before the flush that covers it",
+        "new blocks of a VDI image",
+    ),
+    awaited("vdi.create/block_map", "a new image's map is written before its header", "create a VDI image"),
+    awaited(
+        "vdi.create/header",
+        "a new image's header is written before the barrier that covers it",
+        "create a VDI image",
     ),
 ];
 

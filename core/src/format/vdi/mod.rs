@@ -257,9 +257,27 @@ impl Driver for Vdi {
         space.free.extend(self.blocks_of(reservation).map(|(_, index)| index));
     }
 
-    /// Blocks that are not there read as zeros; those that are pass zeros on to the file.
-    fn write_zeroes<'a>(&'a self, _: &'a Io, _: u64, _: u64, _: ZeroFlags) -> LocalFuture<'a, Result<bool>> {
-        Box::pin(async { Ok(true) })
+    /// Blocks that are not there read as zeros. One that somebody took meanwhile gets them as data.
+    fn write_zeroes<'a>(
+        &'a self,
+        io: &'a Io,
+        offset: u64,
+        len: u64,
+        _: ZeroFlags,
+    ) -> LocalFuture<'a, Result<bool>> {
+        Box::pin(async move {
+            let (mut block, end) = (offset / BLOCK_LEN, (offset + len).div_ceil(BLOCK_LEN));
+            while block < end {
+                match self.entries(block, end - block).map_err(|fault| self.fail(fault))? {
+                    Ready::Miss(miss) => self.load(io, miss).await?,
+                    Ready::Yes(entries) if entries.iter().any(|entry| *entry != Entry::Zero) => {
+                        return Ok(false);
+                    }
+                    Ready::Yes(entries) => block += entries.len() as u64,
+                }
+            }
+            Ok(true)
+        })
     }
 
     fn discard<'a>(&'a self, _: &'a Io, _: u64, _: u64) -> LocalFuture<'a, Result<()>> {
