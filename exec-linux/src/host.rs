@@ -9,7 +9,7 @@ use drystone_core::intent::{
 };
 use slab::Slab;
 
-use crate::leaf::{self, OpenLeaf};
+use crate::leaf::{self, OpenLeaf, Unopened};
 
 /// The open leaves of one engine.
 #[derive(Debug, Default)]
@@ -27,9 +27,15 @@ impl Host {
     ///
     /// # Errors
     /// The kernel's; `EISDIR` for a directory, `ENXIO` for a pipe or socket, `EINVAL` where direct I/O is asked for and
-    /// the file system has none.
+    /// the file system has none. `ENOTSUP` for a namespace, which needs a queue pair.
     pub fn open(&mut self, location: &Location, access: LeafAccess) -> Result<LeafInfo, Errno> {
-        OpenLeaf::open(location, access).map(|(leaf, info)| self.admit(leaf, info))
+        if matches!(location, Location::Namespace { .. }) {
+            return Err(Errno::ENOTSUP);
+        }
+        match OpenLeaf::open(location, access) {
+            Ok((leaf, info)) => Ok(self.admit(leaf, info)),
+            Err(Unopened::Errno(errno) | Unopened::Device(errno, _)) => Err(errno),
+        }
     }
 
     /// Gives an open leaf its number.
@@ -108,7 +114,7 @@ pub(crate) fn carry_out(leaves: Leaves, action: Action) -> Carried {
     if let Action::Open { location, access } = action {
         return match OpenLeaf::open(&location, access) {
             Ok((leaf, info)) => Carried::Opened(leaf, info),
-            Err(errno) => Carried::Outcome(Outcome::Opened(Err(errno))),
+            Err(unopened) => Carried::Outcome(unopened.into()),
         };
     }
     Carried::Outcome(match (leaves.leaf, action) {

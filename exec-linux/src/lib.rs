@@ -6,7 +6,8 @@
 //!                       │ ▲
 //!                intents▼ │outcomes
 //!                     Backend ─▶ Ring (io_uring) ─▶ kernel
-//!                       └──────▶ Pool (threads)  ─▶ OpenLeaf: blocking calls
+//!                       ├──────▶ Pool (threads)  ─▶ OpenLeaf: blocking calls
+//!                       └──────▶ Lanes (NVMe queue pairs, polled on this thread)
 //! ```
 //!
 //! Knows nothing of any async runtime: a runtime's crate waits until [`Session::as_fd`](session::Session) is readable
@@ -25,6 +26,11 @@ mod image;
 mod leaf;
 mod limits;
 mod lock;
+#[cfg(feature = "nvme")]
+mod namespace;
+#[cfg(not(feature = "nvme"))]
+#[path = "no_namespace.rs"]
+mod namespace;
 mod opened;
 mod pool;
 mod promise;
