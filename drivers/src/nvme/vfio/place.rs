@@ -77,12 +77,14 @@ fn name_of(link: &Path) -> Option<String> {
 /// What of the kernel uses the device's namespaces, in words.
 fn users(root: &Path, folder: &Path) -> Vec<String> {
     let disks: Vec<String> = entries(&folder.join("nvme"))
-        .iter()
-        .flat_map(|controller| entries(controller))
-        .map(file_name)
+        .into_iter()
+        .flat_map(|controller| {
+            let number = file_name(controller.clone());
+            entries(&controller).into_iter().filter_map(move |disk| disk_name(&number, &file_name(disk)))
+        })
         .collect();
     let of_disk = |device: &str| {
-        let name = device.strip_prefix("/dev/").unwrap_or(device);
+        let Some(name) = device.strip_prefix("/dev/") else { return false };
         disks.iter().any(|disk| {
             let part = name.strip_prefix(disk.as_str());
             part.is_some_and(|part| part.is_empty() || part.starts_with('p'))
@@ -106,6 +108,13 @@ fn users(root: &Path, folder: &Path) -> Vec<String> {
         }
     }
     users
+}
+
+/// The disk that an entry below a controller stands for: `nvme0n1`, or `nvme0c0n1` for one way of several to `nvme0n1`.
+fn disk_name(controller: &str, entry: &str) -> Option<String> {
+    let rest = entry.strip_prefix(controller)?;
+    let namespace = rest.rfind('n').map(|at| &rest[at..])?;
+    (rest.starts_with('n') || rest.starts_with('c')).then(|| format!("{controller}{namespace}"))
 }
 
 fn entries(folder: &Path) -> Vec<PathBuf> {
@@ -183,10 +192,13 @@ mod tests {
         symlink("../../../bus/pci/drivers/nvme", tree.device().join("driver")).expect("a link");
         let error = tree.find().expect_err("another driver");
         assert!(error.contains("is bound to the driver 'nvme': give it to vfio-pci with `echo"), "{error}");
-        std::fs::create_dir_all(tree.device().join("nvme/nvme0/nvme0n1")).expect("a folder");
+        // One way to nvme0n1, and attributes.
+        for entry in ["nvme0c0n1", "dev", "device", "model"] {
+            std::fs::create_dir_all(tree.device().join("nvme/nvme0").join(entry)).expect("a folder");
+        }
         std::fs::write(
             tree.0.join("proc/mounts"),
-            "/dev/nvme0n1p2 /srv ext4 rw 0 0\n/dev/nvme0n10 / ext4 rw\n",
+            "dev /dev devtmpfs rw\n/dev/nvme0n1p2 /srv ext4 rw 0 0\n/dev/nvme0n10 / ext4 rw\n",
         )
         .expect("a file");
         let error = tree.find().expect_err("mounted");
