@@ -12,18 +12,23 @@ use drystone_exec_linux::{Client, Image};
 /// Makes a test of every case on every executor.
 macro_rules! cases {
     ($($case:ident),+) => {
-        cases!(@executor linux, drystone_exec_linux::run, $($case),+);
-        cases!(@executor tokio, drystone_exec_tokio::run, $($case),+);
-        cases!(@executor monoio, drystone_exec_monoio::run, $($case),+);
-        cases!(@executor glommio, drystone_exec_glommio::run, $($case),+);
+        cases!(@executor linux, drystone_exec_linux::run, Always, $($case),+);
+        cases!(@executor tokio, drystone_exec_tokio::run, Always, $($case),+);
+        cases!(@executor monoio, drystone_exec_monoio::run, Always, $($case),+);
+        cases!(@executor glommio, drystone_exec_glommio::run, Always, $($case),+);
+        cases!(@executor linux_interrupts, drystone_exec_linux::run, Never, $($case),+);
+        cases!(@executor tokio_adaptive, drystone_exec_tokio::run, Adaptive, $($case),+);
+        cases!(@executor monoio_interrupts, drystone_exec_monoio::run, Never, $($case),+);
+        cases!(@executor glommio_interrupts, drystone_exec_glommio::run, Never, $($case),+);
     };
-    (@executor $name:ident, $run:path, $($case:ident),+) => {
+    (@executor $name:ident, $run:path, $polling:ident, $($case:ident),+) => {
         mod $name {
             $(#[test]
             fn $case() {
                 let name = concat!(stringify!($name), "-", stringify!($case));
                 let sim = super::controller(name);
-                let config = drystone_exec_linux::Config::default();
+                let polling = drystone_exec_linux::Polling::$polling;
+                let config = drystone_exec_linux::Config { polling, ..Default::default() };
                 $run(config, async |client| super::$case(&client, &sim, name).await)
                     .expect("the kernel has it all");
                 assert!(sim.controller().is_shut_down(), "the controller was shut down");

@@ -71,12 +71,12 @@ impl Backend {
             },
         };
         Ok(Self {
-            host: Host::new(),
+            host: Host::with_polling(config.polling),
             ring,
             no_ring,
             blocking: Pool::new("io", BLOCKING_THREADS_MAX, Arc::clone(&outbox)),
             compute: Pool::new("codec", workers, Arc::clone(&outbox)),
-            lanes: Lanes::default(),
+            lanes: Lanes::new(Arc::clone(&bell)),
             timer: Timer::new(Arc::clone(&outbox)),
             bell,
             outbox,
@@ -264,7 +264,7 @@ impl Backend {
     /// Whether somebody has to look for completions: nobody tells of them.
     #[inline]
     pub fn must_poll(&self) -> bool {
-        !self.lanes.is_empty() && !self.lanes.is_idle()
+        !self.lanes.is_empty() && self.lanes.must_poll()
     }
 
     /// Lets the least time pass, while somebody looks for completions.

@@ -9,18 +9,25 @@ use drystone_core::intent::{
 };
 use slab::Slab;
 
+use crate::config::Polling;
 use crate::leaf::{self, OpenLeaf, Unopened};
 
 /// The open leaves of one engine.
 #[derive(Debug, Default)]
 pub struct Host {
     leaves: Slab<Arc<OpenLeaf>>,
+    polling: Polling,
 }
 
 impl Host {
     /// Returns a host with nothing open.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// A host whose polled devices are looked after in this way.
+    pub(crate) fn with_polling(polling: Polling) -> Self {
+        Self { polling, ..Self::default() }
     }
 
     /// Opens a leaf.
@@ -32,7 +39,7 @@ impl Host {
         if matches!(location, Location::Namespace { .. }) {
             return Err(Errno::ENOTSUP);
         }
-        match OpenLeaf::open(location, access) {
+        match OpenLeaf::open(location, access, self.polling) {
             Ok((leaf, info)) => Ok(self.admit(leaf, info)),
             Err(Unopened::Errno(errno) | Unopened::Device(errno, _)) => Err(errno),
         }
@@ -84,18 +91,21 @@ impl Host {
             | Action::WriteZeroes { leaf, .. }
             | Action::SetLen { leaf, .. }
             | Action::BlockStatus { leaf, .. }
-            | Action::Lock { leaf, .. } => Leaves { leaf: find(leaf), target: None },
-            Action::CopyRange { from, to, .. } => Leaves { leaf: find(from), target: find(to) },
-            _ => Leaves::default(),
+            | Action::Lock { leaf, .. } => Leaves { leaf: find(leaf), ..Leaves::default() },
+            Action::CopyRange { from, to, .. } => {
+                Leaves { leaf: find(from), target: find(to), ..Leaves::default() }
+            }
+            _ => Leaves { polling: self.polling, ..Leaves::default() },
         }
     }
 }
 
-/// The open files that an action needs.
+/// The open files that an action needs, and what one that is to be opened is used like.
 #[derive(Debug, Default)]
 pub(crate) struct Leaves {
     pub(crate) leaf: Option<Arc<OpenLeaf>>,
     pub(crate) target: Option<Arc<OpenLeaf>>,
+    polling: Polling,
 }
 
 /// What came of an action on some thread.
@@ -112,7 +122,7 @@ pub(crate) enum Carried {
 /// Does what an action says with the leaves that it names, on any thread.
 pub(crate) fn carry_out(leaves: Leaves, action: Action) -> Carried {
     if let Action::Open { location, access } = action {
-        return match OpenLeaf::open(&location, access) {
+        return match OpenLeaf::open(&location, access, leaves.polling) {
             Ok((leaf, info)) => Carried::Opened(leaf, info),
             Err(unopened) => Carried::Outcome(unopened.into()),
         };

@@ -19,6 +19,7 @@ use rustix::fs::{
 use rustix::io::ReadWriteFlags;
 use smallvec::SmallVec;
 
+use crate::config::Polling;
 use crate::gather::{Gather, Gathered, RESERVE_FROM, run_len};
 use crate::limits::DeviceLimits;
 use crate::lock::{self, ImageLocks};
@@ -99,11 +100,15 @@ impl From<Unopened> for Outcome {
 
 impl OpenLeaf {
     /// Opens what `location` names. The number in the answer is for the caller to set.
-    pub(crate) fn open(location: &Location, access: LeafAccess) -> Result<(Self, LeafInfo), Unopened> {
+    pub(crate) fn open(
+        location: &Location,
+        access: LeafAccess,
+        polling: Polling,
+    ) -> Result<(Self, LeafInfo), Unopened> {
         match location {
             Location::Path(path) => Ok(Self::open_path(path, access)?),
             Location::Namespace { device, namespace } => {
-                let opened = OpenNamespace::open(device, *namespace);
+                let opened = OpenNamespace::open(device, *namespace, polling);
                 let (namespace, info) = opened.map_err(|(errno, reason)| Unopened::Device(errno, reason))?;
                 Ok((Self::new(Storage::Namespace(namespace), &info, Aio::Auto), info))
             }
@@ -377,7 +382,8 @@ fn create_unlocked(
     let path = match location {
         Location::Path(path) => path,
         Location::Namespace { .. } => {
-            let (leaf, _) = OpenLeaf::open(location, LeafAccess::default()).map_err(|unopened| {
+            let opened = OpenLeaf::open(location, LeafAccess::default(), Polling::Always);
+            let (leaf, _) = opened.map_err(|unopened| {
                 let (Unopened::Errno(errno) | Unopened::Device(errno, _)) = unopened;
                 errno
             })?;

@@ -1,20 +1,35 @@
 //! NVMe namespaces as leaves: a queue pair for each device that an engine uses, on the engine's thread.
 //!
 //! Opening a device takes milliseconds and happens on a thread of the pool; the queue pair is made when the leaf gets its
-//! number. While anything is in flight, the thread of the engine looks for completions and does not sleep.
+//! number. While anything is in flight, the thread of the engine looks for completions and does not sleep; or it sleeps
+//! after a while, until the device's interrupt rings the engine's bell.
 
+use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
 
 use drystone_core::buf::{Buf, BufList};
 use drystone_core::intent::{
     Action, Errno, Fua, LeafId, LeafInfo, LeafKind, LockRefused, Outcome, Permissions, Token,
 };
 use drystone_drivers::nvme::layout::Namespace;
-use drystone_drivers::nvme::{self, Answer, Device, NvmeError, Operation, Options, QueuePair, Request};
+use drystone_drivers::nvme::{
+    self, Answer, Completions, Device, NvmeError, Operation, Options, QueuePair, Request,
+};
+
+use crate::config::Polling;
+use crate::doorbell::Doorbell;
 
 /// Looks for completions between two looks at everything else that a queue pair may need.
 const LOOKS: u32 = 256;
+
+/// Looks in vain after which it is worth to sleep: some tens of microseconds, what a fast device takes for a request.
+const PATIENCE: u32 = 2000;
+
+/// How often a sleeping engine is woken to see what takes too long.
+const WATCH_EVERY: Duration = Duration::from_secs(1);
 
 /// Why a device does not open.
 pub(crate) type Refused = (Errno, Box<str>);
@@ -35,10 +50,15 @@ impl std::fmt::Debug for OpenNamespace {
 
 impl OpenNamespace {
     /// Opens a namespace of the controller of that name; brings the controller up, unless this process has.
-    pub(crate) fn open(device: &str, namespace: u32) -> Result<(Self, LeafInfo), Refused> {
+    pub(crate) fn open(device: &str, namespace: u32, polling: Polling) -> Result<(Self, LeafInfo), Refused> {
         static HOLDERS: AtomicU64 = AtomicU64::new(0);
         let refused = |error: NvmeError| (error.errno(), error.to_string().into());
-        let device = nvme::open(device, Options::default()).map_err(refused)?;
+        let completions = match polling {
+            Polling::Always => Completions::Polled,
+            Polling::Adaptive => Completions::Adaptive,
+            Polling::Never => Completions::Interrupt,
+        };
+        let device = nvme::open(device, Options { completions, ..Options::default() }).map_err(refused)?;
         let namespace = device.namespace(namespace).map_err(refused)?;
         let info = LeafInfo {
             leaf: LeafId(u32::MAX),
@@ -75,22 +95,31 @@ impl Drop for OpenNamespace {
 }
 
 /// The queue pairs of one engine.
-#[derive(Default)]
 pub(crate) struct Lanes {
     lanes: Vec<Lane>,
+    bell: Arc<Doorbell>,
+    /// Wakes the engine from time to time, once there is a lane that it does not always look at.
+    watch: Option<Watch>,
     /// Which lane and namespace a leaf is, at the place of its number.
     leaves: Vec<Option<(usize, Namespace)>>,
 }
 
 struct Lane {
-    /// Nothing once no leaf uses it.
-    pair: Option<QueuePair>,
+    pair: QueuePair,
     device: Arc<Device>,
     leaves: usize,
     looks: u32,
+    /// Looks in a row that found nothing, before which it is not worth to sleep; nothing where an interrupt never comes.
+    patience: Option<u32>,
+    in_vain: u32,
 }
 
 impl Lanes {
+    /// There are none yet; `bell` wakes the engine's thread.
+    pub(crate) fn new(bell: Arc<Doorbell>) -> Self {
+        Self { lanes: Vec::new(), bell, watch: None, leaves: Vec::new() }
+    }
+
     /// Whether any leaf is a namespace.
     #[inline]
     pub(crate) fn is_empty(&self) -> bool {
@@ -103,10 +132,8 @@ impl Lanes {
         let index = match self.lanes.iter().position(same) {
             Some(index) => index,
             None => {
-                let pair = QueuePair::new(&open.device);
-                let pair = pair.map_err(|error| (error.errno(), error.to_string().into()))?;
-                let device = Arc::clone(&open.device);
-                self.lanes.push(Lane { pair: Some(pair), device, leaves: 0, looks: 0 });
+                let lane = self.lane(&open.device);
+                self.lanes.push(lane.map_err(|error| (error.errno(), error.to_string().into()))?);
                 self.lanes.len() - 1
             }
         };
@@ -117,6 +144,21 @@ impl Lanes {
         }
         self.leaves[place] = Some((index, open.namespace));
         Ok(())
+    }
+
+    fn lane(&mut self, device: &Arc<Device>) -> Result<Lane, NvmeError> {
+        let pair = QueuePair::new(device)?;
+        let signals = pair.bind_interrupt(self.bell.as_fd())?;
+        let patience = match device.options().completions {
+            _ if !signals => None,
+            Completions::Polled => None,
+            Completions::Adaptive => Some(PATIENCE),
+            Completions::Interrupt => Some(0),
+        };
+        if patience.is_some() && self.watch.is_none() {
+            self.watch = Some(Watch::new(Arc::clone(&self.bell)));
+        }
+        Ok(Lane { pair, device: Arc::clone(device), leaves: 0, looks: 0, patience, in_vain: 0 })
     }
 
     /// Forgets a leaf that closes; the queue pair goes with the last one.
@@ -177,8 +219,9 @@ impl Lanes {
             }
             len = end - offset;
         }
-        let pair = self.lanes[*index].pair.as_mut().expect("a leaf that is open has a queue pair");
-        pair.submit(namespace, Request { tag: token.0, op, offset, len, data });
+        let lane = &mut self.lanes[*index];
+        lane.in_vain = 0;
+        lane.pair.submit(namespace, Request { tag: token.0, op, offset, len, data });
         Pushed::InFlight
     }
 
@@ -188,20 +231,30 @@ impl Lanes {
         self.pairs().all(QueuePair::has_room)
     }
 
-    /// Whether nothing is in flight: if something is, somebody has to look.
+    /// Whether somebody has to look for completions at once: nobody will tell of them, or it will not be long.
+    #[inline]
+    pub(crate) fn must_poll(&self) -> bool {
+        let must = |lane: &Lane| {
+            let soon = lane.patience.is_none_or(|patience| lane.in_vain < patience);
+            !lane.pair.is_idle() && (soon || !lane.pair.is_running())
+        };
+        self.lanes.iter().any(must)
+    }
+
+    /// Whether nothing is in flight.
     #[inline]
     pub(crate) fn is_idle(&self) -> bool {
         self.pairs().all(QueuePair::is_idle)
     }
 
     fn pairs(&self) -> impl Iterator<Item = &QueuePair> {
-        self.lanes.iter().filter_map(|lane| lane.pair.as_ref())
+        self.lanes.iter().map(|lane| &lane.pair)
     }
 
     /// Tells the controllers what was submitted.
     #[inline]
     pub(crate) fn ring(&mut self) {
-        self.lanes.iter_mut().filter_map(|lane| lane.pair.as_mut()).for_each(QueuePair::ring);
+        self.lanes.iter_mut().for_each(|lane| lane.pair.ring());
     }
 
     /// Hands over what came of earlier actions. Does not wait. Tells whether there was anything.
@@ -209,10 +262,13 @@ impl Lanes {
     pub(crate) fn reap(&mut self, done: &mut impl FnMut(Token, Outcome)) -> bool {
         let mut any = false;
         for lane in &mut self.lanes {
-            let Some(pair) = &mut lane.pair else { continue };
-            any |= pair.poll(|answer| answered(answer, done));
+            let pair = &mut lane.pair;
+            let found = pair.poll(|answer| answered(answer, done));
+            lane.in_vain = if found { 0 } else { lane.in_vain.saturating_add(1) };
+            any |= found;
             lane.looks += 1;
-            if lane.looks >= LOOKS || !pair.is_running() {
+            // Who sleeps between two looks does not look often.
+            if lane.looks >= LOOKS || lane.patience.is_some() || !pair.is_running() {
                 lane.looks = 0;
                 pair.tick(|answer| {
                     any = true;
@@ -232,6 +288,38 @@ impl Lanes {
     /// Memory that a device reaches, if there is one with room; it holds anything.
     pub(crate) fn buffer(&self, len: usize) -> Option<Buf> {
         self.lanes.iter().find_map(|lane| lane.device.arena().buffer(len))
+    }
+}
+
+/// A thread that rings the bell from time to time: what takes too long is found out by looking.
+struct Watch {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Watch {
+    fn new(bell: Arc<Doorbell>) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let work = move || {
+            while !stopped.load(Ordering::Relaxed) {
+                std::thread::park_timeout(WATCH_EVERY);
+                bell.ring();
+            }
+        };
+        let thread = std::thread::Builder::new().name("nvme-watch".into()).spawn(work);
+        Self { stop, thread: Some(thread.expect("the host gives this process one more thread")) }
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            thread.thread().unpark();
+            // A thread that panicked has said so already.
+            let _ = thread.join();
+        }
     }
 }
 

@@ -1,7 +1,12 @@
 //! No NVMe: what stands in for the feature `nvme`.
 
+use std::sync::Arc;
+
 use drystone_core::buf::Buf;
 use drystone_core::intent::{Action, Errno, LeafId, LeafInfo, LockRefused, Outcome, Permissions, Token};
+
+use crate::config::Polling;
+use crate::doorbell::Doorbell;
 
 /// Why a device does not open.
 pub(crate) type Refused = (Errno, Box<str>);
@@ -11,7 +16,7 @@ pub(crate) type Refused = (Errno, Box<str>);
 pub(crate) enum OpenNamespace {}
 
 impl OpenNamespace {
-    pub(crate) fn open(_: &str, _: u32) -> Result<(Self, LeafInfo), Refused> {
+    pub(crate) fn open(_: &str, _: u32, _: Polling) -> Result<(Self, LeafInfo), Refused> {
         Err((Errno::ENOTSUP, "this program was built without NVMe".into()))
     }
 
@@ -25,7 +30,6 @@ impl OpenNamespace {
 }
 
 /// Never any.
-#[derive(Default)]
 pub(crate) struct Lanes;
 
 /// What became of an action.
@@ -41,6 +45,14 @@ pub(crate) enum Pushed {
 }
 
 impl Lanes {
+    pub(crate) fn new(_: Arc<Doorbell>) -> Self {
+        Self
+    }
+
+    pub(crate) fn must_poll(&self) -> bool {
+        false
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         true
     }

@@ -12,6 +12,7 @@
 //! sense has the controller reset. Resets, timeouts and the making of the queues are in `recovery`.
 
 use std::collections::VecDeque;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -19,7 +20,7 @@ use std::time::Duration;
 use drystone_core::buf::{Buf, BufList};
 use slab::Slab;
 
-use super::device::{Device, Lease};
+use super::device::{Completions, Device, Lease};
 use super::error::{NvmeError, RequestError};
 use super::layout::{
     COMPLETION_ENTRY_LEN, Command, Completion, Namespace, Prp, SUBMISSION_ENTRY_LEN, dataset_range, doorbells,
@@ -234,6 +235,25 @@ impl QueuePair {
     /// What it did so far.
     pub fn counters(&self) -> Counters {
         self.counters
+    }
+
+    /// Has the controller signal an eventfd for each completion. Tells whether it does: not without interrupt vectors, which
+    /// there are where the device was opened with [completions](super::Options::completions) that are not polled.
+    ///
+    /// # Errors
+    /// The host's.
+    pub fn bind_interrupt(&self, event: BorrowedFd<'_>) -> Result<bool, NvmeError> {
+        match self.vector() {
+            None => Ok(false),
+            Some(vector) => self.device.transport.bind_interrupt(vector, event).map(|()| true),
+        }
+    }
+
+    /// The vector of the completion queue, where it has one.
+    pub(super) fn vector(&self) -> Option<u16> {
+        let queue = self.lease.number;
+        let polled = self.device.options().completions == Completions::Polled;
+        (!polled && queue < self.device.transport.vectors()).then_some(queue)
     }
 
     /// Lets the least time pass, after [`poll`](Self::poll) found nothing.

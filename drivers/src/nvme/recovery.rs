@@ -16,7 +16,6 @@ use std::time::Duration;
 use smallvec::SmallVec;
 
 use super::admin::Call;
-use super::device::Completions;
 use super::error::{NvmeError, RequestError};
 use super::layout::Command;
 use super::queue_pair::{ATTEMPTS_MAX, Answer, Owner, QueuePair, Waiting, abandon, rings};
@@ -138,10 +137,8 @@ impl QueuePair {
                 let shadow = controller.shadow().cloned();
                 (self.submission, self.completion) =
                     rings(&device, queue, &self.memory, entries, shadow.as_ref());
-                let polled = device.options().completions == Completions::Polled;
-                let vector = (!polled && queue < device.transport.vectors()).then_some(queue);
                 let at = self.completion.iova();
-                let command = Command::create_completion_queue(queue, entries, at, vector);
+                let command = Command::create_completion_queue(queue, entries, at, self.vector());
                 if let Some(call) = controller.call("Create I/O Completion Queue", command) {
                     self.state = State::CreatingCompletion(call);
                 }
