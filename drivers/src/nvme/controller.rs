@@ -241,7 +241,7 @@ impl Controller {
         }
     }
 
-    /// Begins a clean shutdown. Source: [NVMe] 7.6.2.
+    /// Begins a clean shutdown. Source: \[NVMe\] 7.6.2.
     pub(super) fn shut_down(&mut self) {
         if self.state != State::Ready {
             return;

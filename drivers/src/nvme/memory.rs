@@ -65,7 +65,7 @@ impl Registers {
         self.word(at).store(value.to_le(), Ordering::Release);
     }
 
-    /// Reads a register of 64 bits as two halves, which every controller takes. Source: [NVMe] 3.1.
+    /// Reads a register of 64 bits as two halves, which every controller takes. Source: \[NVMe\] 3.1.
     pub fn read64(&self, at: usize) -> u64 {
         u64::from(self.read32(at)) | u64::from(self.read32(at + 4)) << 32
     }

@@ -1,4 +1,4 @@
-//! Physical region pages: telling the controller where the windows of a request are. Source: [NVMe] 4.3.
+//! Physical region pages: telling the controller where the windows of a request are. Source: \[NVMe\] 4.3.
 //!
 //! ```text
 //!   windows   [..aaaa][bbbbbbbb][cc..]    every boundary inside lies between two pages

@@ -21,7 +21,7 @@ pub(super) struct Doorbell {
     told: u16,
 }
 
-/// A word that the controller reads, and the value up to which it does so without being rung. Source: [NVMe] 7.13.
+/// A word that the controller reads, and the value up to which it does so without being rung. Source: \[NVMe\] 7.13.
 pub(super) struct Shadow {
     pub(super) value: RegisterCell,
     pub(super) event: RegisterCell,

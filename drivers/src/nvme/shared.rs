@@ -21,7 +21,7 @@ fn place(name: &str) -> Arc<Place> {
 /// those of the first who opened it.
 ///
 /// With the feature `sim`, the name `sim:NAME` means a simulated controller that was
-/// [registered](super::sim::Sim::register).
+/// registered (`Sim::register`).
 ///
 /// # Errors
 /// What the controller or the host says.

@@ -1,8 +1,8 @@
-//! Submission queue entries. Source: [NVMe] 4.2.
+//! Submission queue entries. Source: \[NVMe\] 4.2.
 
 use super::SUBMISSION_ENTRY_LEN;
 
-/// Opcodes. Source: [NVMe] 5 (admin), 6 (NVM command set).
+/// Opcodes. Source: \[NVMe\] 5 (admin), 6 (NVM command set).
 pub mod opcode {
     /// Admin: Delete I/O Submission Queue.
     pub const DELETE_SQ: u8 = 0x00;
@@ -40,14 +40,14 @@ pub mod opcode {
     pub const DATASET_MANAGEMENT: u8 = 0x09;
 }
 
-/// CNS values of Identify. Source: [NVMe] 5.15.1.
+/// CNS values of Identify. Source: \[NVMe\] 5.15.1.
 mod cns {
     pub(super) const NAMESPACE: u32 = 0;
     pub(super) const CONTROLLER: u32 = 1;
     pub(super) const ACTIVE_NAMESPACES: u32 = 2;
 }
 
-/// Feature identifiers. Source: [NVMe] 5.21.1.
+/// Feature identifiers. Source: \[NVMe\] 5.21.1.
 mod feature {
     pub(super) const VOLATILE_WRITE_CACHE: u32 = 0x06;
     pub(super) const NUMBER_OF_QUEUES: u32 = 0x07;
@@ -62,7 +62,7 @@ const DEAC: u32 = 1 << 25;
 /// Bytes of one range of a Dataset Management command.
 pub const DATASET_RANGE_LEN: usize = 16;
 
-/// Where the data of a command is: two PRP entries. Source: [NVMe] 4.3.
+/// Where the data of a command is: two PRP entries. Source: \[NVMe\] 4.3.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Prp {
     /// The first page, from some offset on.
@@ -78,7 +78,7 @@ impl Prp {
     }
 }
 
-/// A submission queue entry, as eight words of 64 bits. Source: [NVMe] 4.2, figure "Command Format".
+/// A submission queue entry, as eight words of 64 bits. Source: \[NVMe\] 4.2, figure "Command Format".
 ///
 /// | bytes  | field        | meaning                                     |
 /// |--------|--------------|---------------------------------------------|
@@ -150,24 +150,24 @@ impl Command {
         command
     }
 
-    /// Read, of 1 to 65536 blocks. Source: [NVMe] 6.9.
+    /// Read, of 1 to 65536 blocks. Source: \[NVMe\] 6.9.
     #[inline]
     pub fn read(namespace: u32, prp: Prp, range: (u64, u32)) -> Self {
         Self::ranged(opcode::READ, namespace, prp, range, 0)
     }
 
-    /// Write, of 1 to 65536 blocks. Source: [NVMe] 6.15.
+    /// Write, of 1 to 65536 blocks. Source: \[NVMe\] 6.15.
     #[inline]
     pub fn write(namespace: u32, prp: Prp, range: (u64, u32), fua: bool) -> Self {
         Self::ranged(opcode::WRITE, namespace, prp, range, if fua { FUA } else { 0 })
     }
 
-    /// Compare, of 1 to 65536 blocks. Source: [NVMe] 6.6.
+    /// Compare, of 1 to 65536 blocks. Source: \[NVMe\] 6.6.
     pub fn compare(namespace: u32, prp: Prp, range: (u64, u32)) -> Self {
         Self::ranged(opcode::COMPARE, namespace, prp, range, 0)
     }
 
-    /// Write Zeroes, of 1 to 65536 blocks. Source: [NVMe] 6.17.
+    /// Write Zeroes, of 1 to 65536 blocks. Source: \[NVMe\] 6.17.
     pub fn write_zeroes(namespace: u32, range: (u64, u32), deallocate: bool) -> Self {
         Self::ranged(
             opcode::WRITE_ZEROES,
@@ -178,18 +178,18 @@ impl Command {
         )
     }
 
-    /// Flush. Source: [NVMe] 6.8.
+    /// Flush. Source: \[NVMe\] 6.8.
     pub fn flush(namespace: u32) -> Self {
         Self::new(opcode::FLUSH, namespace, Prp::default())
     }
 
-    /// Dataset Management that deallocates the one range at `prp`. Source: [NVMe] 6.7.
+    /// Dataset Management that deallocates the one range at `prp`. Source: \[NVMe\] 6.7.
     pub fn deallocate(namespace: u32, prp: Prp) -> Self {
         const AD: u32 = 1 << 2;
         Self::new(opcode::DATASET_MANAGEMENT, namespace, prp).with_10_11(0, AD)
     }
 
-    /// Identify: the controller. Source: [NVMe] 5.15.
+    /// Identify: the controller. Source: \[NVMe\] 5.15.
     pub fn identify_controller(prp: Prp) -> Self {
         Self::new(opcode::IDENTIFY, 0, prp).with_10_11(cns::CONTROLLER, 0)
     }
@@ -204,36 +204,36 @@ impl Command {
         Self::new(opcode::IDENTIFY, after, prp).with_10_11(cns::ACTIVE_NAMESPACES, 0)
     }
 
-    /// Set Features: ask for so many queue pairs. Source: [NVMe] 5.21.1.7.
+    /// Set Features: ask for so many queue pairs. Source: \[NVMe\] 5.21.1.7.
     pub fn set_number_of_queues(pairs: u16) -> Self {
         let zero_based = u32::from(pairs - 1);
         Self::new(opcode::SET_FEATURES, 0, Prp::default())
             .with_10_11(feature::NUMBER_OF_QUEUES, zero_based << 16 | zero_based)
     }
 
-    /// Get Features: whether the volatile write cache is on. Source: [NVMe] 5.21.1.6.
+    /// Get Features: whether the volatile write cache is on. Source: \[NVMe\] 5.21.1.6.
     pub fn get_write_cache() -> Self {
         Self::new(opcode::GET_FEATURES, 0, Prp::default()).with_10_11(feature::VOLATILE_WRITE_CACHE, 0)
     }
 
-    /// Set Features: which asynchronous events to tell of. Source: [NVMe] 5.21.1.11.
+    /// Set Features: which asynchronous events to tell of. Source: \[NVMe\] 5.21.1.11.
     pub fn set_async_events(events: u32) -> Self {
         Self::new(opcode::SET_FEATURES, 0, Prp::default())
             .with_10_11(feature::ASYNC_EVENT_CONFIGURATION, events)
     }
 
-    /// Asynchronous Event Request. Source: [NVMe] 5.2.
+    /// Asynchronous Event Request. Source: \[NVMe\] 5.2.
     pub fn async_event() -> Self {
         Self::new(opcode::ASYNC_EVENT, 0, Prp::default())
     }
 
-    /// Get Log Page, its first 512 bytes. Source: [NVMe] 5.14.
+    /// Get Log Page, its first 512 bytes. Source: \[NVMe\] 5.14.
     pub fn log_page(page: u8, prp: Prp) -> Self {
         const DWORDS: u32 = 512 / 4;
         Self::new(opcode::GET_LOG_PAGE, u32::MAX, prp).with_10_11(u32::from(page) | (DWORDS - 1) << 16, 0)
     }
 
-    /// Create I/O Completion Queue, polled or with an interrupt vector. Source: [NVMe] 5.3.
+    /// Create I/O Completion Queue, polled or with an interrupt vector. Source: \[NVMe\] 5.3.
     pub fn create_completion_queue(queue: u16, entries: u16, at: u64, vector: Option<u16>) -> Self {
         const CONTIGUOUS: u32 = 1;
         const INTERRUPTS: u32 = 2;
@@ -242,35 +242,35 @@ impl Command {
             .with_10_11(u32::from(entries - 1) << 16 | u32::from(queue), interrupts | CONTIGUOUS)
     }
 
-    /// Create I/O Submission Queue, for the completion queue of the same number. Source: [NVMe] 5.4.
+    /// Create I/O Submission Queue, for the completion queue of the same number. Source: \[NVMe\] 5.4.
     pub fn create_submission_queue(queue: u16, entries: u16, at: u64) -> Self {
         const CONTIGUOUS: u32 = 1;
         Self::new(opcode::CREATE_SQ, 0, Prp::page(at))
             .with_10_11(u32::from(entries - 1) << 16 | u32::from(queue), u32::from(queue) << 16 | CONTIGUOUS)
     }
 
-    /// Delete I/O Completion Queue. Source: [NVMe] 5.5.
+    /// Delete I/O Completion Queue. Source: \[NVMe\] 5.5.
     pub fn delete_completion_queue(queue: u16) -> Self {
         Self::new(opcode::DELETE_CQ, 0, Prp::default()).with_10_11(u32::from(queue), 0)
     }
 
-    /// Delete I/O Submission Queue. Source: [NVMe] 5.6.
+    /// Delete I/O Submission Queue. Source: \[NVMe\] 5.6.
     pub fn delete_submission_queue(queue: u16) -> Self {
         Self::new(opcode::DELETE_SQ, 0, Prp::default()).with_10_11(u32::from(queue), 0)
     }
 
-    /// Abort one command. Source: [NVMe] 5.1.
+    /// Abort one command. Source: \[NVMe\] 5.1.
     pub fn abort(queue: u16, cid: u16) -> Self {
         Self::new(opcode::ABORT, 0, Prp::default()).with_10_11(u32::from(cid) << 16 | u32::from(queue), 0)
     }
 
-    /// Doorbell Buffer Config. Source: [NVMe] 5.7.
+    /// Doorbell Buffer Config. Source: \[NVMe\] 5.7.
     pub fn doorbell_buffer(shadow: u64, events: u64) -> Self {
         Self::new(opcode::DOORBELL_BUFFER, 0, Prp { first: shadow, second: events })
     }
 }
 
-/// One range of Dataset Management, as two words. Source: [NVMe] 6.7.1.
+/// One range of Dataset Management, as two words. Source: \[NVMe\] 6.7.1.
 ///
 /// | bytes | field              |
 /// |-------|--------------------|

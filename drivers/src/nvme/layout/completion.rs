@@ -1,10 +1,10 @@
-//! Completion queue entries. Source: [NVMe] 4.6.
+//! Completion queue entries. Source: \[NVMe\] 4.6.
 
 use std::fmt;
 
 use drystone_core::intent::Errno;
 
-/// A completion queue entry, as two words of 64 bits. Source: [NVMe] 4.6.
+/// A completion queue entry, as two words of 64 bits. Source: \[NVMe\] 4.6.
 ///
 /// | bytes  | field  | meaning                                       |
 /// |--------|--------|-----------------------------------------------|
@@ -59,7 +59,7 @@ impl Completion {
     }
 }
 
-/// The status field without the phase tag. Source: [NVMe] 4.6.1.
+/// The status field without the phase tag. Source: \[NVMe\] 4.6.1.
 ///
 /// | bits  | field |                                     |
 /// |-------|-------|-------------------------------------|
@@ -194,7 +194,7 @@ impl fmt::Debug for Status {
     }
 }
 
-/// What an Asynchronous Event Request completes with. Source: [NVMe] 5.2.1.
+/// What an Asynchronous Event Request completes with. Source: \[NVMe\] 5.2.1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AsyncEvent {
     /// 0 error, 1 SMART or health, 2 notice, 6 of the I/O command set, 7 vendor.

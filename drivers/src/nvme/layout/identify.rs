@@ -1,4 +1,4 @@
-//! Identify data structures. Source: [NVMe] 5.15.2.
+//! Identify data structures. Source: \[NVMe\] 5.15.2.
 
 use crate::nvme::error::NvmeError;
 
@@ -8,7 +8,7 @@ pub const IDENTIFY_LEN: usize = 4096;
 /// log2 of a transfer that is as good as no limit: 2 GiB.
 const MDTS_BITS_MAX: u32 = 31;
 
-/// What Identify says of a controller. Source: [NVMe] 5.15.2.2.
+/// What Identify says of a controller. Source: \[NVMe\] 5.15.2.2.
 ///
 /// | bytes    | field  | meaning                                                 |
 /// |----------|--------|---------------------------------------------------------|
@@ -87,7 +87,7 @@ impl ControllerIdentity {
     }
 }
 
-/// A namespace that can be read and written. Source: [NVMe] 5.15.2.1.
+/// A namespace that can be read and written. Source: \[NVMe\] 5.15.2.1.
 ///
 /// | bytes      | field  | meaning                                                     |
 /// |------------|--------|-------------------------------------------------------------|
@@ -170,7 +170,7 @@ impl Namespace {
     }
 }
 
-/// The numbers in a list of active namespaces, in their order. Source: [NVMe] 5.15.2.3.
+/// The numbers in a list of active namespaces, in their order. Source: \[NVMe\] 5.15.2.3.
 ///
 /// The list ends with the first number that is not above the one before, whatever follows.
 pub fn active_namespaces(data: &[u8; IDENTIFY_LEN], after: u32) -> Vec<u32> {

@@ -1,6 +1,6 @@
 //! Registers and structures of the specification, each field once.
 //!
-//! Source: [NVMe], the NVM Express Base Specification 1.4 of 2019; sections are cited by number. Everything is
+//! Source: \[NVMe\], the NVM Express Base Specification 1.4 of 2019; sections are cited by number. Everything is
 //! little-endian.
 
 mod command;

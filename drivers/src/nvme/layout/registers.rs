@@ -1,4 +1,4 @@
-//! The controller's registers. Source: [NVMe] 3.1.
+//! The controller's registers. Source: \[NVMe\] 3.1.
 
 use crate::nvme::error::NvmeError;
 
@@ -39,7 +39,7 @@ pub mod offset {
 /// Memory pages above this size (64 KiB) are refused: no controller has them.
 const MPSMIN_MAX: u64 = 4;
 
-/// What register CAP says. Source: [NVMe] 3.1.1.
+/// What register CAP says. Source: \[NVMe\] 3.1.1.
 ///
 /// | bits   | field  | unit, limits                            |
 /// |--------|--------|-----------------------------------------|
@@ -91,13 +91,13 @@ impl Capabilities {
 }
 
 /// Offsets of the doorbells of queue pair `queue`: submission queue tail, completion queue head.
-/// Source: [NVMe] 3.1.24, 3.1.25.
+/// Source: \[NVMe\] 3.1.24, 3.1.25.
 pub fn doorbells(queue: u16, stride: usize) -> (usize, usize) {
     let pair = 2 * usize::from(queue) * stride;
     (offset::DOORBELLS + pair, offset::DOORBELLS + pair + stride)
 }
 
-/// The value of CC that enables a controller with queue entries of 64 and 16 bytes. Source: [NVMe] 3.1.5.
+/// The value of CC that enables a controller with queue entries of 64 and 16 bytes. Source: \[NVMe\] 3.1.5.
 ///
 /// | bits  | field  |                                        |
 /// |-------|--------|----------------------------------------|
@@ -122,7 +122,7 @@ impl Shutdown {
     pub const MASK: u32 = 3 << 14;
 }
 
-/// What register CSTS says. Source: [NVMe] 3.1.6.
+/// What register CSTS says. Source: \[NVMe\] 3.1.6.
 ///
 /// | bits | field |                                                |
 /// |------|-------|------------------------------------------------|
@@ -157,7 +157,7 @@ impl ControllerStatus {
     }
 }
 
-/// The value of AQA for admin queues of so many entries. Source: [NVMe] 3.1.8.
+/// The value of AQA for admin queues of so many entries. Source: \[NVMe\] 3.1.8.
 pub fn admin_queue_attributes(entries: u16) -> u32 {
     let zero_based = u32::from(entries - 1);
     zero_based << 16 | zero_based

@@ -423,7 +423,7 @@ impl SimController {
         Status::SUCCESS
     }
 
-    /// The pieces of memory that PRPs name; nothing where they break the rules. Source: [NVMe] 4.3.
+    /// The pieces of memory that PRPs name; nothing where they break the rules. Source: \[NVMe\] 4.3.
     pub(super) fn pieces(&mut self, prp: Prp, len: usize) -> Option<Vec<(u64, usize)>> {
         const PAGE: usize = 4096;
         if prp.first & 3 != 0 {

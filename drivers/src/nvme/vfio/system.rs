@@ -37,14 +37,14 @@ mod call {
     pub(super) const IOMMU_UNMAP_DMA: u32 = 14;
 }
 
-/// Registers of PCI configuration space. Source: [PCI] 6.1.
+/// Registers of PCI configuration space. Source: \[PCI\] 6.1.
 const PCI_COMMAND: u64 = 0x04;
 const PCI_CLASS: u64 = 0x09;
 /// Memory space and bus mastering, in the command register.
 const MEMORY_AND_MASTER: u16 = 0x06;
 const BUS_MASTER: u16 = 0x04;
 
-/// Programming interface, subclass, class of an NVMe controller. Source: [NVMe] 2.1.5.
+/// Programming interface, subclass, class of an NVMe controller. Source: \[NVMe\] 2.1.5.
 const NVME_CLASS: [u8; 3] = [0x02, 0x08, 0x01];
 
 /// Interrupt vectors that are asked for at the most.
