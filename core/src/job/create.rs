@@ -8,6 +8,7 @@ use crate::error::Result;
 use crate::format::qcow2;
 use crate::graph::Preallocate;
 use crate::graph::open::{ChildSpec, DriverSpec, NodeSpec, OpenMode, open};
+use crate::graph::options::location;
 use crate::intent::{Location, Permissions, Preallocation};
 
 /// An image to make.
@@ -30,7 +31,7 @@ pub enum ImageSpec {
 /// # Errors
 /// When the options do not go together, the file is in use, or the host fails.
 pub async fn create(io: &Io, path: &str, image: &ImageSpec) -> Result<()> {
-    let location = Location::Path(path.into());
+    let location = location(path)?;
     match image {
         ImageSpec::Raw { size, preallocation } => io.create_leaf(&location, *size, *preallocation).await,
         ImageSpec::Qcow2(options) => {
@@ -47,7 +48,7 @@ pub async fn create(io: &Io, path: &str, image: &ImageSpec) -> Result<()> {
             }
             io.create_leaf(&location, 0, Preallocation::Off).await?;
             let mode = OpenMode { writable: true, ..OpenMode::default() };
-            let file = open(io, &NodeSpec::file(path, mode)).await?;
+            let file = open(io, &NodeSpec::leaf(location.clone(), mode)).await?;
             let holds = Permissions::WRITE.with(Permissions::RESIZE);
             let made = match io.lock(file, holds, Permissions::NONE).await {
                 Ok(()) => qcow2::create(io, file, options).await,
@@ -57,17 +58,17 @@ pub async fn create(io: &Io, path: &str, image: &ImageSpec) -> Result<()> {
             made.and(closed)?;
             match options.preallocates() {
                 Preallocate::Off => Ok(()),
-                how => preallocate(io, path, how).await,
+                how => preallocate(io, location, how).await,
             }
         }
     }
 }
 
 /// Opens the new image, without its backing file, and reserves space for its disk.
-async fn preallocate(io: &Io, path: &str, how: Preallocate) -> Result<()> {
+async fn preallocate(io: &Io, location: Location, how: Preallocate) -> Result<()> {
     let mode = OpenMode { writable: true, ..OpenMode::default() };
     let driver = DriverSpec::Qcow2 {
-        file: Box::new(NodeSpec::file(path, mode)),
+        file: Box::new(NodeSpec::leaf(location, mode)),
         backing: ChildSpec::None,
         data_file: ChildSpec::FromImage,
         options: qcow2::Qcow2Options::default(),
