@@ -63,7 +63,7 @@ impl Machine {
     /// # Panics
     /// When the host has no room for a thread, or the runtime panics.
     pub fn start(executor: Executor, backend: BackendKind) -> std::io::Result<Self> {
-        let config = Config { backend, workers: 2, ring_entries: 32 };
+        let config = Config { backend, workers: 2, ring_entries: 32, ..Config::default() };
         let stop = Arc::new(Stop::default());
         let (send, receive) = mpsc::channel();
         let waits = Arc::clone(&stop);

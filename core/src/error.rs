@@ -28,6 +28,16 @@ pub enum Error {
         /// The host's answer.
         errno: Errno,
     },
+    /// A device cannot be used as it is.
+    #[error("Could not open '{location}': {reason}")]
+    Device {
+        /// Name of the device.
+        location: String,
+        /// The number that says the same.
+        errno: Errno,
+        /// Why, and what to do.
+        reason: Box<str>,
+    },
     /// `aio=io_uring` was asked for, and there is none.
     #[error("Unable to use linux io_uring: failed to init linux io_uring ring: {errno}")]
     NoIoUring {
@@ -173,6 +183,7 @@ impl Error {
         match self {
             Self::Leaf { .. }
             | Self::Open { .. }
+            | Self::Device { .. }
             | Self::NoIoUring { .. }
             | Self::Create { .. }
             | Self::Locked { .. } => FaultKind::Io,
@@ -188,6 +199,7 @@ impl Error {
         match self {
             Self::Leaf { errno, .. }
             | Self::Open { errno, .. }
+            | Self::Device { errno, .. }
             | Self::NoIoUring { errno, .. }
             | Self::Create { errno, .. } => *errno,
             Self::Locked { .. } => Errno::EAGAIN,

@@ -141,7 +141,8 @@ pub enum Action {
         /// Bytes.
         len: u64,
     },
-    /// Open a leaf. [`Outcome::Opened`], or [`Outcome::NoIoUring`] where [`Aio::IoUring`] is asked for in vain.
+    /// Open a leaf. [`Outcome::Opened`], [`Outcome::Unusable`] for a device with a reason, or [`Outcome::NoIoUring`] where
+    /// [`Aio::IoUring`] is asked for in vain.
     Open {
         /// What to open.
         location: Location,
@@ -217,6 +218,13 @@ pub enum Location {
         /// Whether reads fill the buffer with zeros or leave it as it is.
         read_zeroes: bool,
     },
+    /// A namespace of an NVMe controller, past the host's kernel.
+    Namespace {
+        /// The controller's PCI address.
+        device: String,
+        /// The namespace's number.
+        namespace: u32,
+    },
 }
 
 impl fmt::Display for Location {
@@ -224,6 +232,7 @@ impl fmt::Display for Location {
         match self {
             Self::Path(path) => f.write_str(path),
             Self::Null { .. } => f.write_str("null-co://"),
+            Self::Namespace { device, namespace } => write!(f, "nvme://{device}/{namespace}"),
         }
     }
 }
@@ -288,6 +297,8 @@ pub enum LeafKind {
     HostDevice,
     /// A leaf without storage, QEMU's `null-co`.
     Null,
+    /// An NVMe namespace, QEMU's `nvme`.
+    Namespace,
 }
 
 /// What backs a range of a leaf.
@@ -369,6 +380,8 @@ pub enum Outcome {
     Opened(Result<LeafInfo, Errno>),
     /// To `Open`: there is no `io_uring` to carry the leaf's requests, for this reason.
     NoIoUring(Errno),
+    /// To `Open`: the device cannot be used, for a reason that the number alone does not say.
+    Unusable(Errno, Box<str>),
     /// To `BlockStatus`.
     Status(Result<LeafStatus, Errno>),
     /// To `Lock`, and to `Create` when somebody uses the file.

@@ -35,7 +35,9 @@ use drystone_exec_linux::{Session, drive, try_io_uring};
 use glommio::io::BufferedFile;
 use glommio::{LocalExecutorBuilder, Task};
 
-pub use drystone_exec_linux::{BackendKind, Client, Config, Handle, Image, RemoteImage, Ticket, Transfer};
+pub use drystone_exec_linux::{
+    BackendKind, Client, Config, Handle, Image, Polling, RemoteImage, Ticket, Transfer,
+};
 
 /// Starts an engine on this thread; a task of its own drives it. Call it within a `LocalExecutor`.
 ///

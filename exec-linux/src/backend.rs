@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
+use drystone_core::buf::Buf;
 use drystone_core::intent::{
     Action, Aio, Errno, Fua, Intent, LeafAccess, LeafId, LeafInfo, Location, Outcome, Token,
 };
@@ -15,6 +16,7 @@ use crate::doorbell::Doorbell;
 use crate::gather::Gather;
 use crate::host::{Carried, Host};
 use crate::leaf::OpenLeaf;
+use crate::namespace::{Lanes, Pushed};
 use crate::pool::{Finished, Job, Outbox, Pool};
 use crate::ring::{Completion, Ring};
 use crate::timer::Timer;
@@ -33,6 +35,7 @@ pub struct Backend {
     no_ring: Errno,
     blocking: Pool,
     compute: Pool,
+    lanes: Lanes,
     timer: Timer,
     bell: Arc<Doorbell>,
     outbox: Arc<Outbox>,
@@ -68,11 +71,12 @@ impl Backend {
             },
         };
         Ok(Self {
-            host: Host::new(),
+            host: Host::with_polling(config.polling),
             ring,
             no_ring,
             blocking: Pool::new("io", BLOCKING_THREADS_MAX, Arc::clone(&outbox)),
             compute: Pool::new("codec", workers, Arc::clone(&outbox)),
+            lanes: Lanes::new(Arc::clone(&bell)),
             timer: Timer::new(Arc::clone(&outbox)),
             bell,
             outbox,
@@ -97,12 +101,15 @@ impl Backend {
     /// Whether another intent may be pushed.
     #[inline]
     pub fn has_room(&self) -> bool {
-        self.jobs < JOBS_MAX && self.ring.as_ref().is_none_or(Ring::has_room)
+        self.jobs < JOBS_MAX && self.ring.as_ref().is_none_or(Ring::has_room) && self.lanes.has_room()
     }
 
     /// Tells whether nothing is in flight.
     pub fn is_idle(&self) -> bool {
-        self.jobs == 0 && self.ready.is_empty() && self.ring.as_ref().is_none_or(Ring::is_idle)
+        self.jobs == 0
+            && self.ready.is_empty()
+            && self.ring.as_ref().is_none_or(Ring::is_idle)
+            && self.lanes.is_idle()
     }
 
     /// Takes an intent; it may begin only with [`submit`](Self::submit). There must be [room](Self::has_room).
@@ -112,6 +119,35 @@ impl Backend {
     #[inline]
     pub fn push(&mut self, intent: Intent) -> io::Result<()> {
         let Intent { token, action, .. } = intent;
+        if !self.lanes.is_empty() {
+            return self.push_polled(token, action);
+        }
+        self.push_to_kernel(token, action)
+    }
+
+    /// Takes an intent while some leaves are polled.
+    fn push_polled(&mut self, token: Token, action: Action) -> io::Result<()> {
+        let polled = match &action {
+            Action::Read { leaf, .. }
+            | Action::Write { leaf, .. }
+            | Action::Flush { leaf }
+            | Action::Discard { leaf, .. }
+            | Action::WriteZeroes { leaf, .. } => self.lanes.has(*leaf),
+            _ => false,
+        };
+        if !polled {
+            return self.push_to_kernel(token, action);
+        }
+        match self.lanes.push(token, action) {
+            Pushed::InFlight => {}
+            Pushed::Done(outcome) => self.ready.push_back((token, outcome)),
+            Pushed::Back(action) => return self.push_to_threads(token, action),
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn push_to_kernel(&mut self, token: Token, action: Action) -> io::Result<()> {
         let Some(ring) = &mut self.ring else { return self.push_to_threads(token, action) };
         let fd = |leaf: LeafId| self.host.leaf(leaf).and_then(|open| open.async_fd());
         // Reads and writes go by value from the engine into their slots.
@@ -164,6 +200,7 @@ impl Backend {
                 if let Some(ring) = &mut self.ring {
                     ring.close(leaf)?;
                 }
+                self.lanes.close(leaf);
                 let outcome = Outcome::Done(self.host.close(leaf));
                 self.ready.push_back((token, outcome));
                 return Ok(());
@@ -178,7 +215,7 @@ impl Backend {
             // less time than another thread would be woken in. `qemu-img` asks it on its own thread too.
             action
                 if matches!(action, Action::BlockStatus { .. })
-                    || leaves.leaf.as_ref().is_some_and(|leaf| leaf.is_null()) =>
+                    || leaves.leaf.as_ref().is_some_and(|leaf| leaf.is_instant()) =>
             {
                 let outcome = self.host.carry_out(action);
                 self.ready.push_back((token, outcome));
@@ -212,14 +249,36 @@ impl Backend {
         self.ring.as_mut().map_or(Ok(()), Ring::hurry)
     }
 
-    fn admit(&mut self, leaf: OpenLeaf, info: LeafInfo) -> LeafInfo {
+    fn admit(&mut self, leaf: OpenLeaf, info: LeafInfo) -> Outcome {
         let info = self.host.admit(leaf, info);
+        let namespace = self.host.leaf(info.leaf).and_then(|open| open.namespace());
+        if let Some(Err((errno, reason))) = namespace.map(|open| self.lanes.admit(info.leaf, open)) {
+            let closed = self.host.close(info.leaf);
+            debug_assert!(closed.is_ok(), "it has just been opened");
+            return Outcome::Unusable(errno, reason);
+        }
         if let Some(ring) = &mut self.ring
             && let Some(fd) = self.host.leaf(info.leaf).and_then(|open| open.async_fd())
         {
             ring.open(info.leaf, fd);
         }
-        info
+        Outcome::Opened(Ok(info))
+    }
+
+    /// Whether somebody has to look for completions: nobody tells of them.
+    #[inline]
+    pub fn must_poll(&self) -> bool {
+        !self.lanes.is_empty() && self.lanes.must_poll()
+    }
+
+    /// Lets the least time pass, while somebody looks for completions.
+    pub fn relax(&self) {
+        self.lanes.relax();
+    }
+
+    /// Memory that a polled device reaches, if there is one with room; it holds anything.
+    pub fn buffer(&self, len: usize) -> Option<Buf> {
+        self.lanes.buffer(len)
     }
 
     /// Begins what was pushed.
@@ -232,6 +291,7 @@ impl Backend {
                 self.blocking.push(Job::Writes(leaf));
             }
         }
+        self.lanes.ring();
         self.ring.as_mut().map_or(Ok(()), Ring::submit)
     }
 
@@ -245,6 +305,9 @@ impl Backend {
         while let Some((token, outcome)) = self.ready.pop_front() {
             done(token, outcome);
             any = true;
+        }
+        if !self.lanes.is_empty() {
+            any |= self.lanes.reap(&mut done);
         }
         while let Some(ring) = &mut self.ring
             && let Some(completion) = ring.next()
@@ -269,7 +332,7 @@ impl Backend {
             self.jobs -= 1;
             let outcome = match carried {
                 Carried::Outcome(outcome) => outcome,
-                Carried::Opened(leaf, info) => Outcome::Opened(Ok(self.admit(leaf, info))),
+                Carried::Opened(leaf, info) => self.admit(leaf, info),
                 Carried::Panicked(panic) => std::panic::resume_unwind(panic),
             };
             done(token, outcome);
@@ -300,6 +363,10 @@ impl Backend {
     /// # Errors
     /// The kernel's.
     pub fn wait(&mut self) -> io::Result<()> {
+        if self.must_poll() {
+            self.lanes.relax();
+            return Ok(());
+        }
         if !self.arm() {
             let mut fds = [PollFd::new(&self.bell, PollFlags::IN)];
             match poll(&mut fds, None) {

@@ -6,6 +6,7 @@ use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
+use drystone_core::buf::Buf;
 use drystone_core::engine::{Event, Io, Job};
 use drystone_core::error::Result;
 use drystone_core::graph::open::{NodeSpec, open};
@@ -97,6 +98,12 @@ impl Client {
         let session = self.session();
         let (key, job) = session.run(coroutine);
         Ended { session, key: Some(key), job }
+    }
+
+    /// Takes a buffer of `len` bytes that holds anything: where a leaf is a device that this program drives itself, such as
+    /// an NVMe namespace, from memory that the device reaches, so that nothing is copied.
+    pub fn buffer(&self, len: usize) -> Buf {
+        self.session().buffer(len)
     }
 
     /// Access to the same engine from other threads.

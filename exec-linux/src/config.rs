@@ -15,12 +15,27 @@ pub struct Config {
     pub workers: usize,
     /// Entries of the submission queue, rounded up to a power of two; at most 32768.
     pub ring_entries: u32,
+    /// How completions of devices that this program drives itself are found. For a device that other engines of this
+    /// process use too, the first one decides.
+    pub polling: Polling,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { backend: BackendKind::Auto, workers: 0, ring_entries: 256 }
+        Self { backend: BackendKind::Auto, workers: 0, ring_entries: 256, polling: Polling::Always }
     }
+}
+
+/// How completions of devices are found that this program drives itself, such as NVMe namespaces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Polling {
+    /// The thread looks for them all the time while anything is in flight: the shortest way.
+    #[default]
+    Always,
+    /// It looks for a while, then sleeps until an interrupt comes.
+    Adaptive,
+    /// It sleeps until an interrupt comes.
+    Never,
 }
 
 /// The interfaces that carry reads and writes.

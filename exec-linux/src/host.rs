@@ -9,12 +9,14 @@ use drystone_core::intent::{
 };
 use slab::Slab;
 
-use crate::leaf::{self, OpenLeaf};
+use crate::config::Polling;
+use crate::leaf::{self, OpenLeaf, Unopened};
 
 /// The open leaves of one engine.
 #[derive(Debug, Default)]
 pub struct Host {
     leaves: Slab<Arc<OpenLeaf>>,
+    polling: Polling,
 }
 
 impl Host {
@@ -23,13 +25,24 @@ impl Host {
         Self::default()
     }
 
+    /// A host whose polled devices are looked after in this way.
+    pub(crate) fn with_polling(polling: Polling) -> Self {
+        Self { polling, ..Self::default() }
+    }
+
     /// Opens a leaf.
     ///
     /// # Errors
     /// The kernel's; `EISDIR` for a directory, `ENXIO` for a pipe or socket, `EINVAL` where direct I/O is asked for and
-    /// the file system has none.
+    /// the file system has none. `ENOTSUP` for a namespace, which needs a queue pair.
     pub fn open(&mut self, location: &Location, access: LeafAccess) -> Result<LeafInfo, Errno> {
-        OpenLeaf::open(location, access).map(|(leaf, info)| self.admit(leaf, info))
+        if matches!(location, Location::Namespace { .. }) {
+            return Err(Errno::ENOTSUP);
+        }
+        match OpenLeaf::open(location, access, self.polling) {
+            Ok((leaf, info)) => Ok(self.admit(leaf, info)),
+            Err(Unopened::Errno(errno) | Unopened::Device(errno, _)) => Err(errno),
+        }
     }
 
     /// Gives an open leaf its number.
@@ -78,18 +91,21 @@ impl Host {
             | Action::WriteZeroes { leaf, .. }
             | Action::SetLen { leaf, .. }
             | Action::BlockStatus { leaf, .. }
-            | Action::Lock { leaf, .. } => Leaves { leaf: find(leaf), target: None },
-            Action::CopyRange { from, to, .. } => Leaves { leaf: find(from), target: find(to) },
-            _ => Leaves::default(),
+            | Action::Lock { leaf, .. } => Leaves { leaf: find(leaf), ..Leaves::default() },
+            Action::CopyRange { from, to, .. } => {
+                Leaves { leaf: find(from), target: find(to), ..Leaves::default() }
+            }
+            _ => Leaves { polling: self.polling, ..Leaves::default() },
         }
     }
 }
 
-/// The open files that an action needs.
+/// The open files that an action needs, and what one that is to be opened is used like.
 #[derive(Debug, Default)]
 pub(crate) struct Leaves {
     pub(crate) leaf: Option<Arc<OpenLeaf>>,
     pub(crate) target: Option<Arc<OpenLeaf>>,
+    polling: Polling,
 }
 
 /// What came of an action on some thread.
@@ -106,9 +122,9 @@ pub(crate) enum Carried {
 /// Does what an action says with the leaves that it names, on any thread.
 pub(crate) fn carry_out(leaves: Leaves, action: Action) -> Carried {
     if let Action::Open { location, access } = action {
-        return match OpenLeaf::open(&location, access) {
+        return match OpenLeaf::open(&location, access, leaves.polling) {
             Ok((leaf, info)) => Carried::Opened(leaf, info),
-            Err(errno) => Carried::Outcome(Outcome::Opened(Err(errno))),
+            Err(unopened) => Carried::Outcome(unopened.into()),
         };
     }
     Carried::Outcome(match (leaves.leaf, action) {

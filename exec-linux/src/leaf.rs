@@ -19,9 +19,11 @@ use rustix::fs::{
 use rustix::io::ReadWriteFlags;
 use smallvec::SmallVec;
 
+use crate::config::Polling;
 use crate::gather::{Gather, Gathered, RESERVE_FROM, run_len};
 use crate::limits::DeviceLimits;
 use crate::lock::{self, ImageLocks};
+use crate::namespace::OpenNamespace;
 
 /// Windows in one call at the most; the kernel's limit (`IOV_MAX`). More make a short transfer.
 pub(crate) const WINDOWS_MAX: usize = 1024;
@@ -69,19 +71,53 @@ pub struct OpenLeaf {
 enum Storage {
     File { fd: OwnedFd, kind: LeafKind },
     Null { read_zeroes: bool },
+    Namespace(OpenNamespace),
+}
+
+/// Why a leaf does not open.
+#[derive(Debug)]
+pub(crate) enum Unopened {
+    /// The kernel's answer.
+    Errno(Errno),
+    /// A device's reason.
+    Device(Errno, Box<str>),
+}
+
+impl From<Errno> for Unopened {
+    fn from(errno: Errno) -> Self {
+        Self::Errno(errno)
+    }
+}
+
+impl From<Unopened> for Outcome {
+    fn from(unopened: Unopened) -> Self {
+        match unopened {
+            Unopened::Errno(errno) => Self::Opened(Err(errno)),
+            Unopened::Device(errno, reason) => Self::Unusable(errno, reason),
+        }
+    }
 }
 
 impl OpenLeaf {
     /// Opens what `location` names. The number in the answer is for the caller to set.
-    pub(crate) fn open(location: &Location, access: LeafAccess) -> Result<(Self, LeafInfo), Errno> {
+    pub(crate) fn open(
+        location: &Location,
+        access: LeafAccess,
+        polling: Polling,
+    ) -> Result<(Self, LeafInfo), Unopened> {
         match location {
-            Location::Path(path) => Self::open_path(path, access),
+            Location::Path(path) => Ok(Self::open_path(path, access)?),
+            Location::Namespace { device, namespace } => {
+                let opened = OpenNamespace::open(device, *namespace, polling);
+                let (namespace, info) = opened.map_err(|(errno, reason)| Unopened::Device(errno, reason))?;
+                Ok((Self::new(Storage::Namespace(namespace), &info, Aio::Auto), info))
+            }
             &Location::Null { len, read_zeroes } => {
                 let info = LeafInfo { len, discard_zeroes: true, ..info_of(LeafKind::Null) };
                 let storage = Storage::Null { read_zeroes };
                 Ok((Self::new(storage, &info, Aio::Auto), info))
             }
-            _ => Err(Errno::ENOTSUP),
+            _ => Err(Errno::ENOTSUP.into()),
         }
     }
 
@@ -141,7 +177,15 @@ impl OpenLeaf {
     pub(crate) fn fd(&self) -> Option<BorrowedFd<'_>> {
         match &self.storage {
             Storage::File { fd, .. } => Some(fd.as_fd()),
-            Storage::Null { .. } => None,
+            Storage::Null { .. } | Storage::Namespace(_) => None,
+        }
+    }
+
+    /// The namespace, where it is one.
+    pub(crate) fn namespace(&self) -> Option<&OpenNamespace> {
+        match &self.storage {
+            Storage::Namespace(namespace) => Some(namespace),
+            _ => None,
         }
     }
 
@@ -150,8 +194,9 @@ impl OpenLeaf {
         if self.blocking { None } else { self.fd() }
     }
 
-    pub(crate) fn is_null(&self) -> bool {
-        matches!(self.storage, Storage::Null { .. })
+    /// Whether no call waits for anything; reads and writes of a namespace go elsewhere.
+    pub(crate) fn is_instant(&self) -> bool {
+        matches!(self.storage, Storage::Null { .. } | Storage::Namespace(_))
     }
 
     pub(crate) fn is_regular(&self) -> bool {
@@ -251,6 +296,7 @@ impl OpenLeaf {
     pub(crate) fn discard(&self, offset: u64, len: u64) -> Result<(), Errno> {
         match &self.storage {
             Storage::Null { .. } => Ok(()),
+            Storage::Namespace(_) => Err(Errno::ENOTSUP),
             Storage::File { fd, kind: LeafKind::File } => punch(fd.as_fd(), offset, len),
             Storage::File { fd, .. } => device_discard(fd.as_fd(), self.limits, offset, len),
         }
@@ -259,6 +305,7 @@ impl OpenLeaf {
     pub(crate) fn write_zeroes(&self, offset: u64, len: u64, flags: ZeroFlags) -> Result<(), Errno> {
         match &self.storage {
             Storage::Null { .. } => Ok(()),
+            Storage::Namespace(_) => Err(Errno::ENOTSUP),
             Storage::File { fd, kind: LeafKind::File } => file_zeroes(fd.as_fd(), offset, len, flags),
             Storage::File { fd, .. } => device_zeroes(fd.as_fd(), offset, len, flags),
         }
@@ -267,6 +314,9 @@ impl OpenLeaf {
     pub(crate) fn set_len(&self, len: u64, preallocation: Preallocation) -> Result<(), Errno> {
         let fd = match &self.storage {
             Storage::Null { .. } => return Ok(()),
+            Storage::Namespace(namespace) => {
+                return if len <= namespace.len() { Ok(()) } else { Err(Errno::EINVAL) };
+            }
             Storage::File { fd, kind: LeafKind::File } => fd.as_fd(),
             Storage::File { fd, .. } => {
                 let there = seek(fd, SeekFrom::End(0)).map_err(errno)?;
@@ -289,7 +339,7 @@ impl OpenLeaf {
     pub(crate) fn block_status(&self, offset: u64, len: u64) -> Result<LeafStatus, Errno> {
         match &self.storage {
             Storage::File { fd, kind: LeafKind::File } => Ok(file_status(fd.as_fd(), offset, len)),
-            Storage::File { .. } => Ok(LeafStatus { len, hole: false }),
+            Storage::File { .. } | Storage::Namespace(_) => Ok(LeafStatus { len, hole: false }),
             Storage::Null { read_zeroes } => Ok(LeafStatus { len, hole: *read_zeroes }),
         }
     }
@@ -305,6 +355,9 @@ impl OpenLeaf {
     }
 
     pub(crate) fn lock(&self, holds: Permissions, shares: Permissions) -> Result<(), LockRefused> {
+        if let Some(namespace) = self.namespace() {
+            return namespace.lock(holds, shares);
+        }
         let Some(fd) = self.fd() else { return Ok(()) };
         let mut locks = self.locks.lock().expect("nothing panics while it holds the locks");
         lock::change(fd, &mut locks, ImageLocks { holds, shares })
@@ -326,7 +379,18 @@ fn create_unlocked(
     len: u64,
     preallocation: Preallocation,
 ) -> Result<Result<(), LockRefused>, Errno> {
-    let Location::Path(path) = location else { return Ok(Ok(())) };
+    let path = match location {
+        Location::Path(path) => path,
+        Location::Namespace { .. } => {
+            let opened = OpenLeaf::open(location, LeafAccess::default(), Polling::Always);
+            let (leaf, _) = opened.map_err(|unopened| {
+                let (Unopened::Errno(errno) | Unopened::Device(errno, _)) = unopened;
+                errno
+            })?;
+            return leaf.set_len(len, Preallocation::Off).map(Ok).map_err(|_| Errno::ENOSPC);
+        }
+        _ => return Ok(Ok(())),
+    };
     let flags = OFlags::CLOEXEC | OFlags::RDWR | OFlags::CREATE | OFlags::NOCTTY;
     let fd = rustix::fs::open(path.as_str(), flags, Mode::from_raw_mode(0o644)).map_err(errno)?;
     let about = rustix::fs::fstat(&fd).map_err(errno)?;

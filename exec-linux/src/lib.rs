@@ -6,7 +6,8 @@
 //!                       │ ▲
 //!                intents▼ │outcomes
 //!                     Backend ─▶ Ring (io_uring) ─▶ kernel
-//!                       └──────▶ Pool (threads)  ─▶ OpenLeaf: blocking calls
+//!                       ├──────▶ Pool (threads)  ─▶ OpenLeaf: blocking calls
+//!                       └──────▶ Lanes (NVMe queue pairs, polled on this thread)
 //! ```
 //!
 //! Knows nothing of any async runtime: a runtime's crate waits until [`Session::as_fd`](session::Session) is readable
@@ -25,6 +26,11 @@ mod image;
 mod leaf;
 mod limits;
 mod lock;
+#[cfg(feature = "nvme")]
+mod namespace;
+#[cfg(not(feature = "nvme"))]
+#[path = "no_namespace.rs"]
+mod namespace;
 mod opened;
 mod pool;
 mod promise;
@@ -36,7 +42,7 @@ mod timer;
 pub use backend::Backend;
 pub use blocking::run;
 pub use client::Client;
-pub use config::{BackendKind, Config};
+pub use config::{BackendKind, Config, Polling};
 pub use handle::{Handle, RemoteImage};
 pub use host::Host;
 pub use image::{Image, Transfer};

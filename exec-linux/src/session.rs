@@ -13,7 +13,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
-use drystone_core::buf::BufList;
+use drystone_core::buf::{Buf, BufList};
 use drystone_core::engine::{Engine, Event, Io, Job, Reply, Request};
 use drystone_core::error::Result;
 use drystone_core::graph::{NodeId, NodeInfo};
@@ -43,6 +43,8 @@ pub struct Session {
     failed: Cell<bool>,
     /// No client is left: the driver ends with the last request.
     closing: Cell<bool>,
+    /// Somebody was answered, and may want to do something.
+    answered: Cell<bool>,
 }
 
 /// What other threads ask, and the images that they use.
@@ -52,6 +54,9 @@ struct Others {
     gate: Arc<Gate>,
     images: RefCell<Slab<Rc<Opened>>>,
 }
+
+/// Looks for completions of polled leaves, before others on this thread have their turn.
+const LOOKS: u32 = 64;
 
 /// Requests of all kinds in flight from which on other threads have to wait.
 const WAITERS_MAX: usize = 4096;
@@ -89,6 +94,7 @@ impl Session {
             kicked: Cell::new(false),
             failed: Cell::new(false),
             closing: Cell::new(false),
+            answered: Cell::new(false),
         }))
     }
 
@@ -118,7 +124,10 @@ impl Session {
     pub fn pump(self: &Rc<Self>) -> io::Result<()> {
         // Whoever submits meanwhile is seen below.
         self.kicked.set(true);
-        while self.turn()? {}
+        let mut looks = 0;
+        while self.turn()? || looks < LOOKS && self.looks_again() {
+            looks += 1;
+        }
         self.kicked.set(false);
         Ok(())
     }
@@ -131,15 +140,39 @@ impl Session {
         self.backend.borrow_mut().disarm();
         loop {
             self.pump()?;
+            if self.must_poll() {
+                return Ok(());
+            }
             if !self.backend.borrow_mut().arm() {
                 return Ok(());
             }
         }
     }
 
+    /// Whether nobody tells of what is in flight, so that the caller has to pump again without waiting.
+    pub fn must_poll(&self) -> bool {
+        self.backend.borrow().must_poll()
+    }
+
+    /// Memory that the device below a leaf reaches without copying, if there is one with room; else other memory. It holds
+    /// anything.
+    pub(crate) fn buffer(&self, len: usize) -> Buf {
+        self.backend.borrow().buffer(len).unwrap_or_else(|| Buf::zeroed(len))
+    }
+
     /// Makes the descriptor unreadable again, once it was seen to be readable.
     pub fn hush(&self) {
         self.backend.borrow().hush();
+    }
+
+    /// Whether it is worth to look again for completions at once; lets the least time pass then.
+    fn looks_again(&self) -> bool {
+        let backend = self.backend.borrow();
+        let again = backend.must_poll() && !self.answered.take();
+        if again {
+            backend.relax();
+        }
+        again
     }
 
     /// Moves everything once. Tells whether anything moved.
@@ -364,6 +397,7 @@ impl Session {
                     image.leave();
                 }
                 if let Some(waker) = waker {
+                    self.answered.set(true);
                     waker.wake();
                 }
                 continue;
@@ -437,6 +471,11 @@ async fn drive_to_end(
             }
             if session.is_over() {
                 return Poll::Ready(Ok(true));
+            }
+            if session.must_poll() {
+                // Others have their turn, then this one again.
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
             }
             waiting.as_mut().poll(cx).map_ok(|()| false)
         })

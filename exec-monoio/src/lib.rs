@@ -36,7 +36,9 @@ use monoio::net::UnixStream;
 use monoio::task::JoinHandle;
 use monoio::{FusionDriver, RuntimeBuilder};
 
-pub use drystone_exec_linux::{BackendKind, Client, Config, Handle, Image, RemoteImage, Ticket, Transfer};
+pub use drystone_exec_linux::{
+    BackendKind, Client, Config, Handle, Image, Polling, RemoteImage, Ticket, Transfer,
+};
 
 /// Starts an engine on this thread; a task of its own drives it. Call it within a runtime.
 ///

@@ -41,7 +41,9 @@ use tokio::io::unix::AsyncFd;
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::task::JoinHandle;
 
-pub use drystone_exec_linux::{BackendKind, Client, Config, Handle, Image, RemoteImage, Ticket, Transfer};
+pub use drystone_exec_linux::{
+    BackendKind, Client, Config, Handle, Image, Polling, RemoteImage, Ticket, Transfer,
+};
 
 /// Starts an engine on this thread; a task of its own drives it.
 ///

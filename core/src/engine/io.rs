@@ -346,6 +346,9 @@ impl Io {
             Outcome::Opened(result) => {
                 result.map_err(|errno| Box::new(Error::Open { location: title.clone(), errno }))?
             }
+            Outcome::Unusable(errno, reason) => {
+                return Err(Box::new(Error::Device { location: title, errno, reason }));
+            }
             Outcome::NoIoUring(errno) => return Err(Box::new(Error::NoIoUring { location: title, errno })),
             other => panic!("an executor answered open with {other:?}"),
         };

@@ -111,6 +111,7 @@ impl Leaf {
         match self.info.kind {
             LeafKind::HostDevice => "host_device",
             LeafKind::Null => "null-co",
+            LeafKind::Namespace => "nvme",
             LeafKind::File => "file",
         }
     }

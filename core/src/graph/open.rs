@@ -170,6 +170,11 @@ impl NodeSpec {
         Self { node_name: None, mode, driver: DriverSpec::Leaf(Location::Path(path.into())) }
     }
 
+    /// A leaf by its location.
+    pub fn leaf(location: Location, mode: OpenMode) -> Self {
+        Self { node_name: None, mode, driver: DriverSpec::Leaf(location) }
+    }
+
     /// raw on top of `file`.
     pub fn raw(file: NodeSpec) -> Self {
         let mode = file.mode;

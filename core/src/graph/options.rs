@@ -129,7 +129,7 @@ fn node(options: Options, path: Option<&str>, mode: OpenMode, depth: usize) -> R
         options.finish(driver)?;
         return Ok(NodeSpec { node_name, mode, driver: spec });
     }
-    if let Some(protocol @ ("file" | "host_device" | "null-co" | "null-aio")) = driver.as_deref() {
+    if let Some(protocol @ ("file" | "host_device" | "null-co" | "null-aio" | "nvme")) = driver.as_deref() {
         let spec = leaf(&mut options, protocol, path, mode)?;
         options.finish(protocol)?;
         return Ok(NodeSpec { node_name, ..spec });
@@ -220,6 +220,10 @@ fn leaf(options: &mut Options, driver: &str, path: Option<&str>, mode: OpenMode)
         let driver = DriverSpec::Filter { file: Box::new(spec), filter };
         return Ok(NodeSpec { node_name: None, mode, driver });
     }
+    if driver == "nvme" {
+        let location = namespace(options, path)?;
+        return Ok(NodeSpec { node_name: None, mode, driver: DriverSpec::Leaf(location) });
+    }
     let aio = [("threads", Aio::Threads), ("io_uring", Aio::IoUring), ("native", Aio::Native)];
     mode.aio = options.one_of("aio", &aio)?.unwrap_or(mode.aio);
     let locking = [("on", true), ("auto", true), ("off", false)];
@@ -248,6 +252,42 @@ fn leaf(options: &mut Options, driver: &str, path: Option<&str>, mode: OpenMode)
         return Err(refused(format!("The '{driver}' block driver requires a file name")));
     }
     Ok(NodeSpec::file(filename, mode))
+}
+
+/// What a file name means as a leaf that an image is made in: a path, or an NVMe namespace.
+///
+/// # Errors
+/// [`Error::Options`] with what is wrong.
+pub fn location(name: &str) -> Result<Location> {
+    match name.starts_with("nvme:") {
+        true => namespace(&mut Options::flat(Map::new()), Some(name)),
+        false => Ok(Location::Path(name.into())),
+    }
+}
+
+/// The namespace that options, or a name like `nvme://0000:01:00.0/1`, mean.
+fn namespace(options: &mut Options, path: Option<&str>) -> Result<Location> {
+    const NAMED: &str = "nvme://";
+    let (device, number) = match path {
+        Some(path) => {
+            let named = path.strip_prefix(NAMED).and_then(|rest| rest.rsplit_once('/'));
+            let Some((device, number)) = named.filter(|(device, _)| !device.is_empty()) else {
+                let text = format!("'{path}' is no NVMe namespace; one looks like nvme://0000:01:00.0/1");
+                return Err(refused(text));
+            };
+            (device.to_owned(), number.parse().map_err(|_| refused("Invalid namespace".into()))?)
+        }
+        None => {
+            let device = options.word("device").filter(|device| !device.is_empty());
+            let number = options.number("namespace")?;
+            let device = device.ok_or_else(|| refused("'device' option is required".into()))?;
+            (device, number.ok_or_else(|| refused("'namespace' option is required".into()))?)
+        }
+    };
+    match u32::try_from(number) {
+        Ok(namespace) if (1..u32::MAX).contains(&namespace) => Ok(Location::Namespace { device, namespace }),
+        _ => Err(refused(format!("namespace number should be between 1 and {}", u32::MAX - 1))),
+    }
 }
 
 /// A child that is not optional, which may also be given as a file name beside the options.
@@ -455,6 +495,26 @@ mod tests {
     fn protocols_that_do_not_exist_are_refused() {
         assert_eq!(from("gluster://x").expect_err("unknown").to_string(), "Unknown protocol 'gluster'");
         assert!(from("./a:b").is_ok());
+    }
+
+    #[test]
+    fn a_namespace_has_a_name_and_options() {
+        let named = from("nvme://0000:01:00.0/7").expect("legal");
+        let options = r#"json:{"file":{"driver":"nvme","device":"0000:01:00.0","namespace":7}}"#;
+        assert_eq!(named, from(options).expect("legal"));
+        let check = |name: &str, expected: &str| {
+            assert_eq!(from(name).expect_err("refused").to_string(), expected);
+        };
+        check("nvme://0000:01:00.0/0", "namespace number should be between 1 and 4294967294");
+        check("nvme://0000:01:00.0/4294967295", "namespace number should be between 1 and 4294967294");
+        check("nvme://0000:01:00.0/x", "Invalid namespace");
+        check("nvme:///1", "'nvme:///1' is no NVMe namespace; one looks like nvme://0000:01:00.0/1");
+        check(r#"json:{"driver":"nvme","namespace":1}"#, "'device' option is required");
+        check(r#"json:{"driver":"nvme","device":"0000:01:00.0"}"#, "'namespace' option is required");
+        check(
+            r#"json:{"driver":"nvme","device":"0000:01:00.0","namespace":1,"aio":"threads"}"#,
+            "Block protocol 'nvme' doesn't support the option 'aio'",
+        );
     }
 
     #[test]

@@ -7,6 +7,7 @@ use crate::engine::Io;
 use crate::error::Result;
 use crate::format::{qcow2, vdi};
 use crate::graph::open::{ChildSpec, DriverSpec, NodeSpec, OpenMode, open};
+use crate::graph::options::location;
 use crate::graph::{NodeId, Preallocate};
 use crate::intent::{Location, Permissions, Preallocation};
 
@@ -32,11 +33,11 @@ pub enum ImageSpec {
 /// # Errors
 /// When the options do not go together, the file is in use, or the host fails.
 pub async fn create(io: &Io, path: &str, image: &ImageSpec) -> Result<()> {
-    let location = Location::Path(path.into());
+    let location = location(path)?;
     match image {
         ImageSpec::Raw { size, preallocation } => io.create_leaf(&location, *size, *preallocation).await,
         ImageSpec::Vdi(options) => {
-            let file = create_file(io, path).await?;
+            let file = create_file(io, &location).await?;
             let made = vdi::create(io, file, options).await;
             made.and(io.close(file).await)
         }
@@ -52,22 +53,22 @@ pub async fn create(io: &Io, path: &str, image: &ImageSpec) -> Result<()> {
                 let data = Location::Path(name.clone());
                 io.create_leaf(&data, options.size, options.preallocation.of_file()).await?;
             }
-            let file = create_file(io, path).await?;
+            let file = create_file(io, &location).await?;
             let made = qcow2::create(io, file, options).await;
             made.and(io.close(file).await)?;
             match options.preallocates() {
                 Preallocate::Off => Ok(()),
-                how => preallocate(io, path, how).await,
+                how => preallocate(io, location, how).await,
             }
         }
     }
 }
 
 /// Makes an empty file that nobody else uses, and opens it.
-async fn create_file(io: &Io, path: &str) -> Result<NodeId> {
-    io.create_leaf(&Location::Path(path.into()), 0, Preallocation::Off).await?;
+async fn create_file(io: &Io, location: &Location) -> Result<NodeId> {
+    io.create_leaf(location, 0, Preallocation::Off).await?;
     let mode = OpenMode { writable: true, ..OpenMode::default() };
-    let file = open(io, &NodeSpec::file(path, mode)).await?;
+    let file = open(io, &NodeSpec::leaf(location.clone(), mode)).await?;
     match io.lock(file, Permissions::WRITE.with(Permissions::RESIZE), Permissions::NONE).await {
         Ok(()) => Ok(file),
         Err(error) => {
@@ -78,10 +79,10 @@ async fn create_file(io: &Io, path: &str) -> Result<NodeId> {
 }
 
 /// Opens the new image, without its backing file, and reserves space for its disk.
-async fn preallocate(io: &Io, path: &str, how: Preallocate) -> Result<()> {
+async fn preallocate(io: &Io, location: Location, how: Preallocate) -> Result<()> {
     let mode = OpenMode { writable: true, ..OpenMode::default() };
     let driver = DriverSpec::Qcow2 {
-        file: Box::new(NodeSpec::file(path, mode)),
+        file: Box::new(NodeSpec::leaf(location, mode)),
         backing: ChildSpec::None,
         data_file: ChildSpec::FromImage,
         options: qcow2::Qcow2Options::default(),

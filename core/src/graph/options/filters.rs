@@ -95,6 +95,10 @@ pub(super) fn named(name: &str, mode: OpenMode, depth: usize) -> Result<Option<N
             let spec = leaf(&mut Options::flat(Default::default()), protocol, Some(name), mode)?;
             return Ok(Some(spec));
         }
+        Some(("nvme", _)) => {
+            let spec = leaf(&mut Options::flat(Default::default()), "nvme", Some(name), mode)?;
+            return Ok(Some(spec));
+        }
         _ => return Ok(None),
     };
     let driver = DriverSpec::Filter { file: Box::new(file), filter: Box::new(filter) };

@@ -76,6 +76,7 @@ pub const DRIVERS: &[&str] = &[
 /// The formats, and the protocol that a file name has.
 pub fn known(filename: &str) -> Known<'_> {
     let protocol = match filename.split_once(':') {
+        Some(("nvme", _)) => Ok("nvme"),
         Some((protocol, _)) if names_protocol(filename) && protocol != "file" => Err(protocol),
         _ => Ok("file"),
     };

@@ -1,0 +1,678 @@
+//! An I/O queue pair: requests in, completions out, on one thread and without locks, allocations or system calls.
+//!
+//! ```text
+//!   submit ─▶ check ─▶ a free command slot? ── yes ─▶ PRPs ─▶ submission queue ─▶ ring
+//!                │             └─ no, or not running ─▶ waiting ─┘▲
+//!                └─ refused ─▶ answered                           │ a slot is free again
+//!   poll   ◀─ completion queue ◀─ slot ◀─ request complete? ──────┘
+//! ```
+//!
+//! A request that one command holds stays in its slot from submission to completion; a larger one is a [`Split`], whose
+//! commands follow each other as slots become free. What the controller says is checked before it counts; what makes no
+//! sense has the controller reset. Resets, timeouts and the making of the queues are in `recovery`.
+
+use std::collections::VecDeque;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use drystone_core::buf::{Buf, BufList};
+use slab::Slab;
+
+use super::device::{Completions, Device, Lease};
+use super::error::{NvmeError, RequestError};
+use super::layout::{
+    COMPLETION_ENTRY_LEN, Command, Completion, Namespace, Prp, SUBMISSION_ENTRY_LEN, dataset_range, doorbells,
+};
+use super::memory::DmaMemory;
+use super::prp::{Mapper, Range};
+use super::recovery::State;
+use super::ring::{CompletionRing, Doorbell, Shadow, SubmissionRing};
+
+/// Requests that wait for a slot at the most, before [`QueuePair::has_room`] says no.
+const WAITING_MAX: usize = 1024;
+
+/// How often one command is sent, at the most.
+pub(super) const ATTEMPTS_MAX: u8 = 4;
+
+/// Blocks of one command with a 16-bit count.
+const BLOCKS_MAX: u64 = 1 << 16;
+
+/// What a request asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// Read into the buffers.
+    Read,
+    /// Write the buffers.
+    Write {
+        /// Whether they must be durable on completion.
+        fua: bool,
+    },
+    /// Compare the buffers with what is stored.
+    Compare,
+    /// Make all writes that have completed durable.
+    Flush,
+    /// Make the range read as zeros.
+    WriteZeroes {
+        /// Whether blocks may be deallocated, as long as they read as zeros.
+        deallocate: bool,
+    },
+    /// Tell that the range is not needed.
+    Deallocate,
+}
+
+impl Operation {
+    pub(super) fn moves_data(self) -> bool {
+        matches!(self, Self::Read | Self::Write { .. } | Self::Compare)
+    }
+}
+
+/// A request to a namespace.
+#[derive(Debug)]
+pub struct Request {
+    /// Comes back with the answer.
+    pub tag: u64,
+    /// What to do.
+    pub op: Operation,
+    /// First byte; whole blocks.
+    pub offset: u64,
+    /// Bytes; whole blocks. For what moves data, the bytes of `data`.
+    pub len: u64,
+    /// The buffers. They are copied unless they lie in the device's [arena](Device::arena).
+    pub data: BufList,
+}
+
+/// The answer to a request.
+#[derive(Debug)]
+pub struct Answer {
+    /// The request's.
+    pub tag: u64,
+    /// The request's.
+    pub op: Operation,
+    /// The request's buffers.
+    pub data: BufList,
+    /// What came of it.
+    pub result: Result<(), RequestError>,
+}
+
+/// What a queue pair did so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Commands that were sent, again or for the first time.
+    pub commands: u64,
+    /// Times that the submission queue's doorbell was told a new tail.
+    pub doorbells: u64,
+    /// Bytes that were copied because their buffers lie outside of the arena.
+    pub copied: u64,
+    /// Commands that were sent again.
+    pub retries: u64,
+    /// Commands that were to be aborted because they took too long.
+    pub aborts: u64,
+    /// Times that the queues were made anew.
+    pub attached: u64,
+}
+
+/// A queue pair of a device.
+pub struct QueuePair {
+    pub(super) device: Arc<Device>,
+    pub(super) lease: Lease,
+    pub(super) state: State,
+    pub(super) epoch: Arc<AtomicU32>,
+    /// The epoch that the queues belong to.
+    pub(super) epoch_seen: u32,
+    pub(super) submission: SubmissionRing,
+    pub(super) completion: CompletionRing,
+    pub(super) memory: DmaMemory,
+    pub(super) mapper: Mapper,
+    pub(super) slots: Box<[Slot]>,
+    pub(super) free: Vec<u16>,
+    pub(super) splits: Slab<Split>,
+    pub(super) waiting: VecDeque<Waiting>,
+    /// Answers that need no command.
+    pub(super) answered: VecDeque<Answer>,
+    /// The time at the last tick.
+    pub(super) now: Duration,
+    pub(super) scanned: Duration,
+    pub(super) looked: Duration,
+    pub(super) counters: Counters,
+    transfer_max: usize,
+}
+
+/// A command in flight, by its identifier.
+pub(super) struct Slot {
+    pub(super) owner: Owner,
+    pub(super) op: Operation,
+    pub(super) attempts: u8,
+    pub(super) aborting: bool,
+    /// The tick that preceded it.
+    pub(super) since: Duration,
+    /// What of the owner's buffers it moves.
+    range: Range,
+    /// Pages that stand in for the buffers; keeps its memory.
+    pages: Vec<u32>,
+    /// As it was sent, to be sent again.
+    pub(super) command: Command,
+}
+
+/// Whose command it is.
+pub(super) enum Owner {
+    Nobody,
+    Whole { tag: u64, data: BufList },
+    Part { split: usize },
+}
+
+/// A request of several commands.
+pub(super) struct Split {
+    namespace: Namespace,
+    request: Request,
+    /// Bytes that commands were made for.
+    sent: u64,
+    outstanding: u32,
+    /// It is in the queue of those that wait.
+    waits: bool,
+    error: Option<RequestError>,
+}
+
+impl Split {
+    pub(super) fn abandon(&mut self) {
+        abandon(&mut self.request.data);
+    }
+}
+
+/// What waits for a slot.
+pub(super) enum Waiting {
+    Fresh(Namespace, Request),
+    Rest(usize),
+}
+
+impl QueuePair {
+    /// Takes a queue pair of the device. Its queues are made by [`tick`](Self::tick); requests wait until then.
+    ///
+    /// # Errors
+    /// [`NvmeError::NoQueue`] when all are taken; the host's, when it has no memory.
+    pub fn new(device: &Arc<Device>) -> Result<Self, NvmeError> {
+        let lease = device.take_queue()?;
+        let capabilities = device.capabilities();
+        let page = capabilities.page;
+        let entries = u32::from(device.options().queue_entries).clamp(2, capabilities.queue_entries_max);
+        let entries = u16::try_from(entries).expect("a clamped number of 16 bits");
+        let slots = entries - 1;
+        let queue_len = usize::from(entries) * SUBMISSION_ENTRY_LEN;
+        let queues_len = 2 * queue_len.next_multiple_of(page);
+        let memory = device.transport.allocate(queues_len + Mapper::memory_len(slots, page))?;
+        let mapped = memory.part(queues_len, Mapper::memory_len(slots, page));
+        let (submission, completion) = rings(device, lease.number, &memory, entries, None);
+        let (now, epoch) = (device.transport.now(), device.epoch());
+        Ok(Self {
+            device: Arc::clone(device),
+            lease,
+            state: State::Detached,
+            epoch,
+            epoch_seen: 0,
+            submission,
+            completion,
+            mapper: Mapper::new(&mapped, slots, page, device.arena().place()),
+            memory,
+            slots: (0..slots).map(|_| Slot::default()).collect(),
+            free: (0..slots).rev().collect(),
+            splits: Slab::new(),
+            waiting: VecDeque::new(),
+            answered: VecDeque::new(),
+            now,
+            scanned: now,
+            looked: now,
+            counters: Counters::default(),
+            transfer_max: device.transfer_max(),
+        })
+    }
+
+    /// The device.
+    pub fn device(&self) -> &Arc<Device> {
+        &self.device
+    }
+
+    /// What it did so far.
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// Has the controller signal an eventfd for each completion. Tells whether it does: not without interrupt vectors, which
+    /// there are where the device was opened with [completions](super::Options::completions) that are not polled.
+    ///
+    /// # Errors
+    /// The host's.
+    pub fn bind_interrupt(&self, event: BorrowedFd<'_>) -> Result<bool, NvmeError> {
+        match self.vector() {
+            None => Ok(false),
+            Some(vector) => self.device.transport.bind_interrupt(vector, event).map(|()| true),
+        }
+    }
+
+    /// The vector of the completion queue, where it has one.
+    pub(super) fn vector(&self) -> Option<u16> {
+        let queue = self.lease.number;
+        let polled = self.device.options().completions == Completions::Polled;
+        (!polled && queue < self.device.transport.vectors()).then_some(queue)
+    }
+
+    /// Lets the least time pass, after [`poll`](Self::poll) found nothing.
+    #[inline]
+    pub fn relax(&self) {
+        self.device.transport.relax();
+    }
+
+    /// Whether another request is welcome.
+    #[inline]
+    pub fn has_room(&self) -> bool {
+        self.waiting.len() < WAITING_MAX
+    }
+
+    /// Whether nothing is in flight and nothing waits.
+    #[inline]
+    pub fn is_idle(&self) -> bool {
+        self.free.len() == self.slots.len() && self.waiting.is_empty() && self.answered.is_empty()
+    }
+
+    /// Takes a request. The controller is told by [`ring`](Self::ring).
+    #[inline]
+    pub fn submit(&mut self, namespace: &Namespace, request: Request) {
+        if let Some(result) = self.judge(namespace, &request) {
+            let Request { tag, op, data, .. } = request;
+            return self.answered.push_back(Answer { tag, op, data, result });
+        }
+        if self.free.is_empty() || !self.waiting.is_empty() || self.state != State::Running {
+            return self.waiting.push_back(Waiting::Fresh(*namespace, request));
+        }
+        if self.start(namespace, request)
+            && let Some(Waiting::Rest(_)) = self.waiting.front()
+        {
+            self.refill(&mut |_| unreachable!("nothing ends by being sent"));
+        }
+    }
+
+    /// What can be answered without a command.
+    #[inline]
+    fn judge(&self, namespace: &Namespace, request: &Request) -> Option<Result<(), RequestError>> {
+        if let State::Failed(error) = self.state {
+            return Some(Err(error));
+        }
+        let identity = self.device.identity();
+        let (op, len) = (request.op, request.len);
+        let offered = match op {
+            Operation::Read | Operation::Write { .. } => true,
+            // Without a volatile cache, what is written is durable.
+            Operation::Flush if !identity.volatile_write_cache => return Some(Ok(())),
+            Operation::Flush => return None,
+            Operation::Compare => identity.compare,
+            Operation::WriteZeroes { .. } => identity.write_zeroes,
+            Operation::Deallocate => identity.dataset_management,
+        };
+        if !offered {
+            return Some(Err(RequestError::Unsupported));
+        }
+        let within = (u64::from(namespace.block()) - 1) & (request.offset | len) == 0
+            && request.offset.checked_add(len).is_some_and(|end| end <= namespace.len_bytes());
+        if !within || op.moves_data() && len != request.data.len_bytes() as u64 {
+            return Some(Err(RequestError::OutOfRange));
+        }
+        if len == 0 { Some(Ok(())) } else { None }
+    }
+
+    /// Sends a request, or as much of it as one command holds. There is a free slot. Tells whether anything was sent.
+    #[inline]
+    fn start(&mut self, namespace: &Namespace, request: Request) -> bool {
+        let part = self.part(namespace, request.op, request.len);
+        let cid = self.free.pop().expect("the caller has seen a free slot");
+        let slot = &mut self.slots[usize::from(cid)];
+        let Some((prp, len)) = place(&mut self.mapper, slot, cid, namespace, &request, (0, part)) else {
+            self.free.push(cid);
+            self.waiting.push_front(Waiting::Fresh(*namespace, request));
+            return false;
+        };
+        let (op, offset) = (request.op, request.offset);
+        let owner = if len == request.len {
+            Owner::Whole { tag: request.tag, data: request.data }
+        } else {
+            let namespace = *namespace;
+            let split = Split { namespace, request, sent: len, outstanding: 1, waits: true, error: None };
+            let split = self.splits.insert(split);
+            self.waiting.push_front(Waiting::Rest(split));
+            Owner::Part { split }
+        };
+        self.send(cid, encode(op, namespace, prp, offset, len), op, owner);
+        true
+    }
+
+    /// Bytes of one command at the most.
+    #[inline]
+    fn part(&self, namespace: &Namespace, op: Operation, left: u64) -> u64 {
+        let blocks = |count: u64| count << namespace.block_bits;
+        match op {
+            Operation::Flush => 0,
+            Operation::Deallocate => left.min(blocks(u64::from(u32::MAX))),
+            Operation::WriteZeroes { .. } => left.min(blocks(BLOCKS_MAX)),
+            _ => left.min(blocks(BLOCKS_MAX)).min(self.transfer_max as u64),
+        }
+    }
+
+    #[inline]
+    fn send(&mut self, cid: u16, command: Command, op: Operation, owner: Owner) {
+        let slot = &mut self.slots[usize::from(cid)];
+        slot.owner = owner;
+        slot.op = op;
+        slot.attempts = 1;
+        slot.aborting = false;
+        slot.since = self.now;
+        slot.command = command.with_cid(cid);
+        if !slot.pages.is_empty() {
+            self.counters.copied += slot.range.len as u64;
+        }
+        self.submission.push(&slot.command);
+        self.counters.commands += 1;
+    }
+
+    /// Sends a command of a slot again.
+    pub(super) fn send_again(&mut self, cid: u16) {
+        let slot = &mut self.slots[usize::from(cid)];
+        slot.attempts += 1;
+        slot.aborting = false;
+        slot.since = self.now;
+        self.submission.push(&slot.command);
+        self.counters.commands += 1;
+        self.counters.retries += 1;
+    }
+
+    /// Tells the controller of what was submitted.
+    #[inline]
+    pub fn ring(&mut self) {
+        // Queues of an earlier epoch have no doorbells any more.
+        if self.state == State::Running
+            && self.epoch.load(Ordering::Relaxed) == self.epoch_seen
+            && self.submission.ring()
+        {
+            self.counters.doorbells += 1;
+        }
+    }
+
+    /// Hands over answers. Does not wait. Tells whether there were any.
+    #[inline]
+    pub fn poll(&mut self, mut done: impl FnMut(Answer)) -> bool {
+        let mut any = false;
+        while let Some(answer) = self.answered.pop_front() {
+            done(answer);
+            any = true;
+        }
+        if self.state != State::Running {
+            return any;
+        }
+        if self.epoch.load(Ordering::Acquire) != self.epoch_seen {
+            self.state = State::Detached;
+            return any;
+        }
+        // No more can be true: whoever writes more entries than there are commands is stopped.
+        for _ in 0..self.slots.len() {
+            let index = self.completion.head();
+            let Some(entry) = self.completion.next() else { break };
+            if let Err(error) = self.check(index, entry) {
+                self.fault(error);
+                return true;
+            }
+            any = true;
+            self.complete(entry, &mut done);
+        }
+        if any {
+            self.completion.release();
+            self.refill(&mut done);
+            self.ring();
+        }
+        any
+    }
+
+    /// Whether a completion is one that may come.
+    #[inline]
+    fn check(&self, index: u16, entry: Completion) -> Result<(), NvmeError> {
+        let (queue, len) = (self.lease.number, self.submission.len());
+        let in_flight =
+            self.slots.get(usize::from(entry.cid)).is_some_and(|slot| !matches!(slot.owner, Owner::Nobody));
+        let (field, found, expected) = if entry.queue != queue {
+            ("SQID", entry.queue, "this queue pair")
+        } else if entry.head >= len {
+            ("SQHD", entry.head, "a place in the submission queue")
+        } else if !in_flight {
+            ("CID", entry.cid, "a command in flight")
+        } else {
+            return Ok(());
+        };
+        Err(NvmeError::Completion { queue, index, field, found, expected })
+    }
+
+    #[inline]
+    fn complete(&mut self, entry: Completion, done: &mut impl FnMut(Answer)) {
+        let slot = &self.slots[usize::from(entry.cid)];
+        if !entry.status.is_success() && entry.status.may_retry() && slot.attempts < ATTEMPTS_MAX {
+            return self.send_again(entry.cid);
+        }
+        let result = match entry.status {
+            status if status.is_success() => Ok(()),
+            status if slot.aborting && status.may_retry() => Err(RequestError::TimedOut),
+            status => Err(RequestError::Status(status)),
+        };
+        self.finish(entry.cid, result, done);
+    }
+
+    /// Ends a command. The controller does nothing more for it.
+    #[inline]
+    pub(super) fn finish(
+        &mut self,
+        cid: u16,
+        result: Result<(), RequestError>,
+        done: &mut impl FnMut(Answer),
+    ) {
+        let slot = &mut self.slots[usize::from(cid)];
+        let mut owner = std::mem::replace(&mut slot.owner, Owner::Nobody);
+        if !slot.pages.is_empty() {
+            let data = match &mut owner {
+                Owner::Whole { data, .. } => data,
+                Owner::Part { split } => &mut self.splits[*split].request.data,
+                Owner::Nobody => unreachable!("a command in flight has an owner"),
+            };
+            if slot.op == Operation::Read && result.is_ok() {
+                self.mapper.copy_out(&slot.pages, data.windows_mut(), slot.range);
+            }
+            self.mapper.release(&mut slot.pages);
+        }
+        self.free.push(cid);
+        let op = slot.op;
+        match owner {
+            Owner::Whole { tag, data } => done(Answer { tag, op, data, result }),
+            Owner::Part { split } => {
+                let part = &mut self.splits[split];
+                part.outstanding -= 1;
+                if let (Err(error), None) = (result, part.error) {
+                    part.error = Some(error);
+                }
+                self.finish_split(split, done);
+            }
+            Owner::Nobody => unreachable!("a command in flight has an owner"),
+        }
+    }
+
+    /// Answers a request of several commands when the last of them has ended.
+    fn finish_split(&mut self, split: usize, done: &mut impl FnMut(Answer)) {
+        let part = &self.splits[split];
+        if part.outstanding > 0 || part.waits {
+            return;
+        }
+        let Split { request, error, .. } = self.splits.remove(split);
+        let result = error.map_or(Ok(()), Err);
+        done(Answer { tag: request.tag, op: request.op, data: request.data, result });
+    }
+
+    /// Ends a request of several commands that waits for a slot, and has no command in flight any more.
+    pub(super) fn end_split(
+        &mut self,
+        key: usize,
+        error: RequestError,
+        isolated: bool,
+        done: &mut impl FnMut(Answer),
+    ) {
+        let split = &mut self.splits[key];
+        if !isolated {
+            split.abandon();
+        }
+        split.waits = false;
+        split.error = split.error.or(Some(error));
+        self.finish_split(key, done);
+    }
+
+    /// Starts what waits, as far as there are slots and memory.
+    pub(super) fn refill(&mut self, done: &mut impl FnMut(Answer)) {
+        while self.state == State::Running
+            && !self.free.is_empty()
+            && let Some(next) = self.waiting.pop_front()
+        {
+            let went_on = match next {
+                Waiting::Fresh(namespace, request) => self.start(&namespace, request),
+                Waiting::Rest(split) => self.go_on(split, done),
+            };
+            if !went_on {
+                // Memory comes back with the next command that ends.
+                return;
+            }
+        }
+    }
+
+    /// Sends the next command of a split, or ends one that failed. Tells whether it could. There is a free slot.
+    fn go_on(&mut self, key: usize, done: &mut impl FnMut(Answer)) -> bool {
+        let split = &mut self.splits[key];
+        if split.error.is_some() {
+            split.waits = false;
+            self.finish_split(key, done);
+            return true;
+        }
+        let (namespace, op, sent) = (split.namespace, split.request.op, split.sent);
+        let (offset, left) = (split.request.offset + sent, split.request.len - sent);
+        let part = self.part(&namespace, op, left);
+        let cid = self.free.pop().expect("the caller has seen a free slot");
+        let (split, slot) = (&mut self.splits[key], &mut self.slots[usize::from(cid)]);
+        let placed = place(&mut self.mapper, slot, cid, &namespace, &split.request, (sent, part));
+        let Some((prp, len)) = placed else {
+            self.free.push(cid);
+            self.waiting.push_front(Waiting::Rest(key));
+            return false;
+        };
+        split.sent += len;
+        split.outstanding += 1;
+        split.waits = split.sent < split.request.len;
+        if split.waits {
+            self.waiting.push_front(Waiting::Rest(key));
+        }
+        self.send(cid, encode(op, &namespace, prp, offset, len), op, Owner::Part { split: key });
+        true
+    }
+}
+
+/// Puts the data of a command, `part` bytes from `at` on of its request, where the controller finds it; nothing while
+/// there is no memory for that. Also says how many bytes it will be.
+#[inline]
+fn place(
+    mapper: &mut Mapper,
+    slot: &mut Slot,
+    cid: u16,
+    namespace: &Namespace,
+    request: &Request,
+    (at, part): (u64, u64),
+) -> Option<(Prp, u64)> {
+    if request.op.moves_data() {
+        let range = Range { at: at as usize, len: part as usize, block: namespace.block() as usize };
+        let windows = request.data.windows();
+        let described = match mapper.describe(cid, windows, range) {
+            Some(described) => described,
+            None => {
+                let described = mapper.bounce(cid, range, &mut slot.pages)?;
+                if request.op != Operation::Read {
+                    mapper.copy_in(&slot.pages, windows, Range { len: described.len, ..range });
+                }
+                described
+            }
+        };
+        slot.range = Range { len: described.len, ..range };
+        return Some((described.prp, described.len as u64));
+    }
+    if request.op != Operation::Deallocate {
+        return Some((Prp::default(), part));
+    }
+    let page = mapper.page_of(cid);
+    let blocks = u32::try_from(part >> namespace.block_bits).expect("one command's blocks");
+    let range = dataset_range((request.offset + at) >> namespace.block_bits, blocks);
+    for (word, value) in page.words().iter().zip(range) {
+        word.store(value.to_le(), Ordering::Relaxed);
+    }
+    Some((Prp::page(page.iova()), part))
+}
+
+/// The command for a part of a request.
+#[inline]
+fn encode(op: Operation, namespace: &Namespace, prp: Prp, offset: u64, len: u64) -> Command {
+    let id = namespace.id;
+    let range = (offset >> namespace.block_bits, (len >> namespace.block_bits) as u32);
+    match op {
+        Operation::Read => Command::read(id, prp, range),
+        Operation::Write { fua } => Command::write(id, prp, range, fua),
+        Operation::Compare => Command::compare(id, prp, range),
+        Operation::Flush => Command::flush(id),
+        Operation::WriteZeroes { deallocate } => {
+            let deallocate = deallocate && namespace.zeroes_deallocate && namespace.deallocated_reads_zero;
+            Command::write_zeroes(id, range, deallocate)
+        }
+        Operation::Deallocate => Command::deallocate(id, prp),
+    }
+}
+
+/// Lays both queues out at the start of `memory`, empty.
+pub(super) fn rings(
+    device: &Device,
+    queue: u16,
+    memory: &DmaMemory,
+    entries: u16,
+    shadow: Option<&[DmaMemory; 2]>,
+) -> (SubmissionRing, CompletionRing) {
+    let capabilities = device.capabilities();
+    let registers = device.registers();
+    let (tail, head) = doorbells(queue, capabilities.doorbell_stride);
+    // Shadow doorbells lie in memory as the doorbells do in the registers.
+    let doorbell = |at: usize| {
+        let place = at - super::layout::offset::DOORBELLS;
+        let shadow =
+            shadow.map(|[values, events]| Shadow { value: values.cell(place), event: events.cell(place) });
+        Doorbell::new(registers.cell(at), shadow)
+    };
+    let submission_len = usize::from(entries) * SUBMISSION_ENTRY_LEN;
+    let half = submission_len.next_multiple_of(capabilities.page);
+    (
+        SubmissionRing::new(memory.part(0, submission_len), doorbell(tail)),
+        CompletionRing::new(memory.part(half, usize::from(entries) * COMPLETION_ENTRY_LEN), doorbell(head)),
+    )
+}
+
+/// Has buffers stay as they are for ever, and others of the same size take their place.
+pub(super) fn abandon(data: &mut BufList) {
+    let fresh = Buf::zeroed(data.len_bytes());
+    std::mem::forget(std::mem::replace(data, fresh.into()));
+}
+
+impl Default for Slot {
+    fn default() -> Self {
+        Self {
+            owner: Owner::Nobody,
+            op: Operation::Flush,
+            attempts: 0,
+            aborting: false,
+            since: Duration::ZERO,
+            range: Range { at: 0, len: 0, block: 1 },
+            pages: Vec::new(),
+            command: Command::default(),
+        }
+    }
+}
