@@ -21,6 +21,7 @@ use crate::hostile::TOP;
 pub use crate::layouts::{entries, header, luks, snapshot};
 pub use crate::requests::{crashes, requests};
 pub use crate::texts::{json, options, size};
+pub use crate::vdi::vdi;
 use crate::{damage, hostile};
 
 /// Bytes of an image that [`probe`] reads at either end, where the disk is longer.

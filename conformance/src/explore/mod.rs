@@ -35,7 +35,7 @@ use drystone_core::intent::Label;
 use fastrand::Rng;
 
 pub use crashes::fingerprint;
-pub use operation::{Access, Do, Guest, Operation, TOP, qcow2, qcow2_in};
+pub use operation::{Access, Do, Guest, Operation, TOP, image_in, qcow2, qcow2_in};
 pub use straight::straight;
 
 use crate::fault::Kind;
