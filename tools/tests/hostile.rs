@@ -331,6 +331,8 @@ fn chains_without_an_end() {
         refuse(&mut side, "endless chain", image, "");
         let run = side.ours(&format!("convert -O raw {image} out.raw"));
         side.expect_alike(&format!("{image}: convert"), &run.code, &1);
+        let times = run.stderr.matches("Could not open backing file").count();
+        side.expect_alike(&format!("{image}: the reason, said once"), &times, &1);
         side.both("endless chain", &format!("info {image}"));
     }
     side.both("endless chain", "info --backing-chain self.qcow2");
