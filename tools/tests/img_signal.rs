@@ -1,5 +1,5 @@
 //! SIGINT and SIGTERM in the middle of `convert`: the tool ends by the signal, nothing stays locked, and what is there of
-//! the target is an image that `qemu-img check` finds no errors in.
+//! the target is an image that `qemu-img check` finds no errors in. And a pipe that nobody reads any more.
 
 mod side;
 
@@ -68,4 +68,16 @@ fn what_the_caller_ignores_stays_ignored() {
     }
     let output = child.wait_with_output().expect("it ends");
     assert!(output.status.success(), "{output:?}");
+}
+
+#[test]
+fn a_reader_who_has_gone_is_no_error() {
+    let side = Side::new();
+    side.make("create -q -f qcow2 image 1M");
+    for args in ["--help", "info image", "map image", "check image", "convert -p -O raw image out"] {
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        drop(reader);
+        let run: Run = side.our_command(args).stdout(writer).output().expect("our own tool runs").into();
+        assert_eq!((run.code, run.stderr.as_str()), (0, ""), "{args}");
+    }
 }
