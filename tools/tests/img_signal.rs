@@ -39,7 +39,10 @@ fn an_interrupted_convert_leaves_nothing_behind_that_hurts() {
 /// Starts a slow `convert`, sends the signal once the target has grown, and waits for the end.
 fn interrupted(side: &Side, options: &str, signal: &str) -> Run {
     side.remove("target");
-    let mut command = side.our_command(&format!("convert -r 16M {options} image target"));
+    // Who runs the tests in the background of a shell has them ignore SIGINT.
+    let tool = env!("CARGO_BIN_EXE_drystone-img");
+    let line = format!("--default-signal=INT,TERM {tool} convert -r 16M {options} image target");
+    let mut command = side.command("env", &line);
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("our own tool runs");
     let begun = Instant::now();
     let grown = || std::fs::metadata(side.path("target")).is_ok_and(|target| target.len() > 1 << 20);
