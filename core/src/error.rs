@@ -173,8 +173,13 @@ impl Error {
         }
     }
 
-    /// Says of which child an error is.
+    /// Says of which child an error is; of a chain without an end once, not once for each image of it.
     pub(crate) fn child(what: &'static str, source: Box<Self>) -> Box<Self> {
+        if let Self::Child { source: below, .. } = &*source
+            && let Self::ChainTooDeep { .. } = **below
+        {
+            return source;
+        }
         Box::new(Self::Child { what, source })
     }
 

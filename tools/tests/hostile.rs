@@ -167,6 +167,11 @@ fn wild_header_fields() {
         ("2^32-1 snapshots", "napshot", &[(field::SNAPSHOT_COUNT, &[255; 4])]),
         ("snapshots past the end", "napshot", &[(field::SNAPSHOTS, &beyond)]),
         ("snapshots unaligned", "napshot", &[(field::SNAPSHOTS, &9_u64.to_be_bytes())]),
+        (
+            "no snapshots, unaligned",
+            "napshot",
+            &[(field::SNAPSHOT_COUNT, &[0; 4]), (field::SNAPSHOTS, &9_u64.to_be_bytes())],
+        ),
         ("cluster bits 8", "luster", &[(field::CLUSTER_BITS, &8_u32.to_be_bytes())]),
         ("cluster bits 63", "luster", &[(field::CLUSTER_BITS, &63_u32.to_be_bytes())]),
         ("cluster bits 22", "luster", &[(field::CLUSTER_BITS, &22_u32.to_be_bytes())]),
@@ -301,6 +306,13 @@ fn wild_snapshots() {
             }
         }
     }
+    // What lies between clusters is no table, and is not repaired as if it were one.
+    patched(&side, "bad", &good, &[(field::SNAPSHOTS, &(table + 9).to_be_bytes())]);
+    let before = side.read("bad");
+    for command in ["check bad", "check -r all bad"] {
+        side.expect_alike(command, &bounded(&side, command).map(|run| run.code), &Some(1));
+    }
+    side.expect_alike("a table between clusters is left alone", &(side.read("bad") == before), &true);
     side.finish();
 }
 
@@ -319,6 +331,8 @@ fn chains_without_an_end() {
         refuse(&mut side, "endless chain", image, "");
         let run = side.ours(&format!("convert -O raw {image} out.raw"));
         side.expect_alike(&format!("{image}: convert"), &run.code, &1);
+        let times = run.stderr.matches("Could not open backing file").count();
+        side.expect_alike(&format!("{image}: the reason, said once"), &times, &1);
         side.both("endless chain", &format!("info {image}"));
     }
     side.both("endless chain", "info --backing-chain self.qcow2");

@@ -6,8 +6,10 @@ use std::process::Command;
 
 use side::Side;
 
-const COMMANDS: &[&str] =
-    &["bench", "check", "commit", "compare", "convert", "create", "dd", "info", "map", "measure", "rebase"];
+const COMMANDS: &[&str] = &[
+    "amend", "bench", "bitmap", "check", "commit", "compare", "convert", "create", "dd", "info", "map",
+    "measure", "rebase", "resize", "snapshot",
+];
 
 /// Runs a program, unless it is not installed.
 fn run(program: &str, args: &[&str], path: &std::path::Path) -> Option<(bool, String)> {

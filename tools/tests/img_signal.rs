@@ -1,5 +1,5 @@
 //! SIGINT and SIGTERM in the middle of `convert`: the tool ends by the signal, nothing stays locked, and what is there of
-//! the target is an image that `qemu-img check` finds no errors in.
+//! the target is an image that `qemu-img check` finds no errors in. And a pipe that nobody reads any more.
 
 mod side;
 
@@ -39,7 +39,10 @@ fn an_interrupted_convert_leaves_nothing_behind_that_hurts() {
 /// Starts a slow `convert`, sends the signal once the target has grown, and waits for the end.
 fn interrupted(side: &Side, options: &str, signal: &str) -> Run {
     side.remove("target");
-    let mut command = side.our_command(&format!("convert -r 16M {options} image target"));
+    // Who runs the tests in the background of a shell has them ignore SIGINT.
+    let tool = env!("CARGO_BIN_EXE_drystone-img");
+    let line = format!("--default-signal=INT,TERM {tool} convert -r 16M {options} image target");
+    let mut command = side.command("env", &line);
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("our own tool runs");
     let begun = Instant::now();
     let grown = || std::fs::metadata(side.path("target")).is_ok_and(|target| target.len() > 1 << 20);
@@ -68,4 +71,16 @@ fn what_the_caller_ignores_stays_ignored() {
     }
     let output = child.wait_with_output().expect("it ends");
     assert!(output.status.success(), "{output:?}");
+}
+
+#[test]
+fn a_reader_who_has_gone_is_no_error() {
+    let side = Side::new();
+    side.make("create -q -f qcow2 image 1M");
+    for args in ["--help", "info image", "map image", "check image", "convert -p -O raw image out"] {
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        drop(reader);
+        let run: Run = side.our_command(args).stdout(writer).output().expect("our own tool runs").into();
+        assert_eq!((run.code, run.stderr.as_str()), (0, ""), "{args}");
+    }
 }

@@ -18,7 +18,7 @@ mod rebase;
 mod resize;
 mod snapshot;
 
-use std::io::{IsTerminal, Write};
+use std::io::{ErrorKind, IsTerminal, Write};
 use std::process::ExitCode;
 
 use drystone_exec_linux::{Client, Config};
@@ -108,11 +108,16 @@ fn on(common: &Common, command: impl AsyncFnOnce(Client) -> Result<u8, Failure>)
     ran.unwrap_or_else(|error| Err(Failure::new(format!("the executor could not start: {error}"))))
 }
 
-/// Writes to the standard output.
+/// Writes to the standard output. A reader who has gone away has seen what he wanted, and stops nothing.
 fn print(text: &str) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
     let written = out.write_all(legible(text, true).as_bytes()).and_then(|()| out.flush());
-    written.map_err(|error| Failure::new(format!("could not write the output: {error}")))
+    match written {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            Err(Failure::new(format!("could not write the output: {error}")))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Shows how far a command is. What cannot be written does not stop it.

@@ -500,14 +500,14 @@ fn parse_extensions(cluster: &[u8], start: usize, end: usize) -> Result<Vec<Exte
     // An image of version 2 from before there were extensions may end without the mark.
     while rest.len() >= 8 {
         let (after, (kind, len)) = (be_u32, be_u32::<_, ()>).parse(rest).expect("eight bytes");
-        if kind == extension_kind::END {
-            break;
-        }
         let (after, data) = take::<_, _, ()>(len).parse(after).map_err(|_| Qcow2Error::ExtensionLen {
             kind,
             len: u64::from(len),
             room: after.len() as u64,
         })?;
+        if kind == extension_kind::END {
+            break;
+        }
         extensions.push(Extension { kind, data: data.to_vec() });
         let padding = (8 - data.len() % 8) % 8;
         rest = after.get(padding..).unwrap_or_default();
@@ -593,6 +593,16 @@ mod tests {
                 prop_assert_eq!(Header::parse(&again), Ok(header));
             }
         }
+    }
+
+    /// As the reference has it: the mark that ends the extensions is one itself.
+    #[test]
+    fn the_mark_at_the_end_fits_too() {
+        let mut image = header().encode().expect("fits");
+        let name = u64::from_be_bytes(image[8..16].try_into().expect("eight")) as usize;
+        image[name - 1] = 1;
+        let error = Header::parse(&image).expect_err("a byte where none is left");
+        assert_eq!(error, Qcow2Error::ExtensionLen { kind: extension_kind::END, len: 1, room: 0 });
     }
 
     #[test]
