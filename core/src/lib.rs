@@ -11,3 +11,4 @@ pub mod format;
 pub mod graph;
 pub mod intent;
 pub mod job;
+pub mod trace;

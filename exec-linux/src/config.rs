@@ -1,5 +1,7 @@
 //! How an executor is set up.
 
+use drystone_core::intent::Intent;
+
 /// What an executor is to use. The default suits most.
 ///
 /// ```
@@ -7,7 +9,7 @@
 /// let config = Config { backend: BackendKind::Threads, ..Config::default() };
 /// assert_eq!(config.workers, 0);
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub struct Config {
     /// Which kernel interface carries reads and writes.
     pub backend: BackendKind,
@@ -18,11 +20,22 @@ pub struct Config {
     /// How completions of devices that this program drives itself are found. For a device that other engines of this
     /// process use too, the first one decides.
     pub polling: Polling,
+    /// Sees every intent before it is carried out.
+    pub trace: Option<Trace>,
 }
+
+/// What sees intents.
+pub type Trace = fn(&Intent);
 
 impl Default for Config {
     fn default() -> Self {
-        Self { backend: BackendKind::Auto, workers: 0, ring_entries: 256, polling: Polling::Always }
+        Self {
+            backend: BackendKind::Auto,
+            workers: 0,
+            ring_entries: 256,
+            polling: Polling::Always,
+            trace: None,
+        }
     }
 }
 

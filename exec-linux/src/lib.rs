@@ -42,7 +42,7 @@ mod timer;
 pub use backend::Backend;
 pub use blocking::run;
 pub use client::Client;
-pub use config::{BackendKind, Config, Polling};
+pub use config::{BackendKind, Config, Polling, Trace};
 pub use handle::{Handle, RemoteImage};
 pub use host::Host;
 pub use image::{Image, Transfer};

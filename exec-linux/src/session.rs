@@ -20,7 +20,7 @@ use drystone_core::graph::{NodeId, NodeInfo};
 use slab::Slab;
 
 use crate::backend::Backend;
-use crate::config::Config;
+use crate::config::{Config, Trace};
 use crate::doorbell::Doorbell;
 use crate::handle::{COMMANDS_MAX, Command, Gate, Handle, RemoteRequest};
 use crate::opened::Opened;
@@ -32,6 +32,7 @@ use crate::sync::mpsc::{Receiver, sync_channel};
 pub struct Session {
     engine: Engine,
     backend: RefCell<Backend>,
+    trace: Option<Trace>,
     waiters: RefCell<Slab<Waiter>>,
     /// Other threads, once there is a handle for them.
     others: RefCell<Option<Rc<Others>>>,
@@ -88,6 +89,7 @@ impl Session {
         Ok(Rc::new(Self {
             engine: Engine::new(),
             backend: RefCell::new(Backend::new(config)?),
+            trace: config.trace,
             waiters: RefCell::default(),
             others: RefCell::default(),
             driver: RefCell::default(),
@@ -186,6 +188,9 @@ impl Session {
         while backend.has_room()
             && let Some(intent) = self.engine.next_intent()
         {
+            if let Some(trace) = self.trace {
+                trace(&intent);
+            }
             backend.push(intent)?;
         }
         backend.submit()?;

@@ -12,6 +12,7 @@
 //! | [`message`] | errors and warnings, exit codes |
 //! | [`object`] | `--object` definitions |
 //! | [`options`] | option strings: `a=b,c=d` lists, dotted keys, `json:{…}` names, JSON text in the reference's key order |
+//! | [`trace`] | `--trace`: the one module that writes |
 //! | [`size`] | sizes as people write them and as `info` prints them |
 
 #![deny(unsafe_code)]
@@ -23,3 +24,4 @@ pub mod message;
 pub mod object;
 pub mod options;
 pub mod size;
+pub mod trace;

@@ -48,13 +48,15 @@ use std::ffi::OsString;
 
 use crate::getopt::{Getopt, OptionSpec, Order, Parsed};
 use crate::message::Failure;
-use crate::options::parse_list;
+use crate::trace::{EVENTS, Tracing};
 
 /// What a command line asks for.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Invocation {
     /// What to say on the error stream before anything else.
     pub warnings: Vec<String>,
+    /// What to trace.
+    pub tracing: Tracing,
     /// What to do.
     pub action: Action,
 }
@@ -167,53 +169,41 @@ pub fn parse(argv: &[String]) -> Result<Invocation, Failure> {
     if argv.len() < 2 {
         return Err(Failure::usage("Not enough arguments"));
     }
-    let invocation = |warnings, action| Ok(Invocation { warnings, action });
+    let mut tracing = Tracing::default();
+    let invocation = |warnings, tracing, action| Ok(Invocation { warnings, tracing, action });
     let mut warnings = Vec::new();
     let mut getopt = Getopt::new(GLOBAL_OPTIONS, Order::OptionsFirst, argv.to_vec());
     while let Some(parsed) = getopt.next_option() {
         match recognized(parsed)? {
-            ("help", _) => return invocation(warnings, Action::Help),
-            ("version", _) => return invocation(warnings, Action::Print(help::version(name))),
-            ("man", _) => return invocation(warnings, Action::Print(man::page(name))),
+            ("help", _) => return invocation(warnings, tracing, Action::Help),
+            ("version", _) => return invocation(warnings, tracing, Action::Print(help::version(name))),
+            ("man", _) => return invocation(warnings, tracing, Action::Print(man::page(name))),
             ("completions", shell) => {
                 let script = completions::script(name, &shell).ok_or_else(|| {
                     let text = format!("--completions expects 'bash', 'zsh' or 'fish', not '{shell}'");
                     Failure::usage(text)
                 })?;
-                return invocation(warnings, Action::Print(script));
+                return invocation(warnings, tracing, Action::Print(script));
             }
             (_, trace) if matches!(trace.as_str(), "help" | "?") => {
-                return invocation(warnings, Action::Print(String::new()));
+                return invocation(warnings, tracing, Action::Print(EVENTS.into()));
             }
-            (_, trace) => warnings.extend(trace_warnings(&trace)?),
+            (_, trace) => warnings.extend(tracing.add(&trace)?),
         }
     }
     let operands = getopt.take_operands();
-    let Some(command) = operands.first() else { return invocation(warnings, Action::Print(String::new())) };
+    let Some(command) = operands.first() else {
+        return invocation(warnings, tracing, Action::Print(String::new()));
+    };
     let Some(spec) = COMMANDS.iter().find(|spec| spec.name == command) else {
         return Err(Failure::usage(format!("Command not found: {command}")).after(warnings));
     };
     let help = help::of_command(name, spec);
     let mut getopt = Getopt::new(spec.options, Order::Permute, operands);
     match (spec.parse)(&mut getopt, Scan { help, ..Scan::default() }) {
-        Ok((action, more)) => invocation([warnings, more].concat(), action),
+        Ok((action, more)) => invocation([warnings, more].concat(), tracing, action),
         Err(failure) => Err(failure.after(warnings)),
     }
-}
-
-/// The engine's traces are chosen elsewhere, so there is no event of the given name; patterns may match nothing.
-pub(crate) fn trace_warnings(trace: &str) -> Result<Vec<String>, Failure> {
-    let mut warnings = Vec::new();
-    for pair in parse_list(trace, Some("enable")) {
-        warnings.extend(pair.switch_warning());
-        match pair.key.as_str() {
-            "enable" if pair.value.contains('*') || pair.value.is_empty() => {}
-            "enable" => warnings.push(format!("trace event '{}' does not exist", pair.value)),
-            "events" | "file" => {}
-            other => return Err(Failure::new(format!("Invalid parameter '{other}'")).after(warnings)),
-        }
-    }
-    Ok(warnings)
 }
 
 /// An option that the table has, with its argument.

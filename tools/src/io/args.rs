@@ -6,15 +6,18 @@ use super::command::{self, OpenCommand, Refusal};
 use super::help;
 use crate::getopt::{Getopt, OptionSpec, Order, Parsed};
 use crate::img::args::CacheMode;
-use crate::img::args::{Executor, parse_executor, parse_image_names, trace_warnings};
+use crate::img::args::{Executor, parse_executor, parse_image_names};
 use crate::message::Failure;
 use crate::object::{ObjectArg, ObjectDef, add_object, parse_object};
+use crate::trace::{EVENTS, Tracing};
 
 /// What a command line asks for.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Invocation {
     /// What to say on the error stream before anything else.
     pub warnings: Vec<String>,
+    /// What to trace.
+    pub tracing: Tracing,
     /// What to do.
     pub action: Action,
 }
@@ -95,6 +98,7 @@ pub(super) const OPTIONS: &[OptionSpec] = &[
 pub fn parse(argv: &[String], name: &str) -> Result<Invocation, Failure> {
     let mut args = IoArgs::default();
     let mut warnings = Vec::new();
+    let mut tracing = Tracing::default();
     let mut getopt = Getopt::new(OPTIONS, Order::Permute, argv.to_vec());
     while let Some(parsed) = getopt.next_option() {
         let (option, value) = match parsed {
@@ -108,12 +112,15 @@ pub fn parse(argv: &[String], name: &str) -> Result<Invocation, Failure> {
                 );
             }
         };
-        let print = |text| Ok(Invocation { warnings: Vec::new(), action: Action::Print(text) });
+        let print = |text| {
+            let tracing = Tracing::default();
+            Ok(Invocation { warnings: Vec::new(), tracing, action: Action::Print(text) })
+        };
         match option {
             "help" => return print(help::of_tool(name)),
             "version" => return print(help::version(name)),
-            "trace" if matches!(value.as_str(), "help" | "?") => return print(String::new()),
-            "trace" => warnings.extend(trace_warnings(&value)?),
+            "trace" if matches!(value.as_str(), "help" | "?") => return print(EVENTS.into()),
+            "trace" => warnings.extend(tracing.add(&value)?),
             "object" => match parse_object(&value).map_err(Failure::new)? {
                 ObjectArg::Help(text) => return print(text),
                 ObjectArg::Define(object) => {
@@ -131,7 +138,7 @@ pub fn parse(argv: &[String], name: &str) -> Result<Invocation, Failure> {
     if args.image_opts && args.format.is_some() {
         return Err(Failure::new("--image-opts and -f are mutually exclusive").after(warnings));
     }
-    Ok(Invocation { warnings, action: Action::Run(Box::new(args)) })
+    Ok(Invocation { warnings, tracing, action: Action::Run(Box::new(args)) })
 }
 
 fn set(args: &mut IoArgs, option: &str, value: String) -> Result<(), Failure> {

@@ -42,10 +42,11 @@ fn main() -> ExitCode {
         for warning in invocation.warnings {
             say(&Message::Warning(warning).render(&name));
         }
+        let trace = invocation.tracing.start()?;
         match invocation.action {
             Action::Help => print(&args::tool_help(&name, FORMATS)).map(|()| 0),
             Action::Print(text) => print(&text).map(|()| 0),
-            Action::Run(command) => run(*command, &name),
+            Action::Run(command) => run(*command, &name, Config { trace, ..Config::default() }),
         }
     });
     match outcome {
@@ -57,43 +58,60 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(command: Command, name: &str) -> Result<u8, Failure> {
+fn run(command: Command, name: &str, config: Config) -> Result<u8, Failure> {
     match command {
         Command::Amend(args) => {
-            on(&args.common.clone(), async |client| amend::run(&client, &args, name).await)
+            on(&args.common.clone(), config, async |client| amend::run(&client, &args, name).await)
         }
-        Command::Bench(args) => on(&args.common.clone(), async |client| bench::run(&client, &args).await),
+        Command::Bench(args) => {
+            on(&args.common.clone(), config, async |client| bench::run(&client, &args).await)
+        }
         Command::Bitmap(args) => {
-            on(&args.common.clone(), async |client| bitmap::run(&client, &args, name).await)
+            on(&args.common.clone(), config, async |client| bitmap::run(&client, &args, name).await)
         }
-        Command::Check(args) => on(&args.common.clone(), async |client| check::run(&client, &args).await),
+        Command::Check(args) => {
+            on(&args.common.clone(), config, async |client| check::run(&client, &args).await)
+        }
         Command::Commit(args) => {
-            on(&args.common.clone(), async |client| commit::run(&client, &args, name).await)
+            on(&args.common.clone(), config, async |client| commit::run(&client, &args, name).await)
         }
-        Command::Compare(args) => on(&args.common.clone(), async |client| compare::run(&client, &args).await),
+        Command::Compare(args) => {
+            on(&args.common.clone(), config, async |client| compare::run(&client, &args).await)
+        }
         Command::Convert(args) => {
-            on(&args.common.clone(), async |client| convert::run(&client, &args, name).await)
+            on(&args.common.clone(), config, async |client| convert::run(&client, &args, name).await)
         }
-        Command::Create(args) => on(&args.common.clone(), async |client| create::run(&client, &args).await),
-        Command::Dd(args) => on(&args.common.clone(), async |client| dd::run(&client, &args, name).await),
-        Command::Info(args) => on(&args.common.clone(), async |client| info::run(&client, &args).await),
-        Command::Map(args) => on(&args.common.clone(), async |client| map::run(&client, &args).await),
-        Command::Measure(args) => on(&args.common.clone(), async |client| measure::run(&client, &args).await),
+        Command::Create(args) => {
+            on(&args.common.clone(), config, async |client| create::run(&client, &args).await)
+        }
+        Command::Dd(args) => {
+            on(&args.common.clone(), config, async |client| dd::run(&client, &args, name).await)
+        }
+        Command::Info(args) => {
+            on(&args.common.clone(), config, async |client| info::run(&client, &args).await)
+        }
+        Command::Map(args) => on(&args.common.clone(), config, async |client| map::run(&client, &args).await),
+        Command::Measure(args) => {
+            on(&args.common.clone(), config, async |client| measure::run(&client, &args).await)
+        }
         Command::Rebase(args) => {
-            on(&args.common.clone(), async |client| rebase::run(&client, &args, name).await)
+            on(&args.common.clone(), config, async |client| rebase::run(&client, &args, name).await)
         }
         Command::Resize(args) => {
-            on(&args.common.clone(), async |client| resize::run(&client, &args, name).await)
+            on(&args.common.clone(), config, async |client| resize::run(&client, &args, name).await)
         }
         Command::Snapshot(args) => {
-            on(&args.common.clone(), async |client| snapshot::run(&client, &args, name).await)
+            on(&args.common.clone(), config, async |client| snapshot::run(&client, &args, name).await)
         }
     }
 }
 
 /// Runs a command on the executor that was asked for.
-fn on(common: &Common, command: impl AsyncFnOnce(Client) -> Result<u8, Failure>) -> Result<u8, Failure> {
-    let config = Config::default();
+fn on(
+    common: &Common,
+    config: Config,
+    command: impl AsyncFnOnce(Client) -> Result<u8, Failure>,
+) -> Result<u8, Failure> {
     let command = async move |client: Client| {
         let watched = client.clone();
         let result = command(client).await;

@@ -30,12 +30,13 @@ fn main() -> ExitCode {
         for warning in invocation.warnings {
             say(&Message::Warning(warning).render(&name));
         }
+        let trace = invocation.tracing.start()?;
         match invocation.action {
             Action::Print(text) => {
                 print(&text);
                 Ok(true)
             }
-            Action::Run(args) => run(*args, name.clone()),
+            Action::Run(args) => run(*args, name.clone(), Config { trace, ..Config::default() }),
         }
     });
     match outcome {
@@ -49,8 +50,7 @@ fn main() -> ExitCode {
 }
 
 /// Runs the commands on the executor that was asked for. Tells whether all of them succeeded.
-fn run(args: IoArgs, name: String) -> Result<bool, Failure> {
-    let config = Config::default();
+fn run(args: IoArgs, name: String, config: Config) -> Result<bool, Failure> {
     let executor = args.executor;
     let commands = async |client: Client| Shell::new(client, args, name).run().await;
     let ran = match executor {
