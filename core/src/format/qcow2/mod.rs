@@ -35,6 +35,7 @@ mod reclaim;
 mod refcount;
 mod resize;
 mod snapshots;
+mod vmstate;
 mod write;
 mod zero;
 
@@ -327,6 +328,16 @@ impl Driver for Qcow2 {
 
     fn resize<'a>(&'a self, io: &'a Io, len: u64, how: Preallocate) -> Option<LocalFuture<'a, Result<()>>> {
         Some(Box::pin(self.change_len(io, len, how)))
+    }
+
+    fn vmstate<'a>(
+        &'a self,
+        io: &'a Io,
+        access: Access,
+        offset: u64,
+        data: &'a mut BufList,
+    ) -> Option<LocalFuture<'a, Result<()>>> {
+        Some(Box::pin(self.transfer_vmstate(io, access, offset, data)))
     }
 
     fn is_clean(&self) -> bool {
