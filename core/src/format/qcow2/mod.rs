@@ -101,6 +101,7 @@ pub struct Qcow2 {
     /// The first reason why a freed cluster stays counted.
     reclaim_error: RefCell<Option<Box<Error>>>,
     discards: Discards,
+    protect: Protect,
     pack_fresh_only: bool,
     /// The version whose readers must understand what is written; below the header's while that goes down.
     writes_version: Cell<u32>,
