@@ -95,7 +95,7 @@ pub struct Qcow2Options {
 }
 
 /// Metadata that is protected from writes of data besides the header, which always is: no entry can name its cluster, and
-/// QEMU 10.0.2 ends with a failed assertion where an image has it taken without `main-header`.
+/// QEMU 10.0.2 refuses to allocate it for a table at every level, `none` too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Protect {
     /// `active-l1`.
