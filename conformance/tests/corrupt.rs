@@ -91,6 +91,37 @@ fn data_that_lies_on_metadata_is_not_written() {
     }
 }
 
+/// `overlap-check`: each switch protects what it names, and nothing else.
+#[test]
+fn each_switch_of_the_overlap_check_protects_what_it_names() {
+    let (bytes, [l1, l2, table, block]) = image();
+    let with = |options: String| {
+        let name = format!(r#"json:{{"driver":"qcow2","file.filename":"{TOP}",{options}}}"#);
+        from_filename(&name, None, WRITABLE).expect("legal")
+    };
+    for (at, switch) in
+        [(l1, "active-l1"), (l2, "active-l2"), (table, "refcount-table"), (block, "refcount-block")]
+    {
+        let mut damaged = bytes.clone();
+        damaged[l2 as usize..][..8].copy_from_slice(&(COPIED | at).to_be_bytes());
+        let on = with(format!(r#""overlap-check.template":"none","overlap-check.{switch}":true"#));
+        assert_eq!(written(&damaged, &on, 0).0.len(), 1, "{switch} protects");
+        let off = with(format!(r#""overlap-check.template":"all","overlap-check.{switch}":false"#));
+        for spec in [off, with(r#""overlap-check":"none""#.to_owned())] {
+            let mut world = World::new();
+            world.add_file(TOP, &damaged);
+            let mut sim = Sim::new(1, world);
+            let node = sim.run_job(async move |io| open(&io, &spec).await).expect("power").expect("opens");
+            let mut data = Buf::zeroed(4096);
+            data.fill(0x77);
+            let done = sim.run_job(async move |io| io.write("test", node, 0, data, Fua::No).await.1);
+            done.expect("power").unwrap_or_else(|error| panic!("{switch} is off: {error}"));
+            let left = sim.after_crash(Survival::Everything).export(TOP);
+            assert!(left[at as usize..][..4096].iter().all(|byte| *byte == 0x77), "{switch} is off");
+        }
+    }
+}
+
 #[test]
 fn entries_between_clusters_mark_the_image() {
     let (bytes, [l1, l2, table, block]) = image();

@@ -147,6 +147,10 @@ pub enum Error {
 pub trait FormatError: std::error::Error + Send + Sync + 'static {
     /// Which of the four kinds of failure this is.
     fn kind(&self) -> FaultKind;
+    /// The error number that a guest would see, where its kind does not say.
+    fn errno(&self) -> Option<Errno> {
+        None
+    }
     /// The error itself, for matching by type.
     fn as_any(&self) -> &dyn std::any::Any;
 }
@@ -209,6 +213,9 @@ impl Error {
             | Self::Create { errno, .. } => *errno,
             Self::Locked { .. } => Errno::EAGAIN,
             Self::Child { source, .. } => source.errno(),
+            Self::Format { fault, .. } if fault.errno().is_some() => {
+                fault.errno().expect("looked at in the same step")
+            }
             Self::Format { fault, .. } if matches!(fault.kind(), FaultKind::Corrupt | FaultKind::Io) => {
                 Errno::EIO
             }

@@ -218,3 +218,43 @@ fn convert_copies_bitmaps() {
     }
     side.finish();
 }
+
+/// What a commit writes to the base, and what it takes out of the image, sets bits in the bitmaps of both.
+#[test]
+fn commits_set_the_bits_that_they_set_with_the_reference() {
+    let mut side = Side::new();
+    for folder in ["ours", "theirs"] {
+        std::fs::create_dir(side.path(folder)).expect("a folder");
+    }
+    for (in_base, in_top) in [(true, false), (false, true), (true, true)] {
+        for (option, len, granularity) in
+            [("", "1M", "64k"), ("-d", "1M", "4k"), ("", "2M", "512"), ("-b b", "2M", "128k")]
+        {
+            for folder in ["ours", "theirs"] {
+                let (base, top) = (format!("{folder}/b"), format!("{folder}/t"));
+                side.make(&format!("create -q -f qcow2 {base} 1M"));
+                side.io(&base, "write -P 1 0 300k");
+                side.make(&format!("create -q -f qcow2 -b b -F qcow2 {top} {len}"));
+                let images = [(in_base, &base), (in_top, &top)];
+                for (_, image) in images.into_iter().filter(|(wanted, _)| *wanted) {
+                    side.make(&format!("bitmap --add -g {granularity} {image} on"));
+                    side.make(&format!("bitmap --add --disable {image} off"));
+                }
+                side.io(&top, "write -P 2 64k 70k; write -z 256k 64k; write -P 3 900k 512");
+            }
+            let about = format!("{option} {len} {granularity} {in_base} {in_top}");
+            let words = |folder: &str| format!("commit {option} {folder}/t");
+            let (ours, theirs) = (side.ours(&words("ours")), side.theirs(&words("theirs")));
+            side.expect_alike(&about, &ours, &theirs);
+            for image in ["b", "t"] {
+                let bits = |folder: &str| stored(&side.read(&format!("{folder}/{image}")));
+                let (ours, theirs) = (bits("ours"), bits("theirs"));
+                assert_eq!(ours.is_empty(), !(if image == "b" { in_base } else { in_top }), "{about}");
+                side.expect_alike(&format!("{about}: bitmaps of {image}"), &ours, &theirs);
+                assert_eq!(side.theirs(&format!("check -q ours/{image}")).code, 0, "{about}");
+            }
+            assert_eq!(side.theirs("compare -q ours/t theirs/t").code, 0, "{about}");
+        }
+    }
+    side.finish();
+}

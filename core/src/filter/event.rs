@@ -1,7 +1,7 @@
 //! Places in the work of formats that a test can wait for, by the names that QEMU gives them.
 //!
 //! Nobody tells `reftable_grow` and `refblock_update`: QEMU 10.0.2, which has these names too, tells neither in any of its
-//! operations on qcow2. `vmstate_load` and `vmstate_save` wait for the state of a machine.
+//! operations on qcow2.
 
 macro_rules! events {
     ($($variant:ident = $name:literal, $what:literal;)*) => {

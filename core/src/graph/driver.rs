@@ -296,6 +296,18 @@ pub trait Driver {
         Err(Box::new(Error::Unsupported { node, driver, what: "a change of length" }))
     }
 
+    /// Reads or writes, by `access`, the state of a machine that the format keeps beside the disk, from byte `offset` of it
+    /// on. `None`: the driver has no place for it.
+    fn vmstate<'a>(
+        &'a self,
+        _io: &'a Io,
+        _access: Access,
+        _offset: u64,
+        _data: &'a mut BufList,
+    ) -> Option<LocalFuture<'a, Result<()>>> {
+        None
+    }
+
     /// Whether no metadata waits to be written, so that a durable data write is a durable guest write.
     fn is_clean(&self) -> bool {
         true

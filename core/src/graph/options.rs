@@ -427,7 +427,7 @@ fn cache_sizes(options: &mut Options, read: &mut Qcow2Options) -> Result<()> {
     Ok(())
 }
 
-/// Metadata that memory holds is always protected, whatever the level says; a level decides what is protected besides.
+/// A level decides what is protected, and single switches what differs from it.
 fn overlap_checks(options: &mut Options) -> Result<Protect> {
     let plain = options.text("overlap-check");
     let template = options.text("overlap-check.template");
@@ -440,12 +440,10 @@ fn overlap_checks(options: &mut Options) -> Result<Protect> {
         )));
     }
     let mut protect = match plain.or(template).as_deref() {
-        None | Some("cached") => Protect::default(),
-        Some("none") => {
-            Protect { snapshot_table: false, inactive_l1: false, inactive_l2: false, bitmap_directory: false }
-        }
-        Some("constant") => Protect { inactive_l1: false, ..Protect::default() },
-        Some("all") => Protect { inactive_l2: true, ..Protect::default() },
+        None | Some("cached") => Protect::CACHED,
+        Some("none") => Protect::NONE,
+        Some("constant") => Protect::CONSTANT,
+        Some("all") => Protect::ALL,
         Some(other) => {
             return Err(refused(format!(
                 "Unsupported value '{other}' for qcow2 option 'overlap-check'. Allowed are any of the following: none, \
@@ -453,10 +451,13 @@ fn overlap_checks(options: &mut Options) -> Result<Protect> {
             )));
         }
     };
-    for known in ["main-header", "active-l1", "active-l2", "refcount-table", "refcount-block"] {
-        let _ = options.switch(&format!("overlap-check.{known}"))?;
-    }
+    // The header is always protected.
+    let _ = options.switch("overlap-check.main-header")?;
     for (key, protected) in [
+        ("active-l1", &mut protect.active_l1),
+        ("active-l2", &mut protect.active_l2),
+        ("refcount-table", &mut protect.refcount_table),
+        ("refcount-block", &mut protect.refcount_block),
         ("snapshot-table", &mut protect.snapshot_table),
         ("inactive-l1", &mut protect.inactive_l1),
         ("inactive-l2", &mut protect.inactive_l2),

@@ -1,6 +1,5 @@
 //! What `info` shows.
 
-use drystone_core::format::qcow2::layout::Header;
 use serde_json::{Map, Value};
 
 use super::report::amount;
@@ -31,12 +30,4 @@ impl Info {
         }
         text
     }
-}
-
-/// The first byte behind the disk that no L2 table of the disk maps: there a machine's state would be.
-#[must_use]
-pub fn vmstate_offset(header: &Header) -> u64 {
-    let cluster = header.cluster_bits.size();
-    let span = cluster * (cluster / header.l2_entry_len() as u64);
-    header.size.div_ceil(span).saturating_mul(span)
 }

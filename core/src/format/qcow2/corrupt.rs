@@ -113,7 +113,7 @@ impl Qcow2 {
                 continue;
             }
             let cluster = (raw & 0x00ff_ffff_ffff_fe00) >> bits;
-            if cluster != 0 && refcounts.metadata.contains(&cluster) {
+            if cluster != 0 && refcounts.is_protected(cluster) {
                 entry[0] &= 0x7f;
                 self.corruption.borrow_mut().overlapping.insert(cluster);
             }
@@ -211,6 +211,7 @@ impl Qcow2 {
         let mut done = 0;
         for (first, end) in ranges {
             refcounts.metadata.extend(first.max(done)..end.max(done));
+            refcounts.unprotected.retain(|cluster| !(first..end).contains(cluster));
             done = done.max(end);
         }
         Ok(())

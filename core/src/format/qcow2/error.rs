@@ -2,6 +2,7 @@
 
 use super::layout::{GuestOffset, HostOffset};
 use crate::error::{FaultKind, FormatError};
+use crate::intent::Errno;
 
 /// An error of the qcow2 format. Texts that scripts know from `qemu-img` begin with its words.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -187,6 +188,11 @@ pub enum Qcow2Error {
     #[error("the dirty bitmaps are damaged: {problem}")]
     Bitmaps { problem: &'static str },
 
+    #[error(
+        "{len} bytes of a machine's state at byte {offset} of it: no L1 table of 32 MiB reaches so far behind the disk"
+    )]
+    VmstateTooFar { offset: u64, len: u64 },
+
     #[error("{0}")]
     Option(String),
 }
@@ -225,10 +231,15 @@ impl FormatError for Qcow2Error {
             | Self::SnapshotsFull { .. }
             | Self::CountsChanges
             | Self::RawDataFileHoldsAll
+            | Self::VmstateTooFar { .. }
             | Self::ImageFull { .. } => FaultKind::Misuse,
             Self::CacheExhausted | Self::HeaderAdrift | Self::Occupied { .. } => FaultKind::Io,
             _ => FaultKind::Corrupt,
         }
+    }
+
+    fn errno(&self) -> Option<Errno> {
+        matches!(self, Self::VmstateTooFar { .. }).then_some(Errno::EFBIG)
     }
 
     fn as_any(&self) -> &dyn std::any::Any {

@@ -34,6 +34,7 @@ mod reclaim;
 mod refcount;
 mod resize;
 mod snapshots;
+mod vmstate;
 mod write;
 mod zero;
 
@@ -101,6 +102,7 @@ pub struct Qcow2 {
     /// The first reason why a freed cluster stays counted.
     reclaim_error: RefCell<Option<Box<Error>>>,
     discards: Discards,
+    protect: Protect,
     pack_fresh_only: bool,
     /// The version whose readers must understand what is written; below the header's while that goes down.
     writes_version: Cell<u32>,
@@ -329,6 +331,16 @@ impl Driver for Qcow2 {
 
     async fn resize(&self, io: &Io, len: u64, how: Preallocate) -> Result<()> {
         self.change_len(io, len, how).await
+    }
+
+    fn vmstate<'a>(
+        &'a self,
+        io: &'a Io,
+        access: Access,
+        offset: u64,
+        data: &'a mut BufList,
+    ) -> Option<LocalFuture<'a, Result<()>>> {
+        Some(Box::pin(self.transfer_vmstate(io, access, offset, data)))
     }
 
     fn is_clean(&self) -> bool {

@@ -86,7 +86,7 @@ pub struct Qcow2Options {
     /// Open for a check or a repair: images open that are marked corrupt or dirty, or whose refcounts are lost, and
     /// bitmaps stay as they are. The guest's data is not to be written.
     pub for_check: bool,
-    /// Metadata that no data may be written over, beyond what memory holds anyway (`overlap-check`).
+    /// Metadata that no data may be written over (`overlap-check`).
     pub protect: Protect,
     /// A discarded cluster stays where it is, and reads as zeros (`discard-no-unref`).
     pub discard_no_unref: bool,
@@ -94,10 +94,18 @@ pub struct Qcow2Options {
     pub pack_fresh_only: bool,
 }
 
-/// Metadata that is protected from writes of data besides header, active tables, refcount table and blocks, which always
-/// are.
+/// Metadata that is protected from writes of data besides the header, which always is: no entry can name its cluster, and
+/// QEMU 10.0.2 refuses to allocate it for a table at every level, `none` too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Protect {
+    /// `active-l1`.
+    pub active_l1: bool,
+    /// `active-l2`.
+    pub active_l2: bool,
+    /// `refcount-table`.
+    pub refcount_table: bool,
+    /// `refcount-block`.
+    pub refcount_block: bool,
     /// `snapshot-table`.
     pub snapshot_table: bool,
     /// `inactive-l1`: L1 tables of snapshots.
@@ -108,10 +116,33 @@ pub struct Protect {
     pub bitmap_directory: bool,
 }
 
+impl Protect {
+    /// The level `none`.
+    pub const NONE: Self = Self::level(false, false, false);
+    /// The level `constant`: what stays where it is while an image is open.
+    pub const CONSTANT: Self = Self::level(true, false, false);
+    /// The level `cached`: what memory holds besides.
+    pub const CACHED: Self = Self::level(true, true, false);
+    /// The level `all`.
+    pub const ALL: Self = Self::level(true, true, true);
+
+    const fn level(constant: bool, cached: bool, all: bool) -> Self {
+        Self {
+            active_l1: constant,
+            active_l2: cached,
+            refcount_table: constant,
+            refcount_block: cached,
+            snapshot_table: constant,
+            inactive_l1: cached,
+            inactive_l2: all,
+            bitmap_directory: constant,
+        }
+    }
+}
+
 impl Default for Protect {
-    /// The level `cached`.
     fn default() -> Self {
-        Self { snapshot_table: true, inactive_l1: true, inactive_l2: false, bitmap_directory: true }
+        Self::CACHED
     }
 }
 
@@ -227,6 +258,7 @@ pub async fn open(
         reclaimed: Default::default(),
         reclaim_error: RefCell::default(),
         discards: options.discards,
+        protect: options.protect,
         pack_fresh_only: options.pack_fresh_only,
         discard_no_unref: options.discard_no_unref,
         writable,
@@ -394,6 +426,37 @@ pub(super) fn metadata_clusters(
     Ok(clusters)
 }
 
+/// Clusters of metadata that may be written over by wish of who opens the image. What holds protected metadata too is none.
+fn unprotected_clusters(header: &Header, l1: &[u64], table: &[u64], protect: Protect) -> FxHashSet<u64> {
+    let bits = header.cluster_bits;
+    if protect.active_l1 && protect.active_l2 && protect.refcount_table && protect.refcount_block {
+        return FxHashSet::default();
+    }
+    let (mut open, mut closed) = (FxHashSet::default(), FxHashSet::from_iter([0]));
+    let mut add = |protected: bool, clusters: &mut dyn Iterator<Item = u64>| {
+        if protected { closed.extend(clusters) } else { open.extend(clusters) }
+    };
+    let run = |at: HostOffset, len: u64| {
+        let first = at.0 >> bits.bits();
+        first..first + bits.count(len)
+    };
+    add(protect.active_l1, &mut run(header.l1_offset, u64::from(header.l1_entries) * 8));
+    let table_len = u64::from(header.refcount_table_clusters) << bits.bits();
+    add(protect.refcount_table, &mut run(header.refcount_table_offset, table_len));
+    let block = |(index, raw): (usize, &u64)| {
+        let entry = RefcountTableEntry::parse(*raw, index as u64, bits).ok()?;
+        entry.block().map(|block| block.0 >> bits.bits())
+    };
+    add(protect.refcount_block, &mut table.iter().enumerate().filter_map(block));
+    let l2_table = |raw: &u64| match L1Entry::parse(*raw, bits) {
+        Ok(L1Entry::Table { at, .. }) => Some(at.0 >> bits.bits()),
+        _ => None,
+    };
+    add(protect.active_l2, &mut l1.iter().filter_map(l2_table));
+    open.retain(|cluster| !closed.contains(cluster));
+    open
+}
+
 /// Reads the snapshot table, an entry at a time.
 async fn read_snapshots(io: &Io, file: NodeId, header: &Header) -> Result<Vec<Snapshot>> {
     let (count, at) = (header.snapshot_count, header.snapshots_offset);
@@ -444,6 +507,8 @@ impl Qcow2 {
         let (l1, mut refcounts) = (self.l1.borrow(), self.refcounts.borrow_mut());
         let clusters = metadata_clusters(&self.header.borrow(), &l1.entries, &refcounts.table);
         refcounts.metadata = clusters.map_err(|fault| self.fail(fault))?;
+        refcounts.unprotected =
+            unprotected_clusters(&self.header.borrow(), &l1.entries, &refcounts.table, self.protect);
         Ok(())
     }
 

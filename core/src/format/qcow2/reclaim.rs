@@ -142,6 +142,7 @@ impl Qcow2 {
         if refcounts.next_packed >> bits.bits() == cluster {
             refcounts.next_packed = 0;
         }
+        refcounts.unprotected.remove(&cluster);
         if refcounts.metadata.remove(&cluster) {
             self.l2.borrow_mut().forget(HostOffset(cluster << bits.bits()), bits.size());
         }

@@ -45,6 +45,8 @@ pub(super) struct Refcounts {
     pub(super) next_packed: u64,
     /// Host clusters that hold metadata: nobody is given them, whatever their refcount says.
     pub(super) metadata: FxHashSet<u64>,
+    /// Those of them that may be given to data all the same (`overlap-check`).
+    pub(super) unprotected: FxHashSet<u64>,
     /// No cluster below this number is free.
     pub(super) first_free: u64,
     /// From this cluster on, the file was never written, and reads as zeros.
@@ -103,6 +105,7 @@ impl Refcounts {
             cluster_bits,
             next_packed: 0,
             metadata: FxHashSet::default(),
+            unprotected: FxHashSet::default(),
             first_free: 0,
             fresh_from: u64::MAX,
             spare: Vec::new(),
@@ -117,6 +120,7 @@ impl Refcounts {
         (self.table_at, self.table, self.table_dirty) = (table_at, table, None);
         (self.first_free, self.next_packed) = (0, 0);
         self.metadata.clear();
+        self.unprotected.clear();
     }
 
     /// Has clusters beyond `file_len` count as zeroed, on a leaf that grows with zeros.
@@ -138,6 +142,7 @@ impl Refcounts {
         (self.table_at, self.table, self.table_dirty) = (table_at, table, None);
         self.cache.clear();
         self.metadata = metadata;
+        self.unprotected.clear();
         (self.next_packed, self.first_free) = (0, 0);
         self.spare.clear();
         self.freed.clear();
@@ -238,10 +243,15 @@ impl Refcounts {
 
     /// A cluster that holds metadata and yet counts as free is the sign of a corrupt image.
     fn check_taken(&self, first: u64, count: u64) -> Result<(), Qcow2Error> {
-        match (first..first + count).find(|cluster| self.metadata.contains(cluster)) {
+        match (first..first + count).find(|cluster| self.is_protected(*cluster)) {
             None => Ok(()),
             Some(cluster) => Err(Qcow2Error::MetadataIsFree { at: self.offset_of(cluster) }),
         }
+    }
+
+    /// Whether a cluster holds metadata that no data is written over.
+    pub(super) fn is_protected(&self, cluster: u64) -> bool {
+        self.metadata.contains(&cluster) && !self.unprotected.contains(&cluster)
     }
 
     fn taken(&mut self, first: u64, count: u64) -> Taken {

@@ -22,7 +22,7 @@ use crate::graph::driver::{Access, Mapping, Preallocate, Ready, Role};
 use crate::intent::{Preallocation, ZeroFlags};
 
 /// Has the node show more than its header says, until dropped.
-struct Shown<'a>(&'a Cell<Option<u64>>);
+pub(super) struct Shown<'a>(pub(super) &'a Cell<Option<u64>>);
 
 impl Drop for Shown<'_> {
     fn drop(&mut self) {
@@ -98,7 +98,7 @@ impl Qcow2 {
     }
 
     /// Makes the L1 table longer.
-    async fn grow_l1(&self, io: &Io, entries: usize) -> Result<()> {
+    pub(super) async fn grow_l1(&self, io: &Io, entries: usize) -> Result<()> {
         let node = io.shared().graph.node(io.node());
         let still = self.stand_still(io, &node).await?;
         let mut change = Change::of(self);

@@ -6,7 +6,7 @@ use drystone_core::format::qcow2::Qcow2;
 use drystone_core::graph::{Driver, Role};
 use drystone_core::intent::LeafKind;
 use drystone_tools::img::info::qcow2_facts;
-use drystone_tools::io::info::{Info, vmstate_offset};
+use drystone_tools::io::info::Info;
 use drystone_tools::io::report;
 
 use crate::print;
@@ -117,7 +117,7 @@ pub async fn info(shell: &Shell) -> Outcome {
         }
         info.clusters = match io.driver(below) {
             Some(driver) => {
-                header(&driver).map(|header| (header.cluster_bits.size(), vmstate_offset(&header)))
+                header(&driver).map(|header| (header.cluster_bits.size(), header.vmstate_offset()))
             }
             None if io.driver_name(below) == "null-co" => None,
             None => Some((0, 0)),

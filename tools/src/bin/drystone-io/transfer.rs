@@ -7,8 +7,7 @@ use std::time::Instant;
 use drystone_core::buf::{Buf, BufList};
 use drystone_core::engine::Op;
 use drystone_core::error::{Error, Result as CoreResult};
-use drystone_core::graph::NodeId;
-use drystone_core::graph::Preallocate;
+use drystone_core::graph::{Access, NodeId, Preallocate};
 use drystone_core::intent::{Errno, Fua, ZeroFlags};
 use drystone_exec_linux::Image;
 use drystone_tools::io::report::{Report, dump};
@@ -96,9 +95,20 @@ fn failed(broken: &Cell<bool>, what: &str, error: &Error) -> Outcome {
     Outcome::Failed
 }
 
-fn not_supported(what: &str) -> Outcome {
-    print(&format!("{what} failed: {}\n", Errno::ENOTSUP));
-    Outcome::Failed
+/// Reads or writes the state of a machine (`-b`), and measures it.
+async fn vmstate(
+    shell: &Shell,
+    access: Access,
+    offset: u64,
+    data: BufList,
+) -> (BufList, CoreResult<()>, Instant) {
+    let begun = Instant::now();
+    let node = shell.opened().image.node();
+    let done = shell.client.run(async move |io| Ok(io.vmstate(node, access, offset, data).await));
+    match shell.wait(done).await {
+        Ok((data, result)) => (data, result, begun),
+        Err(error) => (BufList::new(), Err(error), begun),
+    }
 }
 
 /// Compares what was read with a pattern; says where they differ.
@@ -119,11 +129,11 @@ fn verify(data: &BufList, offset: u64, pattern: Pattern) -> bool {
 }
 
 pub async fn read(shell: &Shell, args: &ReadArgs) -> Outcome {
-    if args.vmstate {
-        return not_supported("read");
-    }
     let data = buffers(shell, &[args.count]);
-    let (data, result, begun) = timed(shell, Op::Read, (args.offset, args.count), data).await;
+    let (data, result, begun) = match args.vmstate {
+        true => vmstate(shell, Access::Read, args.offset, data).await,
+        false => timed(shell, Op::Read, (args.offset, args.count), data).await,
+    };
     let elapsed = begun.elapsed();
     if let Err(error) = result {
         return failed(&shell.broken, "read", &error);
@@ -228,9 +238,6 @@ async fn check_compressed(shell: &Shell, args: &WriteArgs) -> Result<(), Errno> 
 }
 
 pub async fn write(shell: &Shell, args: &WriteArgs) -> Outcome {
-    if args.vmstate {
-        return not_supported("write");
-    }
     let (op, data) = match prepare(shell, args) {
         Ok(prepared) => prepared,
         Err(outcome) => return outcome,
@@ -241,7 +248,10 @@ pub async fn write(shell: &Shell, args: &WriteArgs) -> Outcome {
         print(&format!("write failed: {errno}\n"));
         return Outcome::Failed;
     }
-    let (_, result, begun) = timed(shell, op, (args.offset, args.count), data).await;
+    let (_, result, begun) = match args.vmstate {
+        true => vmstate(shell, Access::Write, args.offset, data).await,
+        false => timed(shell, op, (args.offset, args.count), data).await,
+    };
     let elapsed = begun.elapsed();
     if let Err(error) = result {
         return failed(&shell.broken, "write", &error);
