@@ -133,8 +133,10 @@ pub enum Error {
     #[error("{0}")]
     Options(String),
     /// The host has no random bytes.
-    #[error("no random bytes for identifiers: {errno}")]
+    #[error("{location}: no random bytes for identifiers: {errno}")]
     Entropy {
+        /// Name of the file or device that they are for.
+        location: String,
         /// The host's answer.
         errno: Errno,
     },

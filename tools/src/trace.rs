@@ -30,8 +30,14 @@ pub struct Tracing {
     file: Option<String>,
 }
 
+/// Patterns, and where lines go.
+struct Started {
+    patterns: Vec<String>,
+    out: Mutex<Box<dyn Write + Send>>,
+}
+
 /// The one that the program has.
-static STARTED: OnceLock<(Vec<String>, Mutex<Box<dyn Write + Send>>)> = OnceLock::new();
+static STARTED: OnceLock<Started> = OnceLock::new();
 
 impl Tracing {
     /// Adds what an option says, and returns what to warn of: a name that is no label, as the reference's are.
@@ -75,14 +81,14 @@ impl Tracing {
             None => Box::new(stderr()),
         };
         // The command line is read once.
-        let _ = STARTED.set((patterns, Mutex::new(out)));
+        let _ = STARTED.set(Started { patterns, out: Mutex::new(out) });
         Ok(Some(tell))
     }
 }
 
 /// Writes a line for an intent that a pattern matches.
 fn tell(intent: &Intent) {
-    let Some((patterns, out)) = STARTED.get() else { return };
+    let Some(Started { patterns, out }) = STARTED.get() else { return };
     if patterns.iter().any(|pattern| matches(pattern.as_bytes(), intent.label.as_bytes())) {
         let line = format!("{} {}\n", intent.label, action(&intent.action));
         let mut out = out.lock().expect("nothing panics while it holds the lock");

@@ -211,3 +211,22 @@ fn names_in_an_image_do_not_steer_a_terminal() {
         assert!(escaped || !tells, "{line}: {told}");
     }
 }
+
+/// Labels are ours; the reference's events are places in its code.
+#[test]
+fn a_trace_shows_the_intents_that_it_names() {
+    let side = images();
+    side.our_make("-T qcow2.load/*,file=lines map q");
+    let lines = String::from_utf8(side.read("lines")).expect("text");
+    assert!(lines.lines().any(|line| line.starts_with("qcow2.load/l2_table read ")), "{lines}");
+    assert!(lines.lines().all(|line| line.starts_with("qcow2.load/")), "{lines}");
+    side.write("wanted", b"# a comment\nopen*\n");
+    let run = side.ours("-T events=wanted map q");
+    assert!(run.stderr.lines().any(|line| line.contains("open") && line.contains(" ro")), "{}", run.stderr);
+    let run = side.ours("-T bdrv_open_common info q");
+    assert_eq!(
+        (run.code, run.stderr.matches("trace event 'bdrv_open_common' does not exist").count()),
+        (0, 1)
+    );
+    side.finish();
+}

@@ -62,7 +62,12 @@ impl Arguments {
                 other => return Err(other.unexpected().into()),
             }
         }
-        Ok(read)
+        const KNOWN: [&str; 5] = ["reads", "writes", "tools", "edits", "codecs"];
+        let unknown = read.what.iter().find(|what| !KNOWN.contains(&what.as_str()));
+        match unknown.filter(|_| read.what.first().is_none_or(|what| what != "subject")) {
+            Some(what) => Err(format!("nothing is called '{what}'; there are {}", KNOWN.join(", ")).into()),
+            None => Ok(read),
+        }
     }
 
     fn wants(&self, what: &str) -> bool {

@@ -327,6 +327,11 @@ pub const RULES: &[Rule] = &[
 /// with the first operation that needs it.
 pub const PROMISES: &[(Label, &str)] = &[
     (
+        "cow/zero",
+        "the edges of a new block are zeros before the map names it; space behind the end of a file is zeros already, so that \
+         only a block that a crash had lost would show other bytes",
+    ),
+    (
         "qcow2.change_header/data_file",
         "what a data file holds is durable before a header that shows it; until now, all that a new header shows of a \
          data file is pointed to by L2 entries, which are written after a barrier of their own",

@@ -222,17 +222,17 @@ impl Io {
         }
     }
 
-    /// Bytes that nobody can foretell.
+    /// Bytes that nobody can foretell, for an image in `file`.
     ///
     /// # Errors
     /// When the host has none.
-    pub async fn entropy<const N: usize>(&self) -> Result<[u8; N]> {
+    pub async fn entropy<const N: usize>(&self, file: NodeId) -> Result<[u8; N]> {
         let action = Action::Entropy { data: Buf::zeroed(N).into() };
         let (data, result) = self.moved("entropy", action).await;
         match result {
             Ok(moved) if moved == N => Ok(data.into_single()[..].try_into().expect("as long as it was")),
-            Ok(_) => Err(Box::new(Error::Entropy { errno: Errno::EIO })),
-            Err(errno) => Err(Box::new(Error::Entropy { errno })),
+            Ok(_) => Err(Box::new(Error::Entropy { location: self.title(file), errno: Errno::EIO })),
+            Err(errno) => Err(Box::new(Error::Entropy { location: self.title(file), errno })),
         }
     }
 

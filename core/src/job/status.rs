@@ -7,10 +7,12 @@ use rustc_hash::FxHashMap;
 use crate::engine::{Io, Status};
 use crate::error::Result;
 use crate::format::qcow2::Qcow2;
+use crate::format::vdi::Vdi;
+use crate::format::vdi::layout::ImageType;
 use crate::graph::NodeId;
 use crate::graph::Role;
 
-/// Answers of the nodes of a graph. Where a qcow2 image seems to have had its metadata preallocated, what it calls data
+/// Answers of the nodes of a graph. Where an image seems to have had its metadata preallocated, what it calls data
 /// is looked up on the host too, and a hole there is data that reads as zeros.
 pub struct Statuses {
     /// Bytes that the file of a node takes on the host; `None` when that is not known.
@@ -65,7 +67,11 @@ impl Statuses {
                 Some(allocated) => qcow2.seems_preallocated(io, file, allocated).await.unwrap_or(false),
                 None => false,
             },
-            _ => false,
+            // All blocks of a static image were made ahead of their data.
+            _ => driver.as_ref().is_some_and(|driver| {
+                let vdi = driver.as_any().downcast_ref::<Vdi>();
+                vdi.is_some_and(|vdi| vdi.header().image_type == ImageType::Static)
+            }),
         };
         self.guesses.borrow_mut().insert(image, guess);
         guess

@@ -30,7 +30,7 @@ pub struct CreateOptions {
 /// When the disk is too large, or the file cannot be written.
 pub async fn create(io: &Io, file: NodeId, options: &CreateOptions) -> Result<()> {
     let fail = |fault: VdiError| Box::new(Error::Format { node: io.title(file), fault: Box::new(fault) });
-    let uuids = io.entropy::<32>().await?;
+    let uuids = io.entropy::<32>(file).await?;
     let image_type = if options.fixed { ImageType::Static } else { ImageType::Dynamic };
     let header = Header::new(options.size, image_type, &as_uuids(uuids)).map_err(fail)?;
     let end = header.place_of(header.allocated).0;
