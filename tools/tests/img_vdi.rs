@@ -15,8 +15,9 @@ fn images() -> Side {
     ] {
         side.make(line);
     }
-    side.io("filled.vdi", "write -P 1 0 64k");
-    side.io("filled.vdi", "write -P 2 2M 1M");
+    let mut fill = side.command("qemu-io", "-f vdi filled.vdi");
+    let filled = fill.args(["-c", "write -P 1 0 64k", "-c", "write -P 2 2M 1M"]).output();
+    assert!(filled.expect("qemu-io is installed (package qemu-utils)").status.success());
     side
 }
 
