@@ -6,7 +6,7 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
-use side::{EXECUTORS, Run, Side, disk};
+use side::{EXECUTORS, Run, Side, disk, once_free};
 
 #[test]
 fn a_killed_convert_leaves_no_corruption() {
@@ -39,19 +39,6 @@ fn a_killed_convert_leaves_no_corruption() {
     }
     assert!(images > 3, "only {images} runs were killed late enough");
     side.finish();
-}
-
-/// Runs again while the image is locked: the kernel lets go of a killed process's rings, and of the files in them, a
-/// little after the process is gone.
-fn once_free(run: impl Fn() -> Run) -> Run {
-    let begun = Instant::now();
-    loop {
-        let run = run();
-        if !run.stderr.contains("Is another process using the image") || begun.elapsed().as_secs() >= 5 {
-            return run;
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
 }
 
 #[test]

@@ -3,9 +3,9 @@
 
 mod side;
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use side::{Run, Side};
+use side::{Side, once_free};
 
 /// A command, and what must be left of it wherever it is killed.
 struct Case {
@@ -112,18 +112,6 @@ fn images(side: &Side) {
             bytes[block + 2 * entry + 1] = value;
         }
         side.write(image, &bytes);
-    }
-}
-
-/// Runs again while the image is locked: what a killed process had in flight, and its locks, stay for a moment.
-fn once_free(run: impl Fn() -> Run) -> Run {
-    let begun = Instant::now();
-    loop {
-        let run = run();
-        if !run.stderr.contains("Is another process using the image") || begun.elapsed().as_secs() >= 5 {
-            return run;
-        }
-        std::thread::sleep(Duration::from_millis(5));
     }
 }
 

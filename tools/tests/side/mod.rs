@@ -7,7 +7,7 @@ use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
@@ -156,6 +156,19 @@ fn in_time(command: &mut Command) -> Output {
 /// Splits at spaces; an underscore between two spaces stands for an empty word.
 fn words(args: &str) -> impl Iterator<Item = &str> {
     args.split_whitespace().map(|word| if word == "_" { "" } else { word })
+}
+
+/// Runs again while the image is locked: the kernel lets go of a killed process's rings, and of the files in them, a
+/// little after the process is gone.
+pub fn once_free(run: impl Fn() -> Run) -> Run {
+    let begun = Instant::now();
+    loop {
+        let run = run();
+        if !run.stderr.contains("Is another process using the image") || begun.elapsed().as_secs() >= 5 {
+            return run;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// Bytes of a disk: runs of data and of zeros of many lengths, the same for the same seed.
