@@ -5,9 +5,9 @@
 
 use std::any::Any;
 
-use super::FilterError;
 use async_trait::async_trait;
 
+use super::FilterError;
 use crate::buf::{Buf, BufList};
 use crate::engine::task::join;
 use crate::engine::{Io, LocalFuture, Op, Request};

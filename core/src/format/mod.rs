@@ -2,6 +2,7 @@
 
 mod cache;
 mod check;
+mod loads;
 pub mod qcow2;
 pub mod raw;
 pub mod vdi;

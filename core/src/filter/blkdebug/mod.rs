@@ -17,11 +17,11 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
 
+use async_trait::async_trait;
+
 pub use rules::{Inject, IoType, Rules, SetState};
 
 use super::{DebugEvent, FilterError};
-use async_trait::async_trait;
-
 use crate::buf::{Buf, BufList};
 use crate::engine::task::WaitList;
 use crate::engine::{Io, LocalFuture, Op, Request};

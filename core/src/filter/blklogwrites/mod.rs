@@ -10,9 +10,9 @@ mod layout;
 use std::any::Any;
 use std::cell::Cell;
 
-use super::FilterError;
 use async_trait::async_trait;
 
+use super::FilterError;
 use crate::buf::{Buf, BufList};
 use crate::engine::task::Gate;
 use crate::engine::{Io, LocalFuture, Op, Request};

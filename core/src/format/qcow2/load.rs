@@ -48,27 +48,8 @@ impl Qcow2 {
 
     /// Reads a slice into its cache. Two that miss the same slice read it once.
     async fn load_slice(&self, io: &Io, kind: Missing, at: HostOffset) -> Result<()> {
-        let tasks = &io.shared().tasks;
-        let mine = self
-            .loaded
-            .wait(tasks, || {
-                if self.has_slice(kind, at) {
-                    return Some(false);
-                }
-                let mut loading = self.loading.borrow_mut();
-                (!loading.contains(&at)).then(|| {
-                    loading.push(at);
-                    true
-                })
-            })
-            .await;
-        if !mine {
-            return Ok(());
-        }
-        let result = self.read_slice(io, kind, at).await;
-        self.loading.borrow_mut().retain(|other| *other != at);
-        self.loaded.notify(tasks);
-        result
+        let read = self.read_slice(io, kind, at);
+        self.loads.once(&io.shared().tasks, at, || self.has_slice(kind, at), read).await
     }
 
     async fn read_slice(&self, io: &Io, kind: Missing, at: HostOffset) -> Result<()> {

@@ -62,6 +62,7 @@ use crate::engine::task::{Gate, WaitList};
 use crate::engine::{Io, LocalFuture};
 use crate::error::{Error, Result};
 use crate::format::cache::SliceCache;
+use crate::format::loads::Loads;
 use crate::graph::driver::{Access, Driver, Extent, Length, Miss, Preallocate, Ready, Reservation, Role};
 use crate::intent::ZeroFlags;
 
@@ -76,8 +77,7 @@ pub struct Qcow2 {
     l2: RefCell<SliceCache>,
     refcounts: RefCell<Refcounts>,
     /// Slices that are being read, so that each is read once.
-    loading: RefCell<Vec<HostOffset>>,
-    loaded: WaitList,
+    loads: Loads,
     /// One table is made, copied or moved at a time.
     tables: Gate,
     /// One refcount block is added at a time.

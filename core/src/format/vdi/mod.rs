@@ -22,16 +22,17 @@ mod open;
 use std::any::Any;
 use std::cell::{Cell, RefCell};
 
+use async_trait::async_trait;
+
 pub use check::check;
 pub use create::{CreateOptions, create};
 pub use error::VdiError;
 pub use open::{open, probe};
 
-use async_trait::async_trait;
-
 use super::cache::SliceCache;
+use super::loads::Loads;
 use super::{CheckReport, HostOffset};
-use crate::engine::task::{Gate, WaitList};
+use crate::engine::task::Gate;
 use crate::engine::{Io, LocalFuture};
 use crate::error::{Error, Result};
 use crate::graph::driver::{Access, Driver, Extent, Length, Mapping, Miss, Ready, Reservation, Role};
@@ -53,8 +54,7 @@ pub struct Vdi {
     changes: Cell<u64>,
     durable: Cell<u64>,
     commits: Gate,
-    loading: RefCell<Vec<HostOffset>>,
-    loaded: WaitList,
+    loads: Loads,
 }
 
 /// Blocks of the file that nothing points to.

@@ -49,8 +49,7 @@ pub async fn open(io: &Io, file: NodeId) -> Result<Vdi> {
         map: SliceCache::new(SLICE_LEN as usize, CACHE_LEN).into(),
         space: Space::default().into(),
         commits: Default::default(),
-        loading: Default::default(),
-        loaded: Default::default(),
+        loads: Default::default(),
         name,
     })
 }
@@ -58,24 +57,8 @@ pub async fn open(io: &Io, file: NodeId) -> Result<Vdi> {
 impl Vdi {
     /// Reads a slice of the map. Two that miss the same slice read it once.
     pub(super) async fn load_slice(&self, io: &Io, at: HostOffset) -> Result<()> {
-        let tasks = &io.shared().tasks;
-        let mine = self.loaded.wait(tasks, || {
-            if self.map.borrow().find(at).is_some() {
-                return Some(false);
-            }
-            let mut loading = self.loading.borrow_mut();
-            (!loading.contains(&at)).then(|| {
-                loading.push(at);
-                true
-            })
-        });
-        if !mine.await {
-            return Ok(());
-        }
-        let result = self.read_slice(io, at).await;
-        self.loading.borrow_mut().retain(|other| *other != at);
-        self.loaded.notify(tasks);
-        result
+        let read = self.read_slice(io, at);
+        self.loads.once(&io.shared().tasks, at, || self.map.borrow().find(at).is_some(), read).await
     }
 
     async fn read_slice(&self, io: &Io, at: HostOffset) -> Result<()> {
