@@ -150,12 +150,12 @@ fn each_node(spec: &mut NodeSpec, change: &mut dyn FnMut(&mut NodeSpec)) {
     let mut children: Vec<&mut NodeSpec> = Vec::new();
     let mut named = Vec::new();
     match &mut spec.driver {
-        DriverSpec::Raw { file, .. } | DriverSpec::Vdi { file } => children.push(file),
+        DriverSpec::Raw { file, .. } => children.push(file),
         DriverSpec::Qcow2 { file, backing, data_file, .. } => {
             children.push(file);
             named.extend([backing, data_file]);
         }
-        DriverSpec::Probe { file, backing, .. } => {
+        DriverSpec::Probe { file, backing, .. } | DriverSpec::Image { file, backing, .. } => {
             children.push(file);
             named.push(backing);
         }

@@ -2,12 +2,16 @@
 
 mod cache;
 mod check;
+mod facts;
+mod image;
 mod loads;
 pub mod qcow2;
 pub mod raw;
 pub mod vdi;
 
 pub use check::{CheckReport, check};
+pub use facts::{Backing, ImageFacts, OutsideName};
+pub use image::ImageFormat;
 
 /// A byte of the file that holds the image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -13,6 +13,7 @@ use async_trait::async_trait;
 use crate::buf::BufList;
 use crate::engine::{Io, LocalFuture, Request};
 use crate::error::{Error, Result};
+use crate::format::ImageFacts;
 use crate::intent::{Preallocation, ZeroFlags};
 
 /// The edges of a node, by the names that QEMU gives them.
@@ -197,6 +198,11 @@ pub trait Driver {
     /// Whether the node shows its child's bytes as they are, so that the child's holes are its own.
     fn is_filter(&self) -> bool {
         false
+    }
+
+    /// What the image says of itself.
+    fn facts(&self) -> ImageFacts {
+        ImageFacts::default()
     }
 
     /// Bytes of a unit of allocation; 1 for a driver that passes everything on.

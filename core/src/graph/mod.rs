@@ -11,6 +11,7 @@
 pub mod driver;
 mod leaf;
 pub mod open;
+pub(crate) mod opening;
 pub mod options;
 
 use std::cell::{Cell, RefCell};

@@ -8,14 +8,16 @@ use std::rc::Rc;
 use serde_json::{Map, Value};
 
 use super::driver::{Driver, Role};
-use super::{CHAIN_MAX, DetectZeroes, Edges, NodeFlags, NodeId, Use, options};
+use super::opening::{Opening, allowed};
+pub use super::opening::{beside, names_protocol};
+use super::{DetectZeroes, Edges, NodeFlags, NodeId, Use, options};
 use crate::engine::{Io, LocalFuture};
 use crate::error::{Error, Result};
 use crate::filter::{self, FilterSpec};
+use crate::format::ImageFormat;
 use crate::format::qcow2::layout::{Header, Incompatible};
 use crate::format::qcow2::{self, Qcow2Error, Qcow2Options};
 use crate::format::raw::Raw;
-use crate::format::vdi;
 use crate::intent::{Aio, Errno, LeafAccess, Location, Permissions};
 
 /// A tree of nodes to open.
@@ -59,7 +61,7 @@ pub struct OpenMode {
 
 impl OpenMode {
     /// Whether the backing file is the one that a commit writes to.
-    fn writable_below(&self) -> bool {
+    pub(super) fn writable_below(&self) -> bool {
         self.commits_down == 1
     }
 
@@ -114,10 +116,16 @@ pub enum DriverSpec {
         /// The rest.
         options: Qcow2Options,
     },
-    /// A VDI image.
-    Vdi {
+    /// An image in another format.
+    Image {
+        /// Which, and its options.
+        format: ImageFormat,
         /// What holds the image.
         file: Box<NodeSpec>,
+        /// As for [`Qcow2`](Self::Qcow2); what the format cannot have is refused.
+        backing: ChildSpec,
+        /// For looks at the metadata: nothing else that the image names is opened, and no key is asked for.
+        metadata_only: bool,
     },
     /// An image in the format that its first bytes tell; raw when they tell none.
     Probe {
@@ -185,8 +193,35 @@ impl NodeSpec {
         }
     }
 
+    /// What is said of the backing file, for a format that may have one.
+    pub fn backing_mut(&mut self) -> Option<&mut ChildSpec> {
+        match &mut self.driver {
+            DriverSpec::Qcow2 { backing, .. }
+            | DriverSpec::Probe { backing, .. }
+            | DriverSpec::Image { backing, .. } => Some(backing),
+            _ => None,
+        }
+    }
+
+    /// Leaves out backing and data files, extents and keys: what a look at the metadata needs, and nothing that an image
+    /// merely names.
+    #[must_use]
+    pub fn metadata_only(mut self) -> Self {
+        if let Some(backing) = self.backing_mut() {
+            *backing = ChildSpec::None;
+        }
+        match &mut self.driver {
+            DriverSpec::Qcow2 { options, .. } | DriverSpec::Probe { options, .. } => {
+                options.metadata_only = true
+            }
+            DriverSpec::Image { metadata_only, .. } => *metadata_only = true,
+            _ => {}
+        }
+        self
+    }
+
     /// Whether any part of the tree is a node that is open already.
-    fn refers_to_nodes(&self) -> bool {
+    pub(super) fn refers_to_nodes(&self) -> bool {
         let child = |child: &ChildSpec| match child {
             ChildSpec::Spec(spec) => spec.refers_to_nodes(),
             ChildSpec::FromImageAnd(options) => options::refer_to_nodes(options),
@@ -195,8 +230,10 @@ impl NodeSpec {
         match &self.driver {
             DriverSpec::Leaf(_) => false,
             DriverSpec::Node(_) => true,
-            DriverSpec::Raw { file, .. } | DriverSpec::Vdi { file } => file.refers_to_nodes(),
-            DriverSpec::Probe { file, backing, .. } => file.refers_to_nodes() || child(backing),
+            DriverSpec::Raw { file, .. } => file.refers_to_nodes(),
+            DriverSpec::Probe { file, backing, .. } | DriverSpec::Image { file, backing, .. } => {
+                file.refers_to_nodes() || child(backing)
+            }
             DriverSpec::Filter { file, filter } => {
                 file.refers_to_nodes() || filter.children().any(Self::refers_to_nodes)
             }
@@ -265,15 +302,18 @@ pub(crate) fn open_child<'a>(
                 let file = open_child(io, file, depth).await?;
                 open_qcow2(io, spec, file, (backing, data_file, options), depth).await
             }
-            DriverSpec::Vdi { file } => {
+            DriverSpec::Image { format, file, backing, metadata_only } => {
                 let file = open_child(io, file, depth).await?;
-                open_vdi(io, spec, file).await
+                open_image(io, spec, file, depth, (format, backing, *metadata_only)).await
             }
             DriverSpec::Probe { file, backing, options } => {
                 let file = open_child(io, file, depth).await?;
                 match probe(io, file).await {
                     Ok(Format::Raw) => open_raw(io, spec, file, 0, None).await,
-                    Ok(Format::Vdi) => open_vdi(io, spec, file).await,
+                    Ok(Format::Image(format)) => {
+                        let metadata_only = options.metadata_only;
+                        open_image(io, spec, file, depth, (&format, backing, metadata_only)).await
+                    }
                     Ok(Format::Qcow2) => {
                         open_qcow2(io, spec, file, (backing, &ChildSpec::FromImage, options), depth).await
                     }
@@ -300,7 +340,7 @@ async fn undo(io: &Io, node: NodeId, error: Box<Error>) -> Box<Error> {
 enum Format {
     Raw,
     Qcow2,
-    Vdi,
+    Image(ImageFormat),
 }
 
 /// Tells the format by the first bytes. A format that is known and not supported is no raw image.
@@ -323,8 +363,8 @@ async fn probe(io: &Io, file: NodeId) -> Result<Format> {
     if qcow2::probe(&head) {
         return Ok(Format::Qcow2);
     }
-    if vdi::probe(&head) {
-        return Ok(Format::Vdi);
+    if let Some(format) = ImageFormat::probe(&head) {
+        return Ok(Format::Image(format));
     }
     let known =
         OTHERS.iter().find(|(at, magic, _)| head.get(*at..).is_some_and(|rest| rest.starts_with(magic)));
@@ -355,12 +395,18 @@ async fn open_raw(io: &Io, spec: &NodeSpec, file: NodeId, offset: u64, size: Opt
     add_or_undo(io, spec, file, edges, made).await
 }
 
-async fn open_vdi(io: &Io, spec: &NodeSpec, file: NodeId) -> Result<NodeId> {
+async fn open_image(
+    io: &Io,
+    spec: &NodeSpec,
+    file: NodeId,
+    depth: usize,
+    (format, backing, metadata_only): (&ImageFormat, &ChildSpec, bool),
+) -> Result<NodeId> {
     let edges = Edges::default();
     edges.set(Role::File, Some(file));
     let opened = async {
         lock_child(io, spec, &edges, Role::File, Sharing::Reads).await?;
-        Ok(Rc::new(vdi::open(io, file).await?) as Rc<dyn Driver>)
+        format.open(&Opening { io, spec, file, edges: &edges, backing, metadata_only, depth }).await
     };
     let opened = opened.await;
     add_or_undo(io, spec, file, edges, opened).await
@@ -418,14 +464,10 @@ async fn open_qcow2(
             edges.set(Role::DataFile, Some(child));
             lock_child(io, spec, &edges, Role::DataFile, Sharing::Reads).await?;
         }
-        let backing_file = |error| Error::child("backing file", error);
-        if let Some(child) = backing_spec(io, spec, file, &header, backing).map_err(backing_file)? {
-            if depth + 1 >= CHAIN_MAX {
-                return Err(Box::new(Error::ChainTooDeep { location: io.title(file), max: CHAIN_MAX }));
-            }
-            let child = open_child(io, &child, depth + 1).await.map_err(backing_file)?;
-            edges.set(Role::Backing, Some(child));
-        }
+        let metadata_only = options.metadata_only;
+        let opening = Opening { io, spec, file, edges: &edges, backing, metadata_only, depth };
+        let name = header.backing_file.as_deref();
+        opening.open_backing(name, header.backing_format.as_deref()).await?;
         let image = Rc::new(qcow2::open(io, file, header, spec.mode.writable, options).await?);
         if let Some(interval) = options.cache_clean_interval {
             qcow2::clean_caches(io, &image, interval);
@@ -464,68 +506,6 @@ fn data_file_spec(
     allowed(io, spec, file, "data file", name)?;
     let path = beside(&io.title(file), name);
     Ok(Some(NodeSpec::file(path, spec.mode.below())))
-}
-
-fn backing_spec(
-    io: &Io,
-    spec: &NodeSpec,
-    file: NodeId,
-    header: &Header,
-    choice: &ChildSpec,
-) -> Result<Option<NodeSpec>> {
-    let commits_down = spec.mode.commits_down.saturating_sub(1);
-    let writable = spec.mode.writable_below();
-    let mode = OpenMode { writable, commits_down, ..spec.mode.below() };
-    let format = header.backing_format.as_deref();
-    let (name, more) = match (choice, &header.backing_file) {
-        (ChildSpec::Spec(child), _) => return Ok(Some((**child).clone())),
-        (ChildSpec::None, _) | (ChildSpec::FromImage, None) => return Ok(None),
-        (ChildSpec::FromImageAnd(more), None) => {
-            return options::from_filename_and(None, format, more.clone(), mode).map(Some);
-        }
-        (ChildSpec::FromImageAnd(more), Some(_)) if options::name_a_file(more) => {
-            return options::from_filename_and(None, format, more.clone(), mode).map(Some);
-        }
-        (ChildSpec::FromImageAnd(more), Some(name)) => (name, more.clone()),
-        (ChildSpec::FromImage, Some(name)) => (name, Map::new()),
-    };
-    allowed(io, spec, file, "backing file", name)?;
-    let name = if names_protocol(name) { name.clone() } else { beside(&io.title(file), name) };
-    let backing = options::from_filename_and(Some(&name), format, more, mode)?;
-    if backing.refers_to_nodes() {
-        let text = format!("'{}' names an open node in its backing file '{name}'", io.title(file));
-        return Err(Box::new(Error::Options(text)));
-    }
-    Ok(Some(backing))
-}
-
-/// Whether the policy lets a name that an image holds be opened.
-fn allowed(io: &Io, spec: &NodeSpec, file: NodeId, what: &str, name: &str) -> Result<()> {
-    let refused = match spec.mode.names {
-        ImageNames::Follow => false,
-        ImageNames::Plain => names_protocol(name),
-        ImageNames::Forbid => true,
-    };
-    if !refused {
-        return Ok(());
-    }
-    Err(Box::new(Error::Options(format!(
-        "'{}' names the {what} '{name}', which the policy for names in images does not allow to be opened",
-        io.title(file)
-    ))))
-}
-
-/// Whether a name begins with a protocol (`nbd:`, `json:`) rather than being a path.
-pub fn names_protocol(name: &str) -> bool {
-    name.split_once(':').is_some_and(|(protocol, _)| !protocol.contains('/'))
-}
-
-/// A path as an image means it: relative to where the image is.
-pub fn beside(image: &str, name: &str) -> String {
-    match image.rsplit_once('/') {
-        Some((folder, _)) if !name.starts_with('/') => format!("{folder}/{name}"),
-        _ => name.into(),
-    }
 }
 
 fn raw_window(io: &Io, file: NodeId, offset: u64, size: Option<u64>) -> Result<Rc<dyn Driver>> {

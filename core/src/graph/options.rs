@@ -8,6 +8,7 @@
 //! Every option is read by the driver that has it; one that is left over is an error. What filters have is in `filters`.
 
 mod filters;
+mod formats;
 mod values;
 
 use std::time::Duration;
@@ -135,7 +136,7 @@ fn node(options: Options, path: Option<&str>, mode: OpenMode, depth: usize) -> R
         return Ok(NodeSpec { node_name, ..spec });
     }
     let format = driver.as_deref();
-    if !matches!(format, None | Some("raw" | "qcow2" | "vdi")) {
+    if !format.is_none_or(|format| matches!(format, "raw" | "qcow2") || formats::is_image(format)) {
         return Err(refused(format!("Unknown driver '{}'", format.unwrap_or_default())));
     }
     let below = mode.below();
@@ -149,12 +150,12 @@ fn node(options: Options, path: Option<&str>, mode: OpenMode, depth: usize) -> R
             }
             DriverSpec::Raw { file, offset, size }
         }
-        Some("vdi") => DriverSpec::Vdi { file },
-        Some(_) => {
+        Some("qcow2") => {
             let data_file = data_file_child(&mut options, below, depth)?;
             let backing = backing_child(&mut options, below)?;
             DriverSpec::Qcow2 { file, backing, data_file, options: qcow2_options(&mut options)? }
         }
+        Some(format) => formats::image(&mut options, format, file, below)?,
         None => {
             let backing = backing_child(&mut options, below)?;
             DriverSpec::Probe { file, backing, options: qcow2_options(&mut options)? }

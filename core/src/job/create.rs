@@ -37,9 +37,7 @@ pub async fn create(io: &Io, path: &str, image: &ImageSpec) -> Result<()> {
     match image {
         ImageSpec::Raw { size, preallocation } => io.create_leaf(&location, *size, *preallocation).await,
         ImageSpec::Vdi(options) => {
-            let file = create_file(io, &location).await?;
-            let made = vdi::create(io, file, options).await;
-            made.and(io.close(file).await)
+            in_new_file(io, &location, async |file| vdi::create(io, file, options).await).await
         }
         ImageSpec::Qcow2(options) => {
             let refused =
@@ -53,15 +51,24 @@ pub async fn create(io: &Io, path: &str, image: &ImageSpec) -> Result<()> {
                 let data = Location::Path(name.clone());
                 io.create_leaf(&data, options.size, options.preallocation.of_file()).await?;
             }
-            let file = create_file(io, &location).await?;
-            let made = qcow2::create(io, file, options).await;
-            made.and(io.close(file).await)?;
+            in_new_file(io, &location, async |file| qcow2::create(io, file, options).await).await?;
             match options.preallocates() {
                 Preallocate::Off => Ok(()),
                 how => preallocate(io, location, how).await,
             }
         }
     }
+}
+
+/// Makes an empty file that nobody else uses, has `make` fill it, and closes it.
+async fn in_new_file(
+    io: &Io,
+    location: &Location,
+    make: impl AsyncFnOnce(NodeId) -> Result<()>,
+) -> Result<()> {
+    let file = create_file(io, location).await?;
+    let made = make(file).await;
+    made.and(io.close(file).await)
 }
 
 /// Makes an empty file that nobody else uses, and opens it.

@@ -7,8 +7,6 @@ use rustc_hash::FxHashMap;
 use crate::engine::{Io, Status};
 use crate::error::Result;
 use crate::format::qcow2::Qcow2;
-use crate::format::vdi::Vdi;
-use crate::format::vdi::layout::ImageType;
 use crate::graph::NodeId;
 use crate::graph::Role;
 
@@ -67,11 +65,7 @@ impl Statuses {
                 Some(allocated) => qcow2.seems_preallocated(io, file, allocated).await.unwrap_or(false),
                 None => false,
             },
-            // All blocks of a static image were made ahead of their data.
-            _ => driver.as_ref().is_some_and(|driver| {
-                let vdi = driver.as_any().downcast_ref::<Vdi>();
-                vdi.is_some_and(|vdi| vdi.header().image_type == ImageType::Static)
-            }),
+            _ => driver.as_ref().is_some_and(|driver| driver.facts().preallocated),
         };
         self.guesses.borrow_mut().insert(image, guess);
         guess

@@ -48,7 +48,7 @@ pub use bitmaps::{Bitmap, DirtyBitmap, find_bitmap};
 use corrupt::Corruption;
 pub use create::{CreateOptions, create, preallocate};
 pub use error::Qcow2Error;
-use layout::{ClusterBits, EntryRules, GuestOffset, Header, HostOffset, L1Entry};
+use layout::{ClusterBits, Crypt, EntryRules, GuestOffset, Header, HostOffset, Incompatible, L1Entry};
 pub(crate) use load::clean_caches;
 pub use measure::Shape;
 pub use open::{Protect, Qcow2Options, SnapshotChoice, open, probe, read_header};
@@ -63,6 +63,7 @@ use crate::engine::{Io, LocalFuture};
 use crate::error::{Error, Result};
 use crate::format::cache::SliceCache;
 use crate::format::loads::Loads;
+use crate::format::{Backing, ImageFacts, OutsideName};
 use crate::graph::driver::{Access, Driver, Extent, Length, Miss, Preallocate, Ready, Reservation, Role};
 use crate::intent::ZeroFlags;
 
@@ -267,6 +268,21 @@ impl Driver for Qcow2 {
 
     fn load<'a>(&'a self, io: &'a Io, miss: Miss) -> LocalFuture<'a, Result<()>> {
         Box::pin(self.load_missing(io, miss))
+    }
+
+    /// What needs no more than the header; the rest of what is shown of qcow2 is in the image.
+    fn facts(&self) -> ImageFacts {
+        let header = self.header.borrow();
+        let backing = header.backing_file.clone();
+        let data_file = header.data_file.clone();
+        ImageFacts {
+            cluster_size: Some(header.cluster_bits.size()),
+            dirty: header.has(Incompatible::DIRTY),
+            encrypted: header.crypt != Crypt::None,
+            backing: backing.map(|name| Backing { name, format: header.backing_format.clone() }),
+            names: data_file.map(|name| OutsideName { what: "data file", name }).into_iter().collect(),
+            ..ImageFacts::default()
+        }
     }
 
     fn granularity(&self) -> u64 {

@@ -31,13 +31,13 @@ pub use open::{open, probe};
 
 use super::cache::SliceCache;
 use super::loads::Loads;
-use super::{CheckReport, HostOffset};
+use super::{CheckReport, HostOffset, ImageFacts};
 use crate::engine::task::Gate;
 use crate::engine::{Io, LocalFuture};
 use crate::error::{Error, Result};
 use crate::graph::driver::{Access, Driver, Extent, Length, Mapping, Miss, Ready, Reservation, Role};
 use crate::intent::ZeroFlags;
-use layout::{BLOCK_LEN, Entry, Header};
+use layout::{BLOCK_LEN, Entry, Header, ImageType};
 
 /// Bytes of the map that are read and written at once: what 1 GiB of the disk needs.
 const SLICE_LEN: u64 = 4096;
@@ -238,6 +238,11 @@ impl Driver for Vdi {
                 Missing::End => self.find_end(io).await,
             }
         })
+    }
+
+    fn facts(&self) -> ImageFacts {
+        let preallocated = self.header.borrow().image_type == ImageType::Static;
+        ImageFacts { cluster_size: Some(BLOCK_LEN), preallocated, ..ImageFacts::default() }
     }
 
     fn granularity(&self) -> u64 {

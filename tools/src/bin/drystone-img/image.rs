@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use drystone_core::engine::{Event, Io};
 use drystone_core::error::Error;
 use drystone_core::format::qcow2::SnapshotChoice;
-use drystone_core::graph::open::{ChildSpec, DriverSpec, NodeSpec, OpenMode};
+use drystone_core::graph::open::{DriverSpec, NodeSpec, OpenMode};
 use drystone_core::graph::options::{from_filename, from_options};
 use drystone_core::graph::{NodeId, Role};
 use drystone_core::intent::LeafKind;
@@ -119,17 +119,6 @@ pub fn tell_events(client: &Client) {
             _ => {}
         }
     }
-}
-
-/// Leaves out backing and data files: what a look at the metadata needs, and nothing that an image merely names.
-pub fn metadata_only(mut spec: NodeSpec) -> NodeSpec {
-    if let DriverSpec::Qcow2 { backing, options, .. } | DriverSpec::Probe { backing, options, .. } =
-        &mut spec.driver
-    {
-        *backing = ChildSpec::None;
-        options.metadata_only = true;
-    }
-    spec
 }
 
 /// Says that an image which is written to was taken for raw, because nobody said what it is.

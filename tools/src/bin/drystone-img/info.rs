@@ -3,8 +3,6 @@
 use drystone_core::engine::Io;
 use drystone_core::error::Result as CoreResult;
 use drystone_core::format::qcow2::Qcow2;
-use drystone_core::format::qcow2::layout::{Crypt, Incompatible};
-use drystone_core::format::vdi::Vdi;
 use drystone_core::graph::open::{ImageNames, NodeSpec, OpenMode, beside, names_protocol};
 use drystone_core::graph::options::from_filename;
 use drystone_core::graph::{NodeId, Role};
@@ -36,7 +34,7 @@ pub async fn run(client: &Client, args: &InfoArgs) -> Result<u8, Failure> {
     let mut name = args.source.name.clone();
     let mut images: Vec<ImageInfo> = Vec::new();
     loop {
-        let mut info = look(client, &name, image::metadata_only(spec)).await?;
+        let mut info = look(client, &name, spec.metadata_only()).await?;
         if let ImageName::Options { .. } = &name
             && shows_a_part(&name.options())
         {
@@ -77,24 +75,20 @@ pub async fn run(client: &Client, args: &InfoArgs) -> Result<u8, Failure> {
 /// Lists the names that the image holds. Only its own file is opened.
 async fn inspect(client: &Client, args: &InfoArgs, spec: NodeSpec) -> Result<u8, Failure> {
     let name = &args.source.name;
-    let disk = image::open_spec(client, name, &image::metadata_only(spec)).await?;
+    let disk = image::open_spec(client, name, &spec.metadata_only()).await?;
     let node = disk.node();
     let looked = client.run(move |io| async move {
         let title = io.title(node);
-        let driver = io.driver(node);
-        let qcow2 = driver.as_ref().and_then(|driver| driver.as_any().downcast_ref::<Qcow2>());
-        let header = qcow2.map(Qcow2::header);
+        let facts = io.driver(node).map(|driver| driver.facts()).unwrap_or_default();
         let path = |name: &str| (!names_protocol(name)).then(|| beside(&title, name));
-        let mut names = Vec::new();
-        if let Some(header) = &header {
-            let format = header.backing_format.as_deref();
-            let backing = header.backing_file.as_deref();
-            names.extend(backing.map(|name| OutsideName::new("backing file", name, format, path(name))));
-            let data = header.data_file.as_deref();
-            names.extend(
-                data.map(|name| OutsideName::new("data file", name, None, Some(beside(&title, name)))),
-            );
-        }
+        let backing = facts.backing.iter().map(|backing| {
+            OutsideName::new("backing file", &backing.name, backing.format.as_deref(), path(&backing.name))
+        });
+        let parts = facts
+            .names
+            .iter()
+            .map(|part| OutsideName::new(part.what, &part.name, None, Some(beside(&title, &part.name))));
+        let names = backing.chain(parts).collect();
         Ok(Inspection { filename: title.clone(), format: driver_name(&io, node), names })
     });
     let inspection = looked.await.map_err(|error| cannot_open(name, &error.to_string()))?;
@@ -164,28 +158,28 @@ async fn describe(io: &Io, node: NodeId) -> CoreResult<ImageInfo> {
         info.format_specific = on_host.then(|| FormatSpecific { kind: "file".into(), data: Map::new() });
         return Ok(info);
     };
-    if driver.as_ref().is_some_and(|driver| driver.as_any().is::<Vdi>()) {
-        info.cluster_size = Some(io.granularity(node));
-    }
-    let Some(qcow2) = driver.as_ref().and_then(|driver| driver.as_any().downcast_ref::<Qcow2>()) else {
-        return Ok(info);
-    };
-    let header = qcow2.header();
-    let snapshots = qcow2.snapshots(io, file).await?;
-    info.snapshots = (!snapshots.is_empty()).then(|| snapshots.into_iter().map(snapshot).collect());
-    info.dirty = Some(header.has(Incompatible::DIRTY));
-    info.cluster_size = Some(header.cluster_bits.size());
-    info.encrypted = header.crypt != Crypt::None;
-    info.backing = header.backing_file.as_ref().map(|name| BackingName {
-        full_filename: Some(match names_protocol(name) {
-            true => name.clone(),
-            false => beside(&info.filename, name),
+    let facts = driver.as_ref().map(|driver| driver.facts()).unwrap_or_default();
+    info.dirty = info.dirty.map(|_| facts.dirty);
+    info.cluster_size = facts.cluster_size;
+    info.encrypted = facts.encrypted;
+    info.compressed = facts.compressed;
+    info.backing = facts.backing.map(|backing| BackingName {
+        full_filename: Some(match names_protocol(&backing.name) {
+            true => backing.name.clone(),
+            false => beside(&info.filename, &backing.name),
         }),
-        filename: name.clone(),
-        format: header.backing_format.clone(),
+        filename: backing.name,
+        format: backing.format,
     });
-    let data = qcow2_facts(io, qcow2, file).await?;
-    info.format_specific = Some(FormatSpecific { kind: "qcow2".into(), data });
+    let specific = match driver.as_ref().and_then(|driver| driver.as_any().downcast_ref::<Qcow2>()) {
+        None => facts.specific,
+        Some(qcow2) => {
+            let snapshots = qcow2.snapshots(io, file).await?;
+            info.snapshots = (!snapshots.is_empty()).then(|| snapshots.into_iter().map(snapshot).collect());
+            Some(qcow2_facts(io, qcow2, file).await?)
+        }
+    };
+    info.format_specific = specific.map(|data| FormatSpecific { kind: info.format.clone(), data });
     Ok(info)
 }
 

@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use drystone_core::error::Error;
 use drystone_core::format::qcow2::{Qcow2, Qcow2Error};
-use drystone_core::graph::open::{ChildSpec, DriverSpec, OpenMode, beside, names_protocol};
+use drystone_core::graph::open::{ChildSpec, OpenMode, beside, names_protocol};
 use drystone_core::graph::{CHAIN_MAX, NodeId, Role};
 use drystone_core::job::{Doing, Rebase, Stopped, change_backing, rebase};
 use drystone_exec_linux::{Client, Image};
@@ -38,7 +38,7 @@ async fn open_image(client: &Client, args: &RebaseArgs) -> Result<Image, Failure
     let mode = OpenMode { writable: true, ..image::reading(&args.common, args.cache, false) };
     let mut spec = image::spec(&args.source, mode)?;
     if args.header_only
-        && let DriverSpec::Qcow2 { backing, .. } | DriverSpec::Probe { backing, .. } = &mut spec.driver
+        && let Some(backing) = spec.backing_mut()
     {
         *backing = ChildSpec::None;
     }

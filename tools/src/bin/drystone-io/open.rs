@@ -212,7 +212,10 @@ fn read_only(mut spec: NodeSpec) -> NodeSpec {
     spec.mode.writable = false;
     spec.mode.write_through = false;
     match &mut spec.driver {
-        DriverSpec::Raw { file, .. } | DriverSpec::Probe { file, .. } | DriverSpec::Filter { file, .. } => {
+        DriverSpec::Raw { file, .. }
+        | DriverSpec::Probe { file, .. }
+        | DriverSpec::Image { file, .. }
+        | DriverSpec::Filter { file, .. } => {
             **file = read_only((**file).clone());
         }
         DriverSpec::Qcow2 { file, data_file, .. } => {

@@ -1,13 +1,14 @@
-//! `create`, and making the target of `convert`.
+//! `create`, and making the target of `convert`. What a format takes from the options is in a file of its name, where
+//! it is more than a line.
+
+mod qcow2;
 
 use std::ffi::OsString;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use drystone_core::compute::Codec;
 use drystone_core::error::Error;
-use drystone_core::format::{qcow2, vdi};
-use drystone_core::graph::Preallocate;
+use drystone_core::format::vdi;
 use drystone_core::graph::open::{ImageNames, OpenMode, beside, names_protocol};
 use drystone_core::intent::{Errno, Preallocation};
 use drystone_core::job::{ImageSpec, create};
@@ -180,69 +181,26 @@ fn same_file(a: &str, b: &str) -> bool {
     identity(a).is_some_and(|one| identity(b) == Some(one))
 }
 
+/// The image that the options describe; each format reads its own.
 fn image_spec(options: &CreateOptions) -> Result<ImageSpec, String> {
-    let size = options.number("size").unwrap_or(0);
-    let preallocation = options.text("preallocation").unwrap_or("off");
-    if options.format() != "qcow2" {
-        let preallocation = match preallocation {
-            "off" => Preallocation::Off,
-            "falloc" => Preallocation::Falloc,
-            "full" => Preallocation::Full,
-            "metadata" => return Err("Unsupported preallocation mode: metadata".into()),
-            other => return Err(format!("invalid parameter value: {other}")),
-        };
-        let size = size.next_multiple_of(512);
-        return Ok(match options.format() {
-            "vdi" => {
-                let fixed = options.switch("static").unwrap_or(false);
-                ImageSpec::Vdi(vdi::CreateOptions { size, fixed, preallocation })
-            }
-            _ => ImageSpec::Raw { size, preallocation },
-        });
+    let size = options.number("size").unwrap_or(0).next_multiple_of(512);
+    match options.format() {
+        "qcow2" => qcow2::image_spec(options),
+        "vdi" => {
+            let fixed = options.switch("static").unwrap_or(false);
+            Ok(ImageSpec::Vdi(vdi::CreateOptions { size, fixed, preallocation: preallocation(options)? }))
+        }
+        _ => Ok(ImageSpec::Raw { size, preallocation: preallocation(options)? }),
     }
-    let preallocation = match preallocation {
-        "off" => Preallocate::Off,
-        "metadata" => Preallocate::Metadata,
-        "falloc" => Preallocate::Falloc,
-        "full" => Preallocate::Full,
-        other => return Err(format!("Parameter 'preallocation' does not accept value '{other}'")),
-    };
-    if options.switch("encryption") == Some(true) || options.text("encrypt.format").is_some() {
-        return Err("encryption is not supported yet".into());
+}
+
+/// How the space of a file is reserved, for formats that leave that to the file.
+fn preallocation(options: &CreateOptions) -> Result<Preallocation, String> {
+    match options.text("preallocation").unwrap_or("off") {
+        "off" => Ok(Preallocation::Off),
+        "falloc" => Ok(Preallocation::Falloc),
+        "full" => Ok(Preallocation::Full),
+        "metadata" => Err("Unsupported preallocation mode: metadata".into()),
+        other => Err(format!("invalid parameter value: {other}")),
     }
-    if options.text("backing_fmt").is_some() && options.text("backing_file").is_none() {
-        return Err("Backing format cannot be used without backing file".into());
-    }
-    if let Some(format) = options.text("backing_fmt").filter(|format| !DRIVERS.contains(format)) {
-        return Err(format!("Parameter 'backing-fmt' does not accept value '{format}'"));
-    }
-    if size > i64::MAX as u64 / 512 * 512 {
-        return Err("Could not resize image: Image size cannot be negative".into());
-    }
-    let number = |name: &str, default: u64| options.number(name).unwrap_or(default);
-    let version = match options.text("compat").unwrap_or("1.1") {
-        "0.10" | "v2" => 2,
-        "1.1" | "v3" => 3,
-        other => return Err(format!("Parameter 'version' does not accept value '{other}'")),
-    };
-    let compression = match options.text("compression_type").unwrap_or("zlib") {
-        "zlib" => Codec::Zlib,
-        "zstd" => Codec::Zstd,
-        other => return Err(format!("Parameter 'compression-type' does not accept value '{other}'")),
-    };
-    let text = |name: &str| options.text(name).map(str::to_owned);
-    let refcount_bits = u32::try_from(number("refcount_bits", 16)).unwrap_or(u32::MAX);
-    Ok(ImageSpec::Qcow2(qcow2::CreateOptions {
-        size: size.next_multiple_of(512),
-        version,
-        cluster_size: number("cluster_size", 65536),
-        refcount_bits,
-        extended_l2: options.switch("extended_l2").unwrap_or(false),
-        compression,
-        lazy_refcounts: options.switch("lazy_refcounts").unwrap_or(false),
-        backing: text("backing_file").map(|name| (name, text("backing_fmt"))),
-        data_file: text("data_file"),
-        data_file_raw: options.switch("data_file_raw").unwrap_or(false),
-        preallocation,
-    }))
 }
