@@ -14,6 +14,18 @@ pub enum Codec {
     Zstd,
 }
 
+/// How formats that are only read pack their chunks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Form {
+    /// A zlib stream, with its header and checksum.
+    Zlib,
+    /// A bzip2 stream.
+    Bzip2,
+    /// LZFSE blocks.
+    Lzfse,
+}
+
 /// One piece of work.
 #[derive(Debug)]
 #[non_exhaustive]
@@ -31,6 +43,15 @@ pub enum Compute {
     Decompress {
         /// How.
         codec: Codec,
+        /// What.
+        packed: Buf,
+        /// Where to.
+        plain: Buf,
+    },
+    /// Unpack `packed` into `plain`, which it must fill.
+    Unpack {
+        /// How.
+        form: Form,
         /// What.
         packed: Buf,
         /// Where to.
@@ -74,6 +95,10 @@ impl Compute {
                 let result = workspace.decompress(codec, &packed, &mut output);
                 Computed { input: packed, output, result }
             }
+            Self::Unpack { form, packed, plain: mut output } => {
+                let result = workspace.unpack(form, &packed, &mut output);
+                Computed { input: packed, output, result }
+            }
         }
     }
 }
@@ -87,6 +112,8 @@ const ZLIB_WINDOW_BITS: u8 = 12;
 pub struct Workspace {
     deflate: Option<flate2::Compress>,
     inflate: Option<flate2::Decompress>,
+    zlib: Option<flate2::Decompress>,
+    lzfse: Option<Box<lzfse_rust::LzfseRingDecoder>>,
     zstd_compressor: Option<zstd::bulk::Compressor<'static>>,
     zstd_decompressor: Option<zstd::bulk::Decompressor<'static>>,
     zstd_decoder: Option<zstd::stream::raw::Decoder<'static>>,
@@ -114,6 +141,26 @@ impl Workspace {
             Codec::Zstd => self.zstd_decompress(packed, plain)?,
         };
         if len == plain.len() { Ok(()) } else { Err(ComputeError::Damaged) }
+    }
+
+    fn unpack(&mut self, form: Form, packed: &[u8], plain: &mut [u8]) -> Result<(), ComputeError> {
+        let len = match form {
+            Form::Zlib => {
+                let stream = self.zlib.get_or_insert_with(|| flate2::Decompress::new(true));
+                stream.reset(true);
+                stream
+                    .decompress(packed, plain, flate2::FlushDecompress::Finish)
+                    .map_err(|_| ComputeError::Damaged)?;
+                stream.total_out()
+            }
+            Form::Bzip2 => unpack_bzip2(packed, plain)?,
+            Form::Lzfse => {
+                let mut reader = self.lzfse.get_or_insert_default().reader_bytes(packed);
+                std::io::Read::read_exact(&mut reader, plain).map_err(|_| ComputeError::Damaged)?;
+                plain.len() as u64
+            }
+        };
+        if len == plain.len() as u64 { Ok(()) } else { Err(ComputeError::Damaged) }
     }
 
     fn deflate(&mut self, plain: &[u8], packed: &mut [u8]) -> Result<usize, ComputeError> {
@@ -196,6 +243,20 @@ impl Workspace {
     }
 }
 
+/// Returns how many bytes came out. A stream that goes on beyond them is left where it is.
+fn unpack_bzip2(packed: &[u8], plain: &mut [u8]) -> Result<u64, ComputeError> {
+    let mut stream = bzip2::Decompress::new(false);
+    loop {
+        let before = (stream.total_in(), stream.total_out());
+        let rest = (&packed[before.0 as usize..], &mut plain[before.1 as usize..]);
+        let status = stream.decompress(rest.0, rest.1).map_err(|_| ComputeError::Damaged)?;
+        let after = (stream.total_in(), stream.total_out());
+        if status == bzip2::Status::StreamEnd || after == before {
+            return Ok(after.1);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -245,6 +306,37 @@ mod tests {
             let done = Compute::Decompress { codec: Codec::Zstd, packed, plain: room }.run(workspace);
             assert_eq!(done.result, expected);
             assert!(expected.is_err() || *done.output == plain);
+        }
+    }
+
+    #[test]
+    fn chunks_of_each_form_unpack_or_are_damaged() {
+        use std::io::Write;
+        let plain: Vec<u8> = (0..100_000u32).map(|i| (i / 37 % 251) as u8).collect();
+        let mut zlib = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::fast());
+        zlib.write_all(&plain).expect("memory takes all");
+        let mut bzip2 = bzip2::write::BzEncoder::new(Vec::new(), bzip2::Compression::fast());
+        bzip2.write_all(&plain).expect("memory takes all");
+        let mut lzfse = Vec::new();
+        lzfse_rust::encode_bytes(&plain, &mut lzfse).expect("memory takes all");
+        let packed = [
+            (Form::Zlib, zlib.finish().expect("memory takes all")),
+            (Form::Bzip2, bzip2.finish().expect("memory takes all")),
+            (Form::Lzfse, lzfse),
+        ];
+        let workspace = &mut Workspace::default();
+        let mut unpack = |form, packed: &[u8], len| {
+            Compute::Unpack { form, packed: Buf::from(packed), plain: Buf::zeroed(len) }.run(workspace)
+        };
+        for (form, packed) in packed {
+            for _ in 0..2 {
+                let done = unpack(form, &packed, plain.len());
+                assert_eq!((done.result, &*done.output), (Ok(()), &plain[..]), "{form:?}");
+                assert_eq!(unpack(form, &packed, plain.len() + 1).result, Err(ComputeError::Damaged));
+                let half = &packed[..packed.len() / 2];
+                assert_eq!(unpack(form, half, plain.len()).result, Err(ComputeError::Damaged), "{form:?}");
+                assert_eq!(unpack(form, &[7; 100], 512).result, Err(ComputeError::Damaged), "{form:?}");
+            }
         }
     }
 

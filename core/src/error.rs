@@ -92,6 +92,16 @@ pub enum Error {
         /// Name of the node.
         node: String,
     },
+    /// A write to an image whose format was guessed to be raw, after which it would no longer be.
+    #[error(
+        "the write would make the raw image '{node}' look like {format}, and its format was guessed; say 'raw' to allow it"
+    )]
+    Restricted {
+        /// Name of the file.
+        node: String,
+        /// The format that would be guessed next time.
+        format: &'static str,
+    },
     /// No such node in the graph.
     #[error("Cannot find device='{0}' nor node-name='{0}'")]
     NoSuchNode(String),
@@ -223,7 +233,7 @@ impl Error {
             }
             Self::Unsupported { .. } => Errno::ENOTSUP,
             Self::OutOfRange { .. } => Errno::EIO,
-            Self::ReadOnly { .. } => Errno::EPERM,
+            Self::ReadOnly { .. } | Self::Restricted { .. } => Errno::EPERM,
             Self::Cancelled => Errno::ECANCELED,
             _ => Errno::EINVAL,
         }

@@ -1,6 +1,7 @@
 //! Check of an image in whatever format.
 
-use super::{qcow2, vdi};
+use super::qcow2::check::Repair;
+use super::{parallels, qcow2, vdi};
 use crate::engine::Io;
 use crate::error::{Error, Result};
 use crate::graph::NodeId;
@@ -44,8 +45,27 @@ pub async fn check(
     progress: &dyn Fn(u64, u64),
 ) -> Result<CheckReport> {
     match io.driver(node).map_or("file", |driver| driver.name()) {
+        "parallels" => parallels::check(io, node, say).await,
         "qcow2" => qcow2::check::check(io, node, say, progress).await,
         "vdi" => vdi::check(io, node, say).await,
         driver => Err(Box::new(Error::Unsupported { node: io.title(node), driver, what: "checks" })),
+    }
+}
+
+/// Checks an image that is open for writing and that nobody else uses, and repairs what it can.
+///
+/// # Errors
+/// As for [`check`]; [`Error::Unsupported`] where the format has no repair.
+pub async fn repair(
+    io: &Io,
+    node: NodeId,
+    what: Repair,
+    say: &mut dyn FnMut(String),
+    progress: &dyn Fn(u64, u64),
+) -> Result<CheckReport> {
+    match io.driver(node).map_or("file", |driver| driver.name()) {
+        "parallels" => parallels::repair(io, node, what, say).await,
+        "qcow2" => qcow2::check::repair(io, node, what, say, progress).await,
+        driver => Err(Box::new(Error::Unsupported { node: io.title(node), driver, what: "repairs" })),
     }
 }

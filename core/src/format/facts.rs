@@ -19,6 +19,8 @@ pub struct ImageFacts {
     pub backing: Option<Backing>,
     /// Other files that it names.
     pub names: Vec<OutsideName>,
+    /// Whether QEMU shows neither the unit of allocation nor whether it was closed in order.
+    pub tells_no_state: bool,
     /// What only this format has, under QEMU's names and in its order.
     pub specific: Option<Map<String, Value>>,
 }

@@ -4,7 +4,8 @@
 
 use std::rc::Rc;
 
-use super::vdi;
+use super::parallels::{self, ParallelsOptions};
+use super::{bochs, cloop, dmg, vdi};
 use crate::error::Result;
 use crate::graph::driver::Driver;
 use crate::graph::opening::Opening;
@@ -13,6 +14,14 @@ use crate::graph::opening::Opening;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ImageFormat {
+    /// The growing images of Bochs, to be read.
+    Bochs,
+    /// Disks compressed by block, to be read.
+    Cloop,
+    /// macOS's disk images, to be read.
+    Dmg,
+    /// The expanding images of Parallels.
+    Parallels(ParallelsOptions),
     /// VirtualBox's disk images.
     Vdi,
 }
@@ -21,25 +30,52 @@ impl ImageFormat {
     /// QEMU's name of the format.
     pub const fn name(&self) -> &'static str {
         match self {
+            Self::Bochs => "bochs",
+            Self::Cloop => "cloop",
+            Self::Dmg => "dmg",
+            Self::Parallels(_) => "parallels",
             Self::Vdi => "vdi",
         }
     }
 
     /// Tells the format by a file's first bytes, up to 2048 of them.
     pub fn probe(head: &[u8]) -> Option<Self> {
-        vdi::probe(head).then_some(Self::Vdi)
+        match head {
+            head if bochs::probe(head) => Some(Self::Bochs),
+            head if cloop::probe(head) => Some(Self::Cloop),
+            head if parallels::probe(head) => Some(Self::Parallels(ParallelsOptions::default())),
+            head if vdi::probe(head) => Some(Self::Vdi),
+            _ => None,
+        }
+    }
+
+    /// Tells the format by a file's name, where its first bytes tell none.
+    pub fn probe_name(name: &str) -> Option<Self> {
+        dmg::probe_name(name).then_some(Self::Dmg)
     }
 
     /// Whether an image can have a backing file.
     pub const fn has_backing(&self) -> bool {
         match self {
-            Self::Vdi => false,
+            Self::Bochs | Self::Cloop | Self::Dmg | Self::Parallels(_) | Self::Vdi => false,
+        }
+    }
+
+    /// For `check`: what is wrong with an image is no reason to repair it as it is opened.
+    pub fn for_check(&mut self) {
+        match self {
+            Self::Parallels(options) => options.for_check = true,
+            Self::Bochs | Self::Cloop | Self::Dmg | Self::Vdi => {}
         }
     }
 
     /// Opens an image whose file is open.
     pub(crate) async fn open(&self, opening: &Opening<'_>) -> Result<Rc<dyn Driver>> {
         Ok(match self {
+            Self::Bochs => Rc::new(bochs::open(opening).await?),
+            Self::Cloop => Rc::new(cloop::open(opening).await?),
+            Self::Dmg => Rc::new(dmg::open(opening).await?),
+            Self::Parallels(options) => Rc::new(parallels::open(opening, options).await?),
             Self::Vdi => Rc::new(vdi::open(opening.io, opening.file).await?),
         })
     }

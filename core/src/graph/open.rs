@@ -296,7 +296,7 @@ pub(crate) fn open_child<'a>(
             }
             DriverSpec::Raw { file, offset, size } => {
                 let file = open_child(io, file, depth).await?;
-                open_raw(io, spec, file, *offset, *size).await
+                open_raw(io, spec, file, raw_window(io, file, *offset, *size)).await
             }
             DriverSpec::Qcow2 { file, backing, data_file, options } => {
                 let file = open_child(io, file, depth).await?;
@@ -309,8 +309,11 @@ pub(crate) fn open_child<'a>(
             DriverSpec::Probe { file, backing, options } => {
                 let file = open_child(io, file, depth).await?;
                 match probe(io, file).await {
-                    Ok(Format::Raw) => open_raw(io, spec, file, 0, None).await,
-                    Ok(Format::Image(format)) => {
+                    Ok(Format::Raw) => open_raw(io, spec, file, Ok(Raw::guessed())).await,
+                    Ok(Format::Image(mut format)) => {
+                        if options.for_check {
+                            format.for_check();
+                        }
                         let metadata_only = options.metadata_only;
                         open_image(io, spec, file, depth, (&format, backing, metadata_only)).await
                     }
@@ -343,21 +346,32 @@ enum Format {
     Image(ImageFormat),
 }
 
-/// Tells the format by the first bytes. A format that is known and not supported is no raw image.
-async fn probe(io: &Io, file: NodeId) -> Result<Format> {
-    const OTHERS: [(usize, &[u8], &str); 11] = [
+/// The format that the first bytes of a file tell, whether it is supported or not; none, and it is raw.
+pub(crate) fn looks_like(head: &[u8]) -> Option<&'static str> {
+    if qcow2::probe(head) {
+        return Some("qcow2");
+    }
+    ImageFormat::probe(head).map(|format| format.name()).or_else(|| unsupported(head))
+}
+
+/// The name of a format that is known and not supported, by the first bytes of a file.
+fn unsupported(head: &[u8]) -> Option<&'static str> {
+    const OTHERS: [(usize, &[u8], &str); 7] = [
         (0, b"QFI\xfb\0\0\0\x01", "qcow"),
-        (0, b"Bochs Virtual HD Image\0", "bochs"),
-        (0, b"#!/bin/sh\n#V2.0 Format\nmodprobe cloop ", "cloop"),
-        (0, b"WithouFreSpacExt", "parallels"),
         (0, b"KDMV", "vmdk"),
         (0, b"# Disk DescriptorFile", "vmdk"),
         (0, b"vhdxfile", "vhdx"),
         (0, b"conectix", "vpc"),
         (0, b"LUKS\xba\xbe", "luks"),
         (0, b"QED\0", "qed"),
-        (0, b"WithoutFreeSpace", "parallels"),
     ];
+    let known =
+        OTHERS.iter().find(|(at, magic, _)| head.get(*at..).is_some_and(|rest| rest.starts_with(magic)));
+    known.map(|(_, _, format)| *format)
+}
+
+/// Tells the format by the first bytes. A format that is known and not supported is no raw image.
+async fn probe(io: &Io, file: NodeId) -> Result<Format> {
     let len = io.len(file).min(2048) as usize;
     let head = io.read_bytes("probe", file, 0, len).await?;
     if qcow2::probe(&head) {
@@ -366,26 +380,20 @@ async fn probe(io: &Io, file: NodeId) -> Result<Format> {
     if let Some(format) = ImageFormat::probe(&head) {
         return Ok(Format::Image(format));
     }
-    let known =
-        OTHERS.iter().find(|(at, magic, _)| head.get(*at..).is_some_and(|rest| rest.starts_with(magic)));
-    let other = match known {
-        Some((_, _, format)) => Some(*format),
-        // These have their magic at the end; the reference goes by the name too.
-        None => io.title(file).ends_with(".dmg").then_some("dmg"),
-    };
-    match other {
-        None => Ok(Format::Raw),
+    match unsupported(&head) {
+        None => Ok(ImageFormat::probe_name(&io.title(file)).map_or(Format::Raw, Format::Image)),
         Some(format) => Err(Box::new(Error::Options(format!(
             "the image looks like {format}, which is not supported yet; say '-f raw' to read its bytes as they are"
         )))),
     }
 }
 
-async fn open_raw(io: &Io, spec: &NodeSpec, file: NodeId, offset: u64, size: Option<u64>) -> Result<NodeId> {
+async fn open_raw(io: &Io, spec: &NodeSpec, file: NodeId, made: Result<Raw>) -> Result<NodeId> {
     let edges = Edges::default();
     edges.set(Role::File, Some(file));
-    let made = match raw_window(io, file, offset, size) {
+    let made = match made {
         Ok(driver) => {
+            let driver: Rc<dyn Driver> = Rc::new(driver);
             // As the reference: who reads raw bytes does not have them change underneath; who writes them lets others.
             let sharing = if spec.mode.writable { Sharing::Everything } else { Sharing::Reads };
             lock_child(io, spec, &edges, Role::File, sharing).await.map(|()| driver)
@@ -508,7 +516,7 @@ fn data_file_spec(
     Ok(Some(NodeSpec::file(path, spec.mode.below())))
 }
 
-fn raw_window(io: &Io, file: NodeId, offset: u64, size: Option<u64>) -> Result<Rc<dyn Driver>> {
+fn raw_window(io: &Io, file: NodeId, offset: u64, size: Option<u64>) -> Result<Raw> {
     // The reference counts whole sectors.
     let there = io.len(file).next_multiple_of(512);
     if offset > there {
@@ -524,7 +532,7 @@ fn raw_window(io: &Io, file: NodeId, offset: u64, size: Option<u64>) -> Result<R
              containing file ({there})"
         ))));
     }
-    Ok(Rc::new(Raw::new(offset, size)))
+    Ok(Raw::new(offset, size))
 }
 
 /// What a node tolerates that other processes do with its file.

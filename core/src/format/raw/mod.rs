@@ -1,12 +1,17 @@
 //! raw: a window on a file, and the driver of files that are no image.
 //!
 //! Owns no metadata: every lookup is an addition. Its options are QEMU's `offset` and `size`.
+//!
+//! Where the format was not said but guessed, a guest could write the header of another format, whose names the next guess
+//! would follow. So its first sector never becomes one (`guard`).
+
+mod guard;
 
 use std::any::Any;
 
 use async_trait::async_trait;
 
-use crate::engine::{Io, LocalFuture};
+use crate::engine::{Io, LocalFuture, Request};
 use crate::error::Result;
 use crate::filter::DebugEvent;
 use crate::graph::driver::{Access, Driver, Extent, Length, Mapping, Miss, Role};
@@ -16,12 +21,19 @@ use crate::graph::driver::{Access, Driver, Extent, Length, Mapping, Miss, Role};
 pub struct Raw {
     offset: u64,
     size: Option<u64>,
+    /// Whether the format was guessed.
+    guessed: bool,
 }
 
 impl Raw {
     /// Shows `size` bytes (all that there are, without one) of the child from `offset` on.
     pub fn new(offset: u64, size: Option<u64>) -> Self {
-        Self { offset, size }
+        Self { offset, size, guessed: false }
+    }
+
+    /// All of a file that was guessed to be no image.
+    pub fn guessed() -> Self {
+        Self { offset: 0, size: None, guessed: true }
     }
 }
 
@@ -42,12 +54,20 @@ impl Driver for Raw {
         }
     }
 
-    fn lookup(&self, offset: u64, len: u64, _: Access) -> Result<Extent> {
+    fn lookup(&self, offset: u64, len: u64, access: Access) -> Result<Extent> {
+        if self.guessed && access == Access::Write && offset < guard::LEN {
+            let mapping = Mapping::Own { child: Role::File, offset };
+            return Ok(Extent { len: len.min(guard::LEN - offset), mapping });
+        }
         Ok(Extent { len, mapping: Mapping::Data { child: Role::File, offset: self.offset + offset } })
     }
 
     fn load<'a>(&'a self, _: &'a Io, miss: Miss) -> LocalFuture<'a, Result<()>> {
         unreachable!("raw misses nothing, not even {miss:?}")
+    }
+
+    fn serve<'a>(&'a self, io: &'a Io, request: &'a mut Request) -> LocalFuture<'a, Result<()>> {
+        Box::pin(guard::write(io, request))
     }
 
     fn flush<'a>(&'a self, io: &'a Io) -> LocalFuture<'a, Result<()>> {

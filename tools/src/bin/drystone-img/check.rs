@@ -56,15 +56,14 @@ async fn once(
         let driver = io.driver(node);
         let name = driver.as_ref().map_or("file", |driver| driver.name());
         let mut say = |line: String| crate::say(&format!("{line}\n"));
-        let report = match (name, repair) {
-            ("qcow2", Some(what)) => check::repair(&io, node, what, &mut say, &|_, _| {}).await?,
-            (_, None) => match format::check(&io, node, &mut say, &|_, _| {}).await {
-                Err(error) if matches!(*error, Error::Unsupported { .. }) => return Ok(None),
-                report => report?,
-            },
-            _ => return Ok(None),
+        let report = match repair {
+            Some(what) => format::repair(&io, node, what, &mut say, &|_, _| {}).await,
+            None => format::check(&io, node, &mut say, &|_, _| {}).await,
         };
-        Ok(Some((name, report)))
+        match report {
+            Err(error) if matches!(*error, Error::Unsupported { .. }) => Ok(None),
+            report => Ok(Some((name, report?))),
+        }
     });
     let found = found.await.map_err(|error| match &*error {
         Error::Format { fault, .. } if is_lost(fault.as_any()) => {
@@ -98,6 +97,9 @@ fn is_lost(fault: &dyn Any) -> bool {
 fn for_check(mut spec: NodeSpec) -> NodeSpec {
     if let DriverSpec::Qcow2 { options, .. } | DriverSpec::Probe { options, .. } = &mut spec.driver {
         options.for_check = true;
+    }
+    if let DriverSpec::Image { format, .. } = &mut spec.driver {
+        format.for_check();
     }
     spec
 }

@@ -159,7 +159,7 @@ async fn describe(io: &Io, node: NodeId) -> CoreResult<ImageInfo> {
         return Ok(info);
     };
     let facts = driver.as_ref().map(|driver| driver.facts()).unwrap_or_default();
-    info.dirty = info.dirty.map(|_| facts.dirty);
+    info.dirty = info.dirty.map(|_| facts.dirty).filter(|_| !facts.tells_no_state);
     info.cluster_size = facts.cluster_size;
     info.encrypted = facts.encrypted;
     info.compressed = facts.compressed;

@@ -8,7 +8,6 @@
 //! anything else is written: what a crash leaves behind is not taken for the truth. Lookups for writes set bits
 //! ([`dirty`](Qcow2)); closing stores them (`store`). `bits` has them in memory, `directory` has the layout.
 
-mod bits;
 pub mod directory;
 mod store;
 
@@ -18,9 +17,9 @@ use super::{Lock, Qcow2, Qcow2Error};
 use crate::buf::Buf;
 use crate::engine::Io;
 use crate::error::Result;
+use crate::format::bits::Bits;
 use crate::graph::NodeId;
 use crate::intent::Fua;
-use bits::Bits;
 use directory::{BITMAPS_MAX, DIRECTORY_LEN_MAX, Entry, Extension, NAME_LEN_MAX};
 
 /// Bytes of one stored bitmap at the most. Source: QEMU's limit.

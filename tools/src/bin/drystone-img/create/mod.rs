@@ -8,7 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use drystone_core::error::Error;
-use drystone_core::format::vdi;
+use drystone_core::format::{parallels, vdi};
 use drystone_core::graph::open::{ImageNames, OpenMode, beside, names_protocol};
 use drystone_core::intent::{Errno, Preallocation};
 use drystone_core::job::{ImageSpec, create};
@@ -186,6 +186,12 @@ fn image_spec(options: &CreateOptions) -> Result<ImageSpec, String> {
     let size = options.number("size").unwrap_or(0).next_multiple_of(512);
     match options.format() {
         "qcow2" => qcow2::image_spec(options),
+        "parallels" => {
+            // The header's file is too short for its space to be worth reserving; the modes are those that a file has.
+            preallocation(options)?;
+            let cluster_size = options.number("cluster_size").unwrap_or(1 << 20);
+            Ok(ImageSpec::Parallels(parallels::CreateOptions { size, cluster_size }))
+        }
         "vdi" => {
             let fixed = options.switch("static").unwrap_or(false);
             Ok(ImageSpec::Vdi(vdi::CreateOptions { size, fixed, preallocation: preallocation(options)? }))

@@ -20,7 +20,7 @@ const CHUNK_BITS: u64 = 8 * CHUNK as u64;
 
 /// The bits. Bit `n` is bit `n % 8`, counted from the lowest, of byte `n / 8`.
 #[derive(Clone, Debug)]
-pub(super) struct Bits {
+pub(in crate::format) struct Bits {
     count: u64,
     /// Runs of chunks in which all bits are set, by their first chunk: the end. They do not touch each other.
     ones: BTreeMap<u64, u64>,
@@ -30,12 +30,12 @@ pub(super) struct Bits {
 
 impl Bits {
     /// No bit is set.
-    pub(super) fn new(count: u64) -> Self {
+    pub(in crate::format) fn new(count: u64) -> Self {
         Self { count, ones: BTreeMap::new(), mixed: BTreeMap::new() }
     }
 
     /// How many there are.
-    pub(super) fn count(&self) -> u64 {
+    pub(in crate::format) fn count(&self) -> u64 {
         self.count
     }
 
@@ -46,7 +46,7 @@ impl Bits {
     }
 
     /// Sets neighbouring bits; those beyond the end there are none of.
-    pub(super) fn set(&mut self, bits: Range<u64>) {
+    pub(in crate::format) fn set(&mut self, bits: Range<u64>) {
         let end = bits.end.min(self.count);
         if bits.start >= end {
             return;
@@ -93,7 +93,7 @@ impl Bits {
     }
 
     /// Changes how many there are; new ones are not set.
-    pub(super) fn resize(&mut self, count: u64) {
+    pub(in crate::format) fn resize(&mut self, count: u64) {
         self.count = count;
         self.cut_off();
     }
@@ -121,13 +121,13 @@ impl Bits {
     }
 
     /// Clears all.
-    pub(super) fn clear(&mut self) {
+    pub(in crate::format) fn clear(&mut self) {
         self.ones.clear();
         self.mixed.clear();
     }
 
     /// Copies bytes of the bitmap, zeros where there are none.
-    pub(super) fn copy_out(&self, byte: u64, out: &mut [u8]) {
+    pub(in crate::format) fn copy_out(&self, byte: u64, out: &mut [u8]) {
         let mut done = 0;
         while done < out.len() {
             let at = byte + done as u64;
@@ -143,7 +143,7 @@ impl Bits {
     }
 
     /// Takes bytes of a bitmap beside those that are set; what lies beyond its end is left out.
-    pub(super) fn copy_in(&mut self, byte: u64, bytes: &[u8]) {
+    pub(in crate::format) fn copy_in(&mut self, byte: u64, bytes: &[u8]) {
         let end = self.count.div_ceil(8);
         let len = end.saturating_sub(byte).min(bytes.len() as u64) as usize;
         let mut done = 0;
@@ -163,14 +163,14 @@ impl Bits {
     }
 
     /// Whether all of some bits are set, or none is; beyond the last bit none is.
-    pub(super) fn alike(&self, bits: Range<u64>) -> Option<bool> {
+    pub(in crate::format) fn alike(&self, bits: Range<u64>) -> Option<bool> {
         let Some(set) = self.next(bits.start, true).filter(|set| *set < bits.end) else { return Some(false) };
         let all = set == bits.start && self.next(set, false).unwrap_or(self.count) >= bits.end;
         all.then_some(true)
     }
 
     /// The next run of set bits from `bit` on.
-    pub(super) fn next_run(&self, bit: u64) -> Option<Range<u64>> {
+    pub(in crate::format) fn next_run(&self, bit: u64) -> Option<Range<u64>> {
         let start = self.next(bit, true)?;
         Some(start..self.next(start, false).unwrap_or(self.count))
     }
