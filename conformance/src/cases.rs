@@ -226,6 +226,59 @@ const VDI: &[(&str, &[&str])] = &[
     ("vdi, static", &["qemu-img create -f vdi -o static=on top.vdi 3M"]),
 ];
 
+/// Ways to make Parallels images: large and small clusters, some that are no power of two, and the older magic.
+pub fn parallels() -> Vec<Recipe> {
+    let recipe = |&(name, granule, commands): &(&str, u64, &[&str])| {
+        let mut recipe = Recipe::new(name, "parallels", "top.par", commands);
+        recipe.mix.granule = granule;
+        recipe.mix.len_max = (4 * granule).clamp(16 << 10, 256 << 10);
+        // Metadata that could not be written is kept, and the next flush writes it.
+        recipe.rules.sticky_flush = false;
+        recipe.rules.discards_on_its_own = true;
+        recipe
+    };
+    PARALLELS.iter().map(recipe).collect()
+}
+
+/// Name, bytes of the unit that requests prefer, commands.
+const PARALLELS: &[(&str, u64, &[&str])] = &[
+    ("parallels, empty", 4096, &["qemu-img create -f parallels -o cluster_size=4k top.par 1M"]),
+    (
+        "parallels, filled",
+        65536,
+        &[
+            "qemu-img create -f parallels -o cluster_size=64k top.par 1000k",
+            "qemu-io -f parallels -c 'write -P 17 10k 150k' -c 'write -P 18 400k 90k' -c 'discard 128k 64k' top.par",
+        ],
+    ),
+    (
+        "parallels, clusters of 6 sectors",
+        3072,
+        &[
+            "qemu-img create -f parallels -o cluster_size=3k top.par 700k",
+            "qemu-io -f parallels -c 'write -P 17 10k 150k' -c 'write -P 18 400k 90k' top.par",
+        ],
+    ),
+    // The magic of the older format, whose BAT counts sectors; the reference makes none, but reads and writes them.
+    (
+        "parallels, BAT of sectors",
+        4096,
+        &[
+            "qemu-img create -f parallels -o cluster_size=4k top.par 512k",
+            "sh -c 'printf WithoutFreeSpace | dd of=top.par conv=notrunc status=none'",
+            "qemu-io -f parallels -c 'write -P 17 10k 50k' top.par",
+        ],
+    ),
+];
+
+/// The images of [`parallels`], made and opened as Parallels.
+///
+/// # Errors
+/// When QEMU's tools are not there, or fail.
+pub fn parallels_cases() -> Result<Vec<Case>, String> {
+    parallels().into_iter().map(case_of).collect()
+}
+
 /// The images of [`qcow2`], made and opened as qcow2.
 ///
 /// # Errors

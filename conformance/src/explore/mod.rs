@@ -15,6 +15,7 @@ pub mod faults;
 mod jobs;
 mod operation;
 pub mod operations;
+mod parallels;
 mod repairs;
 pub mod rules;
 mod straight;

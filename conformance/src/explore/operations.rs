@@ -14,6 +14,7 @@ use std::rc::Rc;
 
 use super::jobs::jobs;
 use super::operation::{Do, Guest, Operation, TOP, image_in, qcow2, qcow2_in};
+use super::parallels::parallels;
 use super::repairs::repairs;
 use super::upkeep::{upkeep, view};
 use crate::cases::{WRITABLE, stones};
@@ -41,7 +42,7 @@ fn on(name: &'static str, options: &CreateOptions) -> Operation {
 /// # Panics
 /// When an image cannot be made.
 pub fn all() -> Vec<Operation> {
-    [data(), tables(), clusters(), files(), raw(), vdi(), upkeep(), repairs(), jobs()]
+    [data(), tables(), clusters(), files(), raw(), vdi(), parallels(), upkeep(), repairs(), jobs()]
         .into_iter()
         .flatten()
         .collect()

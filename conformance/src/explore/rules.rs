@@ -298,6 +298,72 @@ pub const RULES: &[Rule] = &[
         "lost refcounts are rebuilt",
     ),
     barrier(
+        "parallels.mark/before_changes",
+        "an image says durably that somebody writes to it before the first change",
+        "writes to a Parallels image with a bitmap",
+    ),
+    barrier(
+        "parallels.flush/before_bat",
+        "a cluster is durable before the BAT names it",
+        "new clusters of a Parallels image",
+    ),
+    barrier(
+        "parallels.flush",
+        "what a flush covers is durable when it is answered",
+        "new clusters of a Parallels image",
+    ),
+    barrier(
+        "parallels.close/before_header",
+        "bitmaps are durable before the header calls them up to date",
+        "writes to a Parallels image with a bitmap",
+    ),
+    awaited(
+        "parallels.mark/header",
+        "the mark is written before the barrier that covers it",
+        "writes to a Parallels image with a bitmap",
+    ),
+    awaited(
+        "parallels.flush/bat",
+        "the BAT is written before the flush that covers it",
+        "new clusters of a Parallels image",
+    ),
+    awaited(
+        "parallels.close/extension",
+        "the extension is written before the header calls it up to date",
+        "writes to a Parallels image with a bitmap",
+    ),
+    awaited(
+        "parallels.close/bitmap",
+        "bits are written before the header calls them up to date",
+        "writes to a Parallels image with a bitmap",
+    ),
+    awaited(
+        "parallels.reclaim/discard",
+        "a hole is punched before its cluster is somebody else's",
+        "clusters of a Parallels image are given up and used again",
+    ),
+    barrier(
+        "parallels.repair/before_bat",
+        "a copy is durable before the BAT names it",
+        "a Parallels image that nobody closed",
+    ),
+    awaited(
+        "parallels.repair/copy",
+        "a copy is written before the BAT names it",
+        "a Parallels image that nobody closed",
+    ),
+    awaited(
+        "parallels.repair/bat",
+        "a repaired BAT is written before the image is written to",
+        "a Parallels image that nobody closed",
+    ),
+    barrier("parallels.create/after", "a created image is durable", "create a Parallels image"),
+    awaited(
+        "parallels.create/header",
+        "a new image's header is written before the barrier that covers it",
+        "create a Parallels image",
+    ),
+    barrier(
         "vdi.flush/before_block_map",
         "a block and its count are durable before the map names it",
         "new blocks of a VDI image",
