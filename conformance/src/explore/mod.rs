@@ -12,13 +12,10 @@
 
 mod crashes;
 pub mod faults;
-mod jobs;
 mod operation;
 pub mod operations;
-mod repairs;
 pub mod rules;
 mod straight;
-mod upkeep;
 
 use std::collections::{BTreeSet, HashSet};
 use std::hash::BuildHasherDefault;
@@ -361,7 +358,7 @@ impl Explorer<'_> {
         };
         allowed.check(&content)?;
         if operation.flaws.is_some() {
-            let mended = repairs::mended(world.clone())?;
+            let mended = operations::qcow2_repairs::mended(world.clone())?;
             allowed.check(&mended).map_err(|error| format!("once it is repaired: {error}"))?;
         }
         for (view, expected) in &operation.views {

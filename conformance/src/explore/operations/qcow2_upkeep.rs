@@ -1,4 +1,4 @@
-//! Operations that change an image as a whole: snapshots, lengths, options, bitmaps.
+//! Operations that change a qcow2 image as a whole: snapshots, lengths, options, bitmaps.
 
 use drystone_core::engine::Io;
 use drystone_core::error::Result;
@@ -7,21 +7,16 @@ use drystone_core::graph::open::{DriverSpec, NodeSpec, open};
 use drystone_core::graph::{Preallocate, Role};
 use drystone_core::job::{amend, apply_snapshot, create_snapshot, delete_snapshot};
 
-use super::operation::{Guest, Operation, qcow2, qcow2_in};
-use super::operations::{bitmaps, leave_stale_space};
-use super::straight;
+use super::super::{qcow2, qcow2_in, straight};
+use super::qcow2::{leave_stale_space, small};
+use super::qcow2_files::bitmaps;
+use super::{Guest, KIB, Operation};
 use crate::cases::stones;
 use crate::world::World;
 
-const KIB: u64 = 1 << 10;
-
 /// All of them.
-pub(super) fn upkeep() -> Vec<Operation> {
+pub(super) fn operations() -> Vec<Operation> {
     [snapshots(), lengths(), options()].into_iter().flatten().collect()
-}
-
-fn small(size: u64) -> CreateOptions {
-    CreateOptions { cluster_size: 512, ..CreateOptions::new(size) }
 }
 
 fn on(name: &'static str, options: &CreateOptions) -> Operation {
