@@ -157,6 +157,8 @@ pub(crate) struct Shared {
     pub(crate) answers: Answers<AnswerValue>,
     pub(crate) epochs: epoch::Epochs,
     pub(crate) cycles: Cell<u64>,
+    /// Passphrases, by the ids that options refer to them by.
+    pub(crate) secrets: RefCell<crate::crypto::Secrets>,
     /// Nodes that wait for events of the drivers above them; each counts itself while it lives.
     pub(crate) debugged: Rc<Cell<u32>>,
     /// The engine itself, for what outlives a call.
