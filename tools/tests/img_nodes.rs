@@ -230,3 +230,67 @@ fn a_trace_shows_the_intents_that_it_names() {
     );
     side.finish();
 }
+
+/// `openssl enc -aes-256-cbc` with a key of 32 `k` and an `iv` of 16 `v`, of `hunter22`, and without padding of fifteen bytes
+/// and 0x00, 0x05, 0x11.
+const ENCRYPTED: &[&str] = &[
+    "AUGz+B2oaGA9kcw+97gIqA==",
+    "HsR/fwhmOomTsehIvAjq3g==",
+    "/DkYtDNPEnUdx+NXGudajw==",
+    "GzUsyEZ57BhdD6KNPlfGnA==",
+];
+
+/// Secrets: what there is to read of each, and what the reference says of those that are none.
+#[test]
+fn secrets_are_read_as_the_reference_reads_them() {
+    let mut side = images();
+    side.write("binary", b"a\xff\xfeb");
+    side.write("lines", b"QUFB\nQUFB\r\n");
+    side.write("nul", b"QUFB\0QUFB");
+    side.write("blank", b"QU FB");
+    let key = format!("--object secret,id=k,format=base64,data={}=", "a2tr".repeat(10) + "a2s");
+    let iv = "iv=dnZ2dnZ2dnZ2dnZ2dnZ2dg==";
+    let encrypted = |more: &str| format!("{key} --object secret,id=s,keyid=k,{more}");
+    let mut objects: Vec<String> =
+        ENCRYPTED.iter().map(|data| encrypted(&format!("{iv},format=base64,data={data}"))).collect();
+    objects.extend(
+        [
+            "format=base64,data=AAAA",
+            "iv=AAAA,format=base64,data=AAAA",
+            "iv=,format=base64,data=AAAA",
+            "iv=A*A,format=base64,data=AAAA",
+        ]
+        .map(encrypted),
+    );
+    objects.extend(
+        ["format=base64,data=AAAA", "format=base64,data=A*AA", "data=abc"]
+            .map(|data| encrypted(&format!("{iv},{data}"))),
+    );
+    for object in [
+        "secret,id=s,keyid=s,data=x",
+        "secret,id=s,keyid=none,iv=zz,data=x",
+        "throttle-group,id=k --object secret,id=s,keyid=k,data=x",
+        "secret,id=k,data=short --object secret,id=s,keyid=k,data=x",
+        "secret,id=s,iv=zz,data=x",
+        "secret,id=s,data=",
+        "secret,id=s,format=base64,data=AAA",
+        "secret,id=s,format=base64,data=A=AA",
+        "secret,id=s,format=base64,data=A-AA",
+        "secret,id=s,file=binary",
+        "secret,id=s,file=binary,format=base64",
+        "secret,id=s,file=lines,format=base64",
+        "secret,id=s,file=nul,format=base64",
+        "secret,id=s,file=blank,format=base64",
+        "secret,id=s,file=.",
+        "secret,id=s,file=",
+    ] {
+        objects.push(format!("--object {object}"));
+    }
+    for objects in objects {
+        side.both("secret", &format!("info -f raw r {objects}"));
+        let measure = format!("measure -O luks -o key-secret=s --size 1M {objects}");
+        side.both("passphrase", &measure);
+    }
+    side.both("no secret", "measure -O luks -o key-secret=s --size 1M --object throttle-group,id=s");
+    side.finish();
+}

@@ -4,7 +4,7 @@ use drystone_core::format::qcow2::layout::luks_header_len;
 
 use crate::img::create::CreateOptions;
 use crate::message::Failure;
-use crate::object::ObjectDef;
+use crate::object::{ObjectDef, find_passphrase};
 
 /// Ciphers that the reference has names for, and the bytes of their keys; LUKS does not have those without.
 const CIPHERS: &[(&str, Option<u64>)] = &[
@@ -67,9 +67,7 @@ pub(super) fn header_len(
     let Some(secret) = options.text(&format!("{prefix}key-secret")) else {
         return refuse(format!("Parameter '{prefix}key-secret' is required for cipher"));
     };
-    if !objects.iter().any(|object| object.qom_type == "secret" && object.id == secret) {
-        return refuse(format!("No secret with id '{secret}'"));
-    }
+    find_passphrase(objects, secret).map_err(Failure::new)?;
     let known = CIPHERS.iter().find(|(name, _)| *name == cipher).and_then(|(_, len)| *len);
     let Some(key_len) = known else { return refuse(format!("Algorithm '{cipher}' not supported")) };
     if generator == "essiv" {
