@@ -260,11 +260,6 @@ impl Io {
         Ok(bytes)
     }
 
-    /// Keeps a secret that options may refer to by `id`.
-    pub fn add_secret(&self, id: &str, secret: Secret) {
-        self.shared.secrets.borrow_mut().add(id, secret);
-    }
-
     /// The secret of that id.
     ///
     /// # Errors

@@ -222,6 +222,11 @@ impl Engine {
         self.0.events.borrow_mut().pop_front()
     }
 
+    /// Keeps a passphrase or key, which options of nodes refer to by `id`; a later one of that id replaces it.
+    pub fn add_secret(&self, id: &str, secret: crate::crypto::Secret) {
+        self.0.secrets.borrow_mut().add(id, secret);
+    }
+
     /// Starts a coroutine: opening, closing, a job. A reply with `tag` says that it ended.
     ///
     /// Inside, only what [`Io`] offers may be awaited.
