@@ -18,6 +18,9 @@ use crate::disk::{Change, ChangeId, DiscardEffect, Disk, DiskConfig, Fate, GARBA
 use crate::fault::Effect;
 use crate::sparse::Sparse;
 
+/// What every piece of work takes: the same in each run.
+const COMPUTE_TIME: std::time::Duration = std::time::Duration::from_secs(1);
+
 /// Disks, leaves and locks.
 #[derive(Clone, Debug, Default)]
 pub struct World {
@@ -256,7 +259,8 @@ impl World {
                 (Outcome::Locked(locked), Consequence::Nothing)
             }
             Action::Compute(work) => {
-                (Outcome::Computed(work.run(&mut Workspace::default())), Consequence::Nothing)
+                let computed = work.run(&mut Workspace::default()).within(COMPUTE_TIME);
+                (Outcome::Computed(computed), Consequence::Nothing)
             }
             Action::Sleep { .. } => done(Ok(())),
             Action::Entropy { mut data } => {

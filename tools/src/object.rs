@@ -300,3 +300,13 @@ fn help_text(text: &str) -> Option<String> {
     }
     Some(format!("{name} options:\n{}", lines.concat()))
 }
+
+/// The secrets among objects, by their ids.
+#[must_use]
+pub fn secrets(objects: &[ObjectDef]) -> Vec<(String, drystone_core::crypto::Secret)> {
+    let secret = |object: &ObjectDef| {
+        let bytes = object.secret.as_ref()?.bytes().to_vec();
+        Some((object.id.clone(), drystone_core::crypto::Secret::new(bytes)))
+    };
+    objects.iter().filter_map(secret).collect()
+}

@@ -3,12 +3,15 @@
 use std::rc::Rc;
 use std::time::Duration;
 
+use smallvec::SmallVec;
+
 use super::path::{Piece, Place, Verb};
 use super::serve::Held;
 use super::task::{Answer, LocalFuture};
 use super::{AnswerValue, ReplyTo, Shared};
 use crate::buf::{Buf, BufList};
 use crate::compute::{Compute, Computed};
+use crate::crypto::Secret;
 use crate::error::{Error, Result};
 use crate::filter::{Blkdebug, DebugEvent};
 use crate::graph::driver::{Access, Driver, Mapping, Preallocate, Role};
@@ -236,6 +239,54 @@ impl Io {
         }
     }
 
+    /// Bytes that nobody can foretell, as many as are asked for.
+    ///
+    /// # Errors
+    /// When the host has none.
+    pub async fn entropy_bytes(&self, file: NodeId, len: usize) -> Result<Buf> {
+        let mut bytes = Buf::zeroed(len);
+        let mut done = 0;
+        while done < len {
+            let rest = Buf::zeroed(len - done);
+            let (data, result) = self.moved("entropy", Action::Entropy { data: rest.into() }).await;
+            let moved = match result {
+                Ok(0) => Err(Errno::EIO),
+                other => other,
+            };
+            let moved = moved.map_err(|errno| Error::Entropy { location: self.title(file), errno })?;
+            data.copy_out(0, &mut bytes[done..]);
+            done += moved;
+        }
+        Ok(bytes)
+    }
+
+    /// The secret of that id.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn secret(&self, id: &str) -> Result<Secret> {
+        let found = self.shared.secrets.borrow().find(id);
+        found.ok_or_else(|| Box::new(Error::Options(format!("No secret with id '{id}'"))))
+    }
+
+    /// Has several pieces of work done side by side; the answers come in the order of the pieces.
+    pub(crate) async fn compute_all(
+        &self,
+        label: Label,
+        works: impl IntoIterator<Item = Compute>,
+    ) -> SmallVec<[Computed; 4]> {
+        let ask = |work| self.shared.ask(label, Action::Compute(Box::new(work)));
+        let keys: SmallVec<[u32; 4]> = works.into_iter().map(ask).collect();
+        let mut done = SmallVec::new();
+        for key in keys {
+            match Answer::new(&self.shared.answers, key).await {
+                AnswerValue::Outcome(Outcome::Computed(computed)) => done.push(computed),
+                _ => panic!("an executor answered {label} with something else"),
+            }
+        }
+        done
+    }
+
     /// Has CPU-heavy work done where the executor chooses.
     pub async fn compute(&self, label: Label, work: Compute) -> Computed {
         match self.outcome(label, Action::Compute(Box::new(work))).await {
@@ -282,6 +333,7 @@ impl Io {
             Some(driver) if driver.is_filter() => {
                 self.edge(node, Role::File).is_some_and(|file| self.starts_as_zeroes(file))
             }
+            Some(driver) if !driver.starts_as_zeroes() => false,
             Some(_) => self.edge(node, Role::DataFile).is_none_or(|data| self.starts_as_zeroes(data)),
         }
     }

@@ -157,6 +157,8 @@ pub(crate) struct Shared {
     pub(crate) answers: Answers<AnswerValue>,
     pub(crate) epochs: epoch::Epochs,
     pub(crate) cycles: Cell<u64>,
+    /// Passphrases, by the ids that options refer to them by.
+    pub(crate) secrets: RefCell<crate::crypto::Secrets>,
     /// Nodes that wait for events of the drivers above them; each counts itself while it lives.
     pub(crate) debugged: Rc<Cell<u32>>,
     /// The engine itself, for what outlives a call.
@@ -218,6 +220,11 @@ impl Engine {
     /// The next thing that happened to a node by itself. Nobody has to ask: what is not read is dropped in time.
     pub fn next_event(&self) -> Option<Event> {
         self.0.events.borrow_mut().pop_front()
+    }
+
+    /// Keeps a passphrase or key, which options of nodes refer to by `id`; a later one of that id replaces it.
+    pub fn add_secret(&self, id: &str, secret: crate::crypto::Secret) {
+        self.0.secrets.borrow_mut().add(id, secret);
     }
 
     /// Starts a coroutine: opening, closing, a job. A reply with `tag` says that it ended.

@@ -4,7 +4,8 @@
 
 use std::rc::Rc;
 
-use super::vdi;
+use super::luks::LuksOptions;
+use super::{luks, vdi};
 use crate::error::Result;
 use crate::graph::driver::Driver;
 use crate::graph::opening::Opening;
@@ -13,6 +14,8 @@ use crate::graph::opening::Opening;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ImageFormat {
+    /// Encrypted volumes of Linux.
+    Luks(LuksOptions),
     /// VirtualBox's disk images.
     Vdi,
 }
@@ -21,25 +24,28 @@ impl ImageFormat {
     /// QEMU's name of the format.
     pub const fn name(&self) -> &'static str {
         match self {
+            Self::Luks(_) => "luks",
             Self::Vdi => "vdi",
         }
     }
 
     /// Tells the format by a file's first bytes, up to 2048 of them.
     pub fn probe(head: &[u8]) -> Option<Self> {
-        vdi::probe(head).then_some(Self::Vdi)
+        let luks = || luks::probe(head).then(|| Self::Luks(LuksOptions::default()));
+        vdi::probe(head).then_some(Self::Vdi).or_else(luks)
     }
 
     /// Whether an image can have a backing file.
     pub const fn has_backing(&self) -> bool {
         match self {
-            Self::Vdi => false,
+            Self::Luks(_) | Self::Vdi => false,
         }
     }
 
     /// Opens an image whose file is open.
     pub(crate) async fn open(&self, opening: &Opening<'_>) -> Result<Rc<dyn Driver>> {
         Ok(match self {
+            Self::Luks(options) => Rc::new(luks::open(opening, options).await?),
             Self::Vdi => Rc::new(vdi::open(opening.io, opening.file).await?),
         })
     }

@@ -5,6 +5,7 @@ mod check;
 mod facts;
 mod image;
 mod loads;
+pub mod luks;
 pub mod qcow2;
 pub mod raw;
 pub mod vdi;

@@ -29,6 +29,10 @@ pub enum Role {
     Raw,
     /// `log`: what writes are written down in.
     Log,
+    /// `header`: what holds the header of an encrypted volume that is kept apart.
+    Header,
+    /// The encryption between an image and what holds its data; no edge of QEMU's, which keeps that in the format.
+    Crypt,
 }
 
 impl Role {
@@ -40,6 +44,8 @@ impl Role {
             Self::DataFile => "data-file",
             Self::Raw => "raw",
             Self::Log => "log",
+            Self::Header => "header",
+            Self::Crypt => "crypt",
         }
     }
 }
@@ -198,6 +204,12 @@ pub trait Driver {
     /// Whether the node shows its child's bytes as they are, so that the child's holes are its own.
     fn is_filter(&self) -> bool {
         false
+    }
+
+    /// Whether what nobody wrote to reads as zeros. One that decrypts whatever is there says no, and what
+    /// [`resize`](Self::resize) adds is then not zeros either.
+    fn starts_as_zeroes(&self) -> bool {
+        true
     }
 
     /// What the image says of itself.

@@ -97,6 +97,8 @@ pub(crate) struct Edges {
     data_file: Cell<Option<NodeId>>,
     raw: Cell<Option<NodeId>>,
     log: Cell<Option<NodeId>>,
+    header: Cell<Option<NodeId>>,
+    crypt: Cell<Option<NodeId>>,
     /// What the node declared to do with leaves.
     uses: RefCell<SmallVec<[(NodeId, UseId); 1]>>,
 }
@@ -109,6 +111,8 @@ impl Edges {
             Role::DataFile => &self.data_file,
             Role::Raw => &self.raw,
             Role::Log => &self.log,
+            Role::Header => &self.header,
+            Role::Crypt => &self.crypt,
         }
     }
 
@@ -130,7 +134,7 @@ impl Edges {
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (Role, NodeId)> + '_ {
-        [Role::File, Role::Backing, Role::DataFile, Role::Raw, Role::Log]
+        [Role::File, Role::Backing, Role::DataFile, Role::Raw, Role::Log, Role::Header, Role::Crypt]
             .into_iter()
             .filter_map(|role| Some((role, self.at(role)?)))
     }

@@ -5,7 +5,7 @@
 
 use crate::engine::Io;
 use crate::error::Result;
-use crate::format::{qcow2, vdi};
+use crate::format::{luks, qcow2, vdi};
 use crate::graph::open::{ChildSpec, DriverSpec, NodeSpec, OpenMode, open};
 use crate::graph::options::location;
 use crate::graph::{NodeId, Preallocate};
@@ -22,6 +22,8 @@ pub enum ImageSpec {
         /// How its space is reserved.
         preallocation: Preallocation,
     },
+    /// An encrypted volume.
+    Luks(luks::CreateOptions),
     /// An empty VDI image.
     Vdi(vdi::CreateOptions),
     /// An empty qcow2 image; its external data file, where it has one, is made too.
@@ -36,6 +38,9 @@ pub async fn create(io: &Io, path: &str, image: &ImageSpec) -> Result<()> {
     let location = location(path)?;
     match image {
         ImageSpec::Raw { size, preallocation } => io.create_leaf(&location, *size, *preallocation).await,
+        ImageSpec::Luks(options) => {
+            in_new_file(io, &location, async |file| luks::create(io, file, options).await).await
+        }
         ImageSpec::Vdi(options) => {
             in_new_file(io, &location, async |file| vdi::create(io, file, options).await).await
         }

@@ -4,6 +4,7 @@ use super::values::Options;
 use super::{OpenMode, refused};
 use crate::error::Result;
 use crate::format::ImageFormat;
+use crate::format::luks::LuksOptions;
 use crate::graph::open::{ChildSpec, DriverSpec, NodeSpec};
 
 /// Reads what a format has beside its file.
@@ -12,8 +13,10 @@ pub(super) fn image(
     driver: &str,
     file: Box<NodeSpec>,
     below: OpenMode,
+    depth: usize,
 ) -> Result<DriverSpec> {
     let format = match driver {
+        "luks" => ImageFormat::Luks(luks(options, below, depth)?),
         "vdi" => ImageFormat::Vdi,
         unknown => return Err(refused(format!("Unknown driver '{unknown}'"))),
     };
@@ -26,5 +29,15 @@ pub(super) fn image(
 
 /// Whether a driver is one of these formats.
 pub(super) fn is_image(driver: &str) -> bool {
-    matches!(driver, "vdi")
+    matches!(driver, "luks" | "vdi")
+}
+
+fn luks(options: &mut Options, below: OpenMode, depth: usize) -> Result<LuksOptions> {
+    let key_secret = options.text("key-secret");
+    let has_header = options.has("header") || options.has_below("header");
+    let header = match has_header {
+        true => Some(Box::new(super::child(options, "header", None, below, depth)?)),
+        false => None,
+    };
+    Ok(LuksOptions { key_secret, header })
 }

@@ -1,7 +1,10 @@
 //! `create`, and making the target of `convert`. What a format takes from the options is in a file of its name, where
 //! it is more than a line.
 
+mod luks;
 mod qcow2;
+
+pub use luks::open_options;
 
 use std::ffi::OsString;
 use std::os::unix::fs::MetadataExt;
@@ -185,6 +188,7 @@ fn same_file(a: &str, b: &str) -> bool {
 fn image_spec(options: &CreateOptions) -> Result<ImageSpec, String> {
     let size = options.number("size").unwrap_or(0).next_multiple_of(512);
     match options.format() {
+        "luks" => luks::image_spec(options),
         "qcow2" => qcow2::image_spec(options),
         "vdi" => {
             let fixed = options.switch("static").unwrap_or(false);
