@@ -5,6 +5,7 @@ pub mod disk;
 pub mod explore;
 pub mod fault;
 pub mod lie;
+pub mod meter;
 pub mod model;
 pub mod qemu;
 pub mod real;

@@ -13,7 +13,6 @@ pub mod bitmaps;
 mod damage;
 mod hostile;
 mod layouts;
-pub mod meter;
 pub mod minimise;
 mod requests;
 pub mod targets;
@@ -25,7 +24,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 
 use drystone_conformance::explore::fingerprint;
-use drystone_conformance::{panicked, trace};
+use drystone_conformance::{meter, panicked, trace};
 use fastrand::Rng;
 
 /// Something that takes any bytes, and panics with a report when something is wrong.

@@ -10,8 +10,11 @@
 //! brings its image and its work. Start at [`explore`]; the operations are listed in [`operations`], and the rules of
 //! order that are broken on purpose in [`rules`].
 
+pub mod cancel;
+pub mod changed;
 mod crashes;
 pub mod faults;
+mod guest;
 mod operation;
 pub mod operations;
 pub mod rules;
@@ -32,7 +35,8 @@ use drystone_core::intent::Label;
 use fastrand::Rng;
 
 pub use crashes::fingerprint;
-pub use operation::{Access, Do, Guest, Operation, TOP, image_in, qcow2, qcow2_in};
+pub use guest::{Do, Guest};
+pub use operation::{Access, Operation, TOP, image_in, qcow2, qcow2_in};
 pub use straight::straight;
 
 use crate::fault::Kind;
@@ -42,7 +46,8 @@ use crate::sim::Sim;
 use crate::sparse::Sparse;
 use crate::world::{Frozen, World};
 use crashes::{Crashes, Outcome};
-use operation::{Allowed, Body};
+use guest::Allowed;
+use operation::Body;
 
 /// How much of what a crash may leave is looked at.
 #[derive(Clone, Copy, Debug)]
@@ -141,6 +146,7 @@ pub fn explore_lying(
             how,
             rng: Rng::with_seed(seed),
             seen: HashSet::default(),
+            stood: 0,
             explored: Explored { labels: recording.labels.clone(), ..Explored::default() },
         };
         explorer.all(&recording)?;
@@ -174,7 +180,7 @@ struct Recording {
 
 /// Runs an operation, and keeps what a crash would find after each step.
 fn record(operation: &Operation, seed: u64, lies: Lies) -> Result<Recording, String> {
-    let guest = Guest::new(operation);
+    let guest = Guest::new(operation, seed);
     let mut sim = Sim::new(seed, operation.world.clone());
     sim.lies = lies;
     let recording = record_on(&mut sim, &guest, operation.guest_spec(), &operation.body)?;
@@ -309,12 +315,30 @@ fn looked(world: World, spec: NodeSpec, checked: Checked) -> Result<Found, Strin
     found
 }
 
+/// Opens, checks and reads what is left of an image, and holds it against what may be; returns what a guest reads. An image
+/// that was being made need not be there.
+fn stands(operation: &Operation, world: &World, allowed: &Allowed) -> Result<Option<Buf>, String> {
+    let content = match looked(world.clone(), operation.spec(false), Checked::Yes)? {
+        Found::Nothing(_) if !allowed.opens => return Ok(None),
+        Found::Nothing(error) => return Err(format!("it does not open: {error}")),
+        Found::Disk(content, flaws) => flaws.at_most(allowed.flaws).map(|()| content)?,
+    };
+    allowed.check(&content)?;
+    if operation.flaws.is_some() {
+        let mended = operations::qcow2_repairs::mended(world.clone())?;
+        allowed.check(&mended).map_err(|error| format!("once it is repaired: {error}"))?;
+    }
+    Ok(Some(content))
+}
+
 struct Explorer<'a> {
     operation: &'a Operation,
     how: &'a Thoroughness,
     rng: Rng,
     /// States that were in order: what the disks hold, and what may be found.
     seen: HashSet<(u64, u64), BuildHasherDefault<rustc_hash::FxHasher>>,
+    /// How many of them had an image that opens.
+    stood: u64,
     explored: Explored,
 }
 
@@ -351,16 +375,7 @@ impl Explorer<'_> {
         self.explored.opened += 1;
         let operation = self.operation;
         let world = crashes.world(outcome);
-        let content = match looked(world.clone(), operation.spec(false), Checked::Yes)? {
-            Found::Nothing(_) if !allowed.opens => return Ok(()),
-            Found::Nothing(error) => return Err(format!("it does not open: {error}")),
-            Found::Disk(content, flaws) => flaws.at_most(allowed.flaws).map(|()| content)?,
-        };
-        allowed.check(&content)?;
-        if operation.flaws.is_some() {
-            let mended = operations::qcow2_repairs::mended(world.clone())?;
-            allowed.check(&mended).map_err(|error| format!("once it is repaired: {error}"))?;
-        }
+        let Some(content) = stands(operation, &world, allowed)? else { return Ok(()) };
         for (view, expected) in &operation.views {
             let shown = read_checked(world.clone(), view.clone(), Checked::No);
             let shown = shown.map_err(|error| format!("another view: {error}"))?;
@@ -369,34 +384,31 @@ impl Explorer<'_> {
             }
         }
         operation.inspect.iter().try_for_each(|inspect| inspect(&world))?;
-        let due = |every: u64| every > 0 && self.explored.different.is_multiple_of(every);
-        let works = operation.access != Access::Read && operation.flaws.is_none();
-        let (recover, by_qemu) = (due(self.how.recover_every) && works, due(self.how.qemu_every));
-        if by_qemu && operation.flaws.is_none() {
+        self.stood += 1;
+        let stood = self.stood;
+        let due = |every: u64| every > 0 && stood.is_multiple_of(every);
+        if due(self.how.qemu_every) && operation.flaws.is_none() {
             self.explored.by_qemu += 1;
             ask_qemu(&world, operation.format, &content)?;
         }
-        if recover { self.recover(world, &content) } else { Ok(()) }
+        // The first ones too, so that there are some of every operation.
+        let recovers = due(self.how.recover_every) || stood.is_power_of_two();
+        if recovers && self.how.recover_every > 0 { self.recover(world, &content) } else { Ok(()) }
     }
 
-    /// Goes on with what a crash left, as if nothing had happened, and crashes that too.
+    /// Goes on with what a crash left, as if nothing had happened, and crashes that too. A damaged image is repaired by what is
+    /// explored itself.
     fn recover(&mut self, world: World, content: &[u8]) -> Result<(), String> {
         self.explored.recoveries += 1;
-        let size = content.len() as u64;
-        let guest = Guest::of(self.operation, Sparse::from_bytes(content), true);
-        let places = [self.rng.u64(..size.max(1)) & !511, self.rng.u64(..size.max(1)) & !511];
-        let body: Body = Rc::new(move |guest: Guest| {
-            Box::pin(async move {
-                for place in places {
-                    guest.write(place, 512.min(size - place)).await?;
-                    guest.flush().await?;
-                }
-                Ok(())
-            })
-        });
+        let operation = self.operation;
+        let guest = Guest::of(operation, Sparse::from_bytes(content), true, 0);
+        let (spec, body) = match operation.flaws {
+            None => (Some(operation.spec(true)), self.two_writes(content.len() as u64)),
+            Some(_) => (operation.guest_spec(), Rc::clone(&operation.body)),
+        };
         let mut sim = Sim::new(self.rng.u64(..), world);
-        let recording = record_on(&mut sim, &guest, Some(self.operation.spec(true)), &body)
-            .map_err(|error| format!("going on: {error}"))?;
+        let recording =
+            record_on(&mut sim, &guest, spec, &body).map_err(|error| format!("going on: {error}"))?;
         for point in &recording.points {
             let crashes = Crashes::new(&point.frozen);
             let mut rng = self.rng.fork();
@@ -405,14 +417,27 @@ impl Explorer<'_> {
                     return Ok(());
                 }
                 self.explored.opened += 1;
-                let content = look(crashes.world(outcome), self.operation.spec(false))?;
-                point.allowed.check(&content)
+                stands(operation, &crashes.world(outcome), &point.allowed).map(drop)
             });
             self.explored.recovery_states +=
                 states.map_err(|report: String| format!("power cut while going on: {report}"))?;
         }
-        let found = look(sim.into_world(), self.operation.spec(false))?;
+        let found = look(sim.into_world(), operation.spec(false))?;
         guest.allowed().check(&found).map_err(|error| format!("after going on: {error}"))
+    }
+
+    /// What shows that an image is of use: two writes somewhere, each made durable.
+    fn two_writes(&mut self, size: u64) -> Body {
+        let places = [self.rng.u64(..size.max(1)) & !511, self.rng.u64(..size.max(1)) & !511];
+        Rc::new(move |guest: Guest| {
+            Box::pin(async move {
+                for place in places {
+                    guest.write(place, 512.min(size - place)).await?;
+                    guest.flush().await?;
+                }
+                Ok(())
+            })
+        })
     }
 }
 

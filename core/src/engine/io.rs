@@ -7,7 +7,7 @@ use smallvec::SmallVec;
 
 use super::path::{Piece, Place, Verb};
 use super::serve::Held;
-use super::task::{Answer, LocalFuture};
+use super::task::{Answer, LocalFuture, Promise};
 use super::{AnswerValue, ReplyTo, Shared};
 use crate::buf::{Buf, BufList};
 use crate::compute::{Compute, Computed};
@@ -184,7 +184,10 @@ impl Io {
             return Err(Box::new(Error::ReadOnly { node: here.name.clone() }));
         }
         match &here.kind {
-            Kind::Driver(driver) => driver.make_empty(&self.for_node(node)).await,
+            Kind::Driver(driver) => {
+                let (driver, io) = (Rc::clone(driver), self.for_node(node));
+                self.to_end(async move { driver.make_empty(&io).await }).await
+            }
             Kind::Leaf(leaf) => Err(Box::new(Error::Unsupported {
                 node: here.name.clone(),
                 driver: leaf.driver_name(),
@@ -304,6 +307,21 @@ impl Io {
     pub async fn sleep(&self, duration: Duration) {
         // A timer that fails is a timer that rang at once.
         let _ = self.done("sleep", Action::Sleep { duration }).await;
+    }
+
+    /// Has something done by a coroutine of its own, which goes on to its end where the one that waits for it is dropped:
+    /// steps of which all have to be taken, or memory would no longer say what is on the disk.
+    pub(crate) async fn to_end<T: 'static>(&self, work: impl Future<Output = T> + 'static) -> T {
+        let key = self.shared.answers.open(&self.shared.tasks);
+        let promise = Promise::default();
+        let (shared, fulfil) = (Rc::clone(&self.shared), Rc::clone(&promise));
+        self.spawn(Box::pin(async move {
+            let value = work.await;
+            *fulfil.borrow_mut() = Some(value);
+            shared.answers.fill(&shared.tasks, key, AnswerValue::Request(BufList::new(), Ok(())));
+        }));
+        Answer::new(&self.shared.answers, key).await;
+        promise.take().expect("it has just ended")
     }
 
     /// Starts another coroutine beside this one.
@@ -505,6 +523,8 @@ impl Io {
             if !here.leave() {
                 return Ok(());
             }
+            // A coroutine that was dropped may have left requests behind, and they use the node until their end.
+            self.shared.answers.settle(&self.shared.tasks).await;
             let mut result = match &here.kind {
                 Kind::Driver(driver) => driver.close(&self.for_node(node)).await,
                 Kind::Leaf(leaf) => {
@@ -611,7 +631,10 @@ impl Io {
                     driver.resized(len);
                     Ok(())
                 }
-                graph::Length::Bytes(_) => driver.resize(&self.for_node(node), len, how).await,
+                graph::Length::Bytes(_) => {
+                    let (driver, io) = (Rc::clone(driver), self.for_node(node));
+                    self.to_end(async move { driver.resize(&io, len, how).await }).await
+                }
             },
         }
     }
@@ -695,7 +718,11 @@ impl Io {
         let extent = loop {
             let extent = driver.lookup(offset, len, Access::Read)?;
             match extent.mapping {
-                Mapping::Miss(miss) => driver.load(&self.for_node(image.id), miss).await?,
+                Mapping::Miss(miss) => {
+                    // Others may wait for the same load, and it may make room by a commit.
+                    let (driver, io) = (Rc::clone(driver), self.for_node(image.id));
+                    self.to_end(async move { driver.load(&io, miss).await }).await?;
+                }
                 _ => break extent,
             }
         };

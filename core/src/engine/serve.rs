@@ -652,8 +652,10 @@ async fn rewrite_blocks(io: &Io, leaf: &Leaf, piece: &mut Piece, aligned: bool) 
     let end = at + piece.len as usize;
     piece.data.copy_out(0, &mut blocks[at..end]);
     let wanted_len = leaf.len.get().max(piece.offset + piece.len);
+    let blocks_end = start + blocks.len() as u64;
     let written = write_whole(io, leaf, start, BufList::from(blocks), fua).await;
-    if leaf.len.get() > wanted_len {
+    // Only what this write added is cut off: within the end there is nothing, and beyond it others may have grown the leaf.
+    if wanted_len < blocks_end && leaf.len.get() > wanted_len && leaf.len.get() <= blocks_end {
         cut_back(io, leaf, wanted_len).await?;
     }
     written

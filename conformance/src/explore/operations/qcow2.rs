@@ -10,7 +10,7 @@ use crate::world::World;
 
 /// All of them.
 pub(super) fn operations() -> Vec<Operation> {
-    [data(), tables(), clusters()].into_iter().flatten().collect()
+    [data(), large_sectors(), tables(), clusters()].into_iter().flatten().collect()
 }
 
 /// Clusters of 512 bytes: an L2 table maps 32 KiB of the disk, and a refcount block counts 128 KiB of the file.
@@ -102,6 +102,7 @@ fn data() -> Vec<Operation> {
             guest.flush().await?;
             guest.at_once(&[Do::Write(512, 1024), Do::Write(34 * KIB, 512)]).await
         }),
+        on("any requests", &small(64 * KIB)).doing(|guest| async move { guest.anything(12, 3000).await }),
         on("durable writes", &small(64 * KIB)).doing(|guest| async move {
             guest.write_through(0, 512).await?;
             guest.write_through(0, 512).await?;
@@ -123,6 +124,35 @@ fn data() -> Vec<Operation> {
                 guest.write(100, 600).await?;
                 guest.flush().await
             }),
+    ]
+}
+
+/// The same where the host keeps or loses 4096 bytes as one, and takes no fewer.
+fn large_sectors() -> Vec<Operation> {
+    let four = CreateOptions { cluster_size: 4 * KIB, ..CreateOptions::new(64 * KIB) };
+    vec![
+        on("allocating write, sectors of 4 KiB", &small(64 * KIB)).on_large_sectors().doing(write_and_flush),
+        on("allocating write, clusters and sectors of 4 KiB", &four)
+            .on_large_sectors()
+            .doing(write_and_flush),
+        on("writes at once, sectors of 4 KiB", &small(64 * KIB)).on_large_sectors().doing(
+            |guest| async move {
+                guest.at_once(&[Do::Write(0, 1024), Do::Write(2048, 512), Do::Write(33 * KIB, 600)]).await?;
+                guest.flush().await?;
+                guest.at_once(&[Do::Write(512, 1024), Do::Write(34 * KIB, 512)]).await
+            },
+        ),
+        on("overwrite, sectors of 4 KiB", &four)
+            .after(|guest| async move { guest.write(0, 16 * KIB).await })
+            .on_large_sectors()
+            .doing(|guest| async move {
+                guest.write(512, 1024).await?;
+                guest.flush().await?;
+                guest.write(1024, 6 * KIB).await
+            }),
+        on("any requests, sectors of 4 KiB", &small(64 * KIB))
+            .on_large_sectors()
+            .doing(|guest| async move { guest.anything(12, 3000).await }),
     ]
 }
 

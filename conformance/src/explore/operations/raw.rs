@@ -26,5 +26,10 @@ pub(super) fn operations() -> Vec<Operation> {
             guest.resize(40 * KIB, Preallocate::Off).await?;
             guest.flush().await
         }),
+        Operation::new("any requests to a raw file", "raw", world())
+            .doing(|guest| async move { guest.anything(16, 3000).await }),
+        Operation::new("any requests to a raw file, sectors of 4 KiB", "raw", world())
+            .on_large_sectors()
+            .doing(|guest| async move { guest.anything(16, 6000).await }),
     ]
 }

@@ -104,11 +104,17 @@ impl Io {
                 if access == Access::Write && self.flags(at).read_only {
                     return (data, Err(Box::new(Error::ReadOnly { node: self.title(at) })));
                 }
-                let io = self.for_node(at);
-                let done = match driver.vmstate(&io, access, offset, &mut data) {
-                    Some(transfer) => Some(transfer.await),
-                    None => None,
+                let here = self.for_node(at);
+                let transfer = async move {
+                    let result = match driver.vmstate(&here, access, offset, &mut data) {
+                        Some(transfer) => Some(transfer.await),
+                        None => None,
+                    };
+                    (data, result)
                 };
+                // A longer L1 table is a new generation of metadata.
+                let (back, done) = self.to_end(transfer).await;
+                data = back;
                 if let Some(result) = done {
                     return (data, result);
                 }

@@ -181,7 +181,8 @@ impl Qcow2 {
         let file = io.child(Role::File);
         for indices in next.layout.windows(self.geometry.cluster_size) {
             let mut window = self.fill_window(io, indices, change.width).await?;
-            window.add_region(&next.layout, &next.replaced, next.moved_each);
+            let added = window.add_region(&next.layout, &next.replaced, next.moved_each);
+            added.map_err(|fault| self.fail(fault))?;
             self.count_references(io, &change.raise, &mut window, Step::Raise).await?;
             self.count_references(io, &change.lower, &mut window, Step::Lower).await?;
             if counts_references {
