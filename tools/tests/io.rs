@@ -529,3 +529,43 @@ fn the_prompt_comes_at_once() {
     stdin.write_all(b"q\n").expect("the tool reads");
     assert!(child.wait().expect("the tool ends").success());
 }
+
+/// Zeros of a part of a unit: it becomes zero as a whole where it stores nothing and the rest reads as zeros.
+#[test]
+fn zeros_of_parts_leave_the_same_map() {
+    const COMMANDS: &str = "write -z 4k 4k; write -z 68k 4k; write -z 132k 4k; write -z 128k 4k; write -z 300k 100k; \
+         write -z -u 510k 130k; write -P 3 704k 64k; write -z 705k 1000; discard 704k 64k; write -z 706k 100; \
+         write -z -n 836k 4k; write -z 1k 1k; write -z 17k 20k; write -z 996k 4k";
+    let mut pair = Pair::new(&[
+        "qemu-img create -q -f qcow2 base 1M",
+        "qemu-io -f qcow2 -c 'write -P 1 0 64k' -c 'write -P 2 128k 4k' -c 'write -P 3 256k 64k' base",
+        "qemu-img create -q -f raw rbase 800k",
+        "qemu-io -f raw -c 'write -P 1 0 4k' -c 'write -P 2 136k 8k' rbase",
+        "qemu-img create -q -f qcow2 plain 1000k",
+        "qemu-img create -q -f qcow2 -b base -F qcow2 above 1000k",
+        "qemu-img create -q -f qcow2 -b base -F qcow2 longer 2M",
+        "qemu-img create -q -f qcow2 -b rbase -F raw onraw 1000k",
+        "qemu-img create -q -f qcow2 -o extended_l2=on sub 1000k",
+        "qemu-img create -q -f qcow2 -o extended_l2=on -b base -F qcow2 subabove 1000k",
+        "qemu-img create -q -f qcow2 -o compat=0.10 old 1000k",
+        "qemu-img create -q -f qcow2 -o compat=0.10 -b base -F qcow2 oldabove 1000k",
+        "qemu-img create -q -f qcow2 -o data_file=data datafile 1000k",
+        "qemu-img create -q -f qcow2 -o cluster_size=4k small 1000k",
+    ]);
+    let images =
+        ["plain", "above", "longer", "onraw", "sub", "subabove", "old", "oldabove", "datafile", "small"];
+    for image in images {
+        // Each by itself, and one after the other.
+        for command in COMMANDS.split(';') {
+            pair.script("-f qcow2", command, image);
+        }
+        // There all of it is data, of which our file keeps less, and `map` guesses by what the file keeps.
+        if image != "oldabove" {
+            pair.same_maps(image);
+        }
+        pair.same_disks(image);
+    }
+    pair.script("-f qcow2", "write -c -P 4 0 64k; write -z 4k 4k; write -z -n 8k 4k", "plain");
+    pair.same_maps("plain");
+    pair.finish();
+}
