@@ -102,7 +102,7 @@ fn made_do(sim: &Sim, operation: &Operation) -> bool {
 /// Wants an image that is in order and shows what it may; one that was being made need not be there.
 fn stands(operation: &Operation, world: World, guest: &Guest) -> Result<Option<Vec<u8>>, String> {
     let allowed = guest.allowed();
-    match looked(world, operation.spec(false), Checked::Yes)? {
+    match looked(world, operation.spec(false), Checked::Yes, operation.state_len)? {
         Found::Nothing(_) if !allowed.opens => Ok(None),
         Found::Nothing(error) => Err(format!("it does not open: {error}")),
         Found::Disk(content, flaws) => {

@@ -31,6 +31,7 @@ use drystone_core::engine::Io;
 use drystone_core::error::{Error, FaultKind};
 use drystone_core::format::{CheckReport, check};
 use drystone_core::graph::open::{NodeSpec, open};
+use drystone_core::graph::{Access as DriverAccess, NodeId};
 use drystone_core::intent::Label;
 use fastrand::Rng;
 
@@ -191,7 +192,7 @@ fn record(operation: &Operation, seed: u64, lies: Lies) -> Result<Recording, Str
         return Err("an operation that reads writes".into());
     }
     // Without a crash all of it must be there; what the executor lied about has happened by now.
-    let found = look(world, operation.spec(false)).map_err(|error| format!("at the end: {error}"))?;
+    let found = operation.look(world).map_err(|error| format!("at the end: {error}"))?;
     guest.allowed().check(&found).map_err(|error| format!("at the end: {error}"))?;
     Ok(recording)
 }
@@ -270,11 +271,11 @@ fn harm_of(finding: &str) -> u64 {
 /// # Errors
 /// What is wrong with it.
 pub fn look(world: World, spec: NodeSpec) -> Result<Buf, String> {
-    read_checked(world, spec, Checked::Yes)
+    read_checked(world, spec, Checked::Yes, 0)
 }
 
-fn read_checked(world: World, spec: NodeSpec, checked: Checked) -> Result<Buf, String> {
-    match looked(world, spec, checked)? {
+fn read_checked(world: World, spec: NodeSpec, checked: Checked, state_len: usize) -> Result<Buf, String> {
+    match looked(world, spec, checked, state_len)? {
         Found::Disk(content, flaws) => flaws.at_most(None).map(|()| content),
         Found::Nothing(error) => Err(format!("it does not open: {error}")),
     }
@@ -288,7 +289,8 @@ enum Checked {
     No,
 }
 
-fn looked(world: World, spec: NodeSpec, checked: Checked) -> Result<Found, String> {
+/// Opens, checks and reads an image; behind its disk, the first bytes of a machine's state.
+fn looked(world: World, spec: NodeSpec, checked: Checked, state_len: usize) -> Result<Found, String> {
     let (found, _) = straight(world, |io| async move {
         let node = match open(&io, &spec).await {
             Ok(node) => node,
@@ -299,7 +301,7 @@ fn looked(world: World, spec: NodeSpec, checked: Checked) -> Result<Found, Strin
             Checked::Yes => check(&io, node, &mut |line| findings.push(line), &|_, _| {}).await,
             Checked::No => Ok(CheckReport::default()),
         };
-        let content = io.read_bytes("explore/read", node, 0, io.len(node) as usize).await;
+        let content = content(&io, node, state_len).await;
         let closed = io.close(node).await;
         let flaws = match report {
             Ok(report) => Flaws::of(&with_leaks(report, &findings), &findings),
@@ -310,6 +312,17 @@ fn looked(world: World, spec: NodeSpec, checked: Checked) -> Result<Found, Strin
         content.map(|content| Found::Disk(content, flaws)).map_err(|error| format!("reading: {error}"))
     });
     found
+}
+
+/// All of a disk, and behind it the first bytes of the machine's state that the image holds.
+async fn content(io: &Io, node: NodeId, state_len: usize) -> Result<Buf, Box<Error>> {
+    let disk = io.read_bytes("explore/read", node, 0, io.len(node) as usize).await?;
+    if state_len == 0 {
+        return Ok(disk);
+    }
+    let (state, read) = io.vmstate(node, DriverAccess::Read, 0, Buf::zeroed(state_len).into()).await;
+    read?;
+    Ok(Buf::from([&disk[..], &state.into_single()[..]].concat()))
 }
 
 struct Explorer<'a> {
@@ -354,7 +367,7 @@ impl Explorer<'_> {
         self.explored.opened += 1;
         let operation = self.operation;
         let world = crashes.world(outcome);
-        let content = match looked(world.clone(), operation.spec(false), Checked::Yes)? {
+        let content = match looked(world.clone(), operation.spec(false), Checked::Yes, operation.state_len)? {
             Found::Nothing(_) if !allowed.opens => return Ok(()),
             Found::Nothing(error) => return Err(format!("it does not open: {error}")),
             Found::Disk(content, flaws) => flaws.at_most(allowed.flaws).map(|()| content)?,
@@ -365,7 +378,7 @@ impl Explorer<'_> {
             allowed.check(&mended).map_err(|error| format!("once it is repaired: {error}"))?;
         }
         for (view, expected) in &operation.views {
-            let shown = read_checked(world.clone(), view.clone(), Checked::No);
+            let shown = read_checked(world.clone(), view.clone(), Checked::No, operation.state_len);
             let shown = shown.map_err(|error| format!("another view: {error}"))?;
             if *shown != expected[..] {
                 return Err("another view of the image shows something else than before".into());
@@ -377,7 +390,7 @@ impl Explorer<'_> {
         let (recover, by_qemu) = (due(self.how.recover_every) && works, due(self.how.qemu_every));
         if by_qemu && operation.flaws.is_none() {
             self.explored.by_qemu += 1;
-            ask_qemu(&world, operation.format, &content)?;
+            ask_qemu(&world, operation.format, &content[..content.len() - operation.state_len])?;
         }
         if recover { self.recover(world, &content) } else { Ok(()) }
     }
@@ -385,7 +398,7 @@ impl Explorer<'_> {
     /// Goes on with what a crash left, as if nothing had happened, and crashes that too.
     fn recover(&mut self, world: World, content: &[u8]) -> Result<(), String> {
         self.explored.recoveries += 1;
-        let size = content.len() as u64;
+        let size = (content.len() - self.operation.state_len) as u64;
         let guest = Guest::of(self.operation, Sparse::from_bytes(content), true);
         let places = [self.rng.u64(..size.max(1)) & !511, self.rng.u64(..size.max(1)) & !511];
         let body: Body = Rc::new(move |guest: Guest| {
@@ -408,13 +421,13 @@ impl Explorer<'_> {
                     return Ok(());
                 }
                 self.explored.opened += 1;
-                let content = look(crashes.world(outcome), self.operation.spec(false))?;
+                let content = self.operation.look(crashes.world(outcome))?;
                 point.allowed.check(&content)
             });
             self.explored.recovery_states +=
                 states.map_err(|report: String| format!("power cut while going on: {report}"))?;
         }
-        let found = look(sim.into_world(), self.operation.spec(false))?;
+        let found = self.operation.look(sim.into_world())?;
         guest.allowed().check(&found).map_err(|error| format!("after going on: {error}"))
     }
 }

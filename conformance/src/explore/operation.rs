@@ -23,16 +23,15 @@ use drystone_core::buf::Buf;
 use drystone_core::engine::{Io, LocalFuture, Op};
 use drystone_core::error::Result;
 use drystone_core::format::qcow2::CreateOptions;
-use drystone_core::graph::NodeId;
-use drystone_core::graph::Preallocate;
 use drystone_core::graph::open::{NodeSpec, OpenMode, open};
 use drystone_core::graph::options::from_filename;
+use drystone_core::graph::{Access as DriverAccess, NodeId, Preallocate};
 use drystone_core::intent::{Fua, Label, ZeroFlags};
 use drystone_core::job::{ImageSpec, create};
 
 use super::crashes::fingerprint;
 use super::straight::straight;
-use super::{Checked, Found, looked};
+use super::{Checked, Found, content, looked, read_checked};
 use crate::cases::WRITABLE;
 use crate::model::{Model, Possible, Rules};
 use crate::sparse::Sparse;
@@ -60,6 +59,8 @@ pub struct Operation {
     pub(super) access: Access,
     /// How much harm a check finds in the image until it is repaired; none where it is in order.
     pub(super) flaws: Option<u64>,
+    /// Bytes of a machine's state that count as a part of the disk, behind its end.
+    pub(super) state_len: usize,
     /// A filter above the image, by its driver's name.
     filter: Option<&'static str>,
     /// Labels of intents that nobody need hear of when they fail.
@@ -122,6 +123,7 @@ impl Operation {
             views: Vec::new(),
             access: Access::Write,
             flaws: None,
+            state_len: 0,
             filter: None,
             best_effort: Vec::new(),
             body: Rc::new(|_| Box::pin(async { Ok(()) })),
@@ -141,6 +143,7 @@ impl Operation {
             views: Vec::new(),
             access: Access::Make,
             flaws: None,
+            state_len: 0,
             filter: None,
             best_effort: Vec::new(),
             body: Rc::new(|_| Box::pin(async { Ok(()) })),
@@ -189,6 +192,15 @@ impl Operation {
         self
     }
 
+    /// So many bytes of a machine's state are looked at too, as if they were the end of the disk: [`Guest::save`] writes
+    /// them. The disk keeps its length.
+    #[must_use]
+    pub fn with_state(mut self, len: usize) -> Self {
+        self.state_len = len;
+        self.content = Sparse::from_bytes(&self.seen(self.spec(false)));
+        self
+    }
+
     /// The image is opened for reading, and nothing may change.
     #[must_use]
     pub fn reading(mut self) -> Self {
@@ -217,7 +229,7 @@ impl Operation {
     /// When the image does not open.
     #[must_use]
     pub fn damaged(mut self) -> Self {
-        let found = looked(self.world.clone(), self.spec(false), Checked::Yes);
+        let found = looked(self.world.clone(), self.spec(false), Checked::Yes, self.state_len);
         self.flaws = match found {
             Ok(Found::Disk(_, flaws)) => Some(flaws.harm),
             _ => panic!("{}: too much is wrong with the image", self.name),
@@ -279,13 +291,19 @@ impl Operation {
     }
 
     pub(super) fn seen(&self, spec: NodeSpec) -> Vec<u8> {
-        let (content, _) = straight(self.world.clone(), |io| async move {
+        let state_len = self.state_len;
+        let (found, _) = straight(self.world.clone(), |io| async move {
             let node = open(&io, &spec).await?;
-            let content = io.read_bytes("explore", node, 0, io.len(node) as usize).await;
+            let found = content(&io, node, state_len).await;
             io.close(node).await?;
-            content
+            found
         });
-        content.unwrap_or_else(|error| panic!("{}: reading the image: {error}", self.name)).to_vec()
+        found.unwrap_or_else(|error| panic!("{}: reading the image: {error}", self.name)).to_vec()
+    }
+
+    /// What the image holds on disks that a crash left.
+    pub(super) fn look(&self, world: World) -> std::result::Result<Buf, String> {
+        read_checked(world, self.spec(false), Checked::Yes, self.state_len)
     }
 }
 
@@ -432,6 +450,19 @@ impl Guest {
             }
         })
         .await
+    }
+
+    /// Writes bytes that are nowhere else to a machine's state.
+    ///
+    /// # Errors
+    /// What the image says.
+    pub async fn save(&self, offset: u64, len: u64) -> Result<()> {
+        let (tag, io, node) = (self.next_tag(), self.io(), self.node());
+        let at = io.len(node) + offset;
+        let bytes: Vec<u8> = (at..at + len).map(|at| pattern(tag, at)).collect();
+        let data = Buf::from(bytes.clone()).into();
+        let saving = async { io.vmstate(node, DriverAccess::Write, offset, data).await.1 };
+        self.does(tag, Op::Write(Fua::No), at, len, Some(bytes), saving).await
     }
 
     /// Makes a range read as zeros.
