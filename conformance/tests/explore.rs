@@ -64,6 +64,7 @@ const WORK: &[&str] = &[
     "write_zeroes/data",
     "copy_on_read.write",
     "write/blocks",
+    "qcow2.vmstate/write",
 ];
 
 #[test]

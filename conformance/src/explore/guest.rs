@@ -12,7 +12,7 @@ use drystone_core::buf::Buf;
 use drystone_core::engine::{Io, Op};
 use drystone_core::error::Result;
 use drystone_core::graph::open::{NodeSpec, open};
-use drystone_core::graph::{NodeId, Preallocate};
+use drystone_core::graph::{Access as DriverAccess, NodeId, Preallocate};
 use drystone_core::intent::{Fua, ZeroFlags};
 use fastrand::Rng;
 
@@ -190,6 +190,19 @@ impl Guest {
             }
         })
         .await
+    }
+
+    /// Writes bytes that are nowhere else to a machine's state.
+    ///
+    /// # Errors
+    /// What the image says.
+    pub async fn save(&self, offset: u64, len: u64) -> Result<()> {
+        let (tag, io, node) = (self.next_tag(), self.io(), self.node());
+        let at = io.len(node) + offset;
+        let bytes: Vec<u8> = (at..at + len).map(|at| pattern(tag, at)).collect();
+        let data = Buf::from(bytes.clone()).into();
+        let saving = async { io.vmstate(node, DriverAccess::Write, offset, data).await.1 };
+        self.does(tag, Op::Write(Fua::No), at, len, Some(bytes), saving).await
     }
 
     /// Makes a range read as zeros.

@@ -31,6 +31,7 @@ use drystone_core::engine::Io;
 use drystone_core::error::{Error, FaultKind};
 use drystone_core::format::{CheckReport, check};
 use drystone_core::graph::open::{NodeSpec, open};
+use drystone_core::graph::{Access as DriverAccess, NodeId};
 use drystone_core::intent::Label;
 use fastrand::Rng;
 
@@ -194,7 +195,7 @@ fn record(operation: &Operation, seed: u64, lies: Lies) -> Result<Recording, Str
         return Err("an operation that reads writes".into());
     }
     // Without a crash all of it must be there; what the executor lied about has happened by now.
-    let found = look(world, operation.spec(false)).map_err(|error| format!("at the end: {error}"))?;
+    let found = operation.look(world).map_err(|error| format!("at the end: {error}"))?;
     guest.allowed().check(&found).map_err(|error| format!("at the end: {error}"))?;
     Ok(recording)
 }
@@ -273,11 +274,11 @@ fn harm_of(finding: &str) -> u64 {
 /// # Errors
 /// What is wrong with it.
 pub fn look(world: World, spec: NodeSpec) -> Result<Buf, String> {
-    read_checked(world, spec, Checked::Yes)
+    read_checked(world, spec, Checked::Yes, 0)
 }
 
-fn read_checked(world: World, spec: NodeSpec, checked: Checked) -> Result<Buf, String> {
-    match looked(world, spec, checked)? {
+fn read_checked(world: World, spec: NodeSpec, checked: Checked, state_len: usize) -> Result<Buf, String> {
+    match looked(world, spec, checked, state_len)? {
         Found::Disk(content, flaws) => flaws.at_most(None).map(|()| content),
         Found::Nothing(error) => Err(format!("it does not open: {error}")),
     }
@@ -291,7 +292,8 @@ enum Checked {
     No,
 }
 
-fn looked(world: World, spec: NodeSpec, checked: Checked) -> Result<Found, String> {
+/// Opens, checks and reads an image; behind its disk, the first bytes of a machine's state.
+fn looked(world: World, spec: NodeSpec, checked: Checked, state_len: usize) -> Result<Found, String> {
     let (found, _) = straight(world, |io| async move {
         let node = match open(&io, &spec).await {
             Ok(node) => node,
@@ -302,7 +304,7 @@ fn looked(world: World, spec: NodeSpec, checked: Checked) -> Result<Found, Strin
             Checked::Yes => check(&io, node, &mut |line| findings.push(line), &|_, _| {}).await,
             Checked::No => Ok(CheckReport::default()),
         };
-        let content = io.read_bytes("explore/read", node, 0, io.len(node) as usize).await;
+        let content = content(&io, node, state_len).await;
         let closed = io.close(node).await;
         let flaws = match report {
             Ok(report) => Flaws::of(&with_leaks(report, &findings), &findings),
@@ -318,7 +320,7 @@ fn looked(world: World, spec: NodeSpec, checked: Checked) -> Result<Found, Strin
 /// Opens, checks and reads what is left of an image, and holds it against what may be; returns what a guest reads. An image
 /// that was being made need not be there.
 fn stands(operation: &Operation, world: &World, allowed: &Allowed) -> Result<Option<Buf>, String> {
-    let content = match looked(world.clone(), operation.spec(false), Checked::Yes)? {
+    let content = match looked(world.clone(), operation.spec(false), Checked::Yes, operation.state_len)? {
         Found::Nothing(_) if !allowed.opens => return Ok(None),
         Found::Nothing(error) => return Err(format!("it does not open: {error}")),
         Found::Disk(content, flaws) => flaws.at_most(allowed.flaws).map(|()| content)?,
@@ -329,6 +331,17 @@ fn stands(operation: &Operation, world: &World, allowed: &Allowed) -> Result<Opt
         allowed.check(&mended).map_err(|error| format!("once it is repaired: {error}"))?;
     }
     Ok(Some(content))
+}
+
+/// All of a disk, and behind it the first bytes of the machine's state that the image holds.
+async fn content(io: &Io, node: NodeId, state_len: usize) -> Result<Buf, Box<Error>> {
+    let disk = io.read_bytes("explore/read", node, 0, io.len(node) as usize).await?;
+    if state_len == 0 {
+        return Ok(disk);
+    }
+    let (state, read) = io.vmstate(node, DriverAccess::Read, 0, Buf::zeroed(state_len).into()).await;
+    read?;
+    Ok(Buf::from([&disk[..], &state.into_single()[..]].concat()))
 }
 
 struct Explorer<'a> {
@@ -377,7 +390,7 @@ impl Explorer<'_> {
         let world = crashes.world(outcome);
         let Some(content) = stands(operation, &world, allowed)? else { return Ok(()) };
         for (view, expected) in &operation.views {
-            let shown = read_checked(world.clone(), view.clone(), Checked::No);
+            let shown = read_checked(world.clone(), view.clone(), Checked::No, operation.state_len);
             let shown = shown.map_err(|error| format!("another view: {error}"))?;
             if *shown != expected[..] {
                 return Err("another view of the image shows something else than before".into());
@@ -389,7 +402,7 @@ impl Explorer<'_> {
         let due = |every: u64| every > 0 && stood.is_multiple_of(every);
         if due(self.how.qemu_every) && operation.flaws.is_none() {
             self.explored.by_qemu += 1;
-            ask_qemu(&world, operation.format, &content)?;
+            ask_qemu(&world, operation.format, &content[..content.len() - operation.state_len])?;
         }
         // The first ones too, so that there are some of every operation.
         let recovers = due(self.how.recover_every) || stood.is_power_of_two();
@@ -403,7 +416,9 @@ impl Explorer<'_> {
         let operation = self.operation;
         let guest = Guest::of(operation, Sparse::from_bytes(content), true, 0);
         let (spec, body) = match operation.flaws {
-            None => (Some(operation.spec(true)), self.two_writes(content.len() as u64)),
+            None => {
+                (Some(operation.spec(true)), self.two_writes((content.len() - operation.state_len) as u64))
+            }
             Some(_) => (operation.guest_spec(), Rc::clone(&operation.body)),
         };
         let mut sim = Sim::new(self.rng.u64(..), world);
@@ -422,7 +437,7 @@ impl Explorer<'_> {
             self.explored.recovery_states +=
                 states.map_err(|report: String| format!("power cut while going on: {report}"))?;
         }
-        let found = look(sim.into_world(), operation.spec(false))?;
+        let found = operation.look(sim.into_world())?;
         guest.allowed().check(&found).map_err(|error| format!("after going on: {error}"))
     }
 

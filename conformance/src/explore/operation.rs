@@ -17,6 +17,7 @@
 use std::future::Future;
 use std::rc::Rc;
 
+use drystone_core::buf::Buf;
 use drystone_core::engine::LocalFuture;
 use drystone_core::error::Result;
 use drystone_core::format::qcow2::CreateOptions;
@@ -27,7 +28,7 @@ use drystone_core::job::{ImageSpec, create};
 
 use super::guest::Guest;
 use super::straight::straight;
-use super::{Checked, Found, looked};
+use super::{Checked, Found, content, looked, read_checked};
 use crate::cases::WRITABLE;
 use crate::disk::DiskConfig;
 use crate::sparse::Sparse;
@@ -55,6 +56,8 @@ pub struct Operation {
     pub(super) access: Access,
     /// How much harm a check finds in the image until it is repaired; none where it is in order.
     pub(super) flaws: Option<u64>,
+    /// Bytes of a machine's state that count as a part of the disk, behind its end.
+    pub(super) state_len: usize,
     /// A filter above the image, by its driver's name.
     filter: Option<&'static str>,
     /// Whether the image is opened for direct I/O.
@@ -119,6 +122,7 @@ impl Operation {
             views: Vec::new(),
             access: Access::Write,
             flaws: None,
+            state_len: 0,
             filter: None,
             direct: false,
             best_effort: Vec::new(),
@@ -139,6 +143,7 @@ impl Operation {
             views: Vec::new(),
             access: Access::Make,
             flaws: None,
+            state_len: 0,
             filter: None,
             direct: false,
             best_effort: Vec::new(),
@@ -188,6 +193,15 @@ impl Operation {
         self
     }
 
+    /// So many bytes of a machine's state are looked at too, as if they were the end of the disk: [`Guest::save`] writes
+    /// them. The disk keeps its length.
+    #[must_use]
+    pub fn with_state(mut self, len: usize) -> Self {
+        self.state_len = len;
+        self.content = Sparse::from_bytes(&self.seen(self.spec(false)));
+        self
+    }
+
     /// The image is opened for reading, and nothing may change.
     #[must_use]
     pub fn reading(mut self) -> Self {
@@ -232,7 +246,7 @@ impl Operation {
     /// When the image does not open.
     #[must_use]
     pub fn damaged(mut self) -> Self {
-        let found = looked(self.world.clone(), self.spec(false), Checked::Yes);
+        let found = looked(self.world.clone(), self.spec(false), Checked::Yes, self.state_len);
         self.flaws = match found {
             Ok(Found::Disk(_, flaws)) => Some(flaws.harm),
             _ => panic!("{}: too much is wrong with the image", self.name),
@@ -294,12 +308,18 @@ impl Operation {
     }
 
     pub(super) fn seen(&self, spec: NodeSpec) -> Vec<u8> {
-        let (content, _) = straight(self.world.clone(), |io| async move {
+        let state_len = self.state_len;
+        let (found, _) = straight(self.world.clone(), |io| async move {
             let node = open(&io, &spec).await?;
-            let content = io.read_bytes("explore", node, 0, io.len(node) as usize).await;
+            let found = content(&io, node, state_len).await;
             io.close(node).await?;
-            content
+            found
         });
-        content.unwrap_or_else(|error| panic!("{}: reading the image: {error}", self.name)).to_vec()
+        found.unwrap_or_else(|error| panic!("{}: reading the image: {error}", self.name)).to_vec()
+    }
+
+    /// What the image holds on disks that a crash left.
+    pub(super) fn look(&self, world: World) -> std::result::Result<Buf, String> {
+        read_checked(world, self.spec(false), Checked::Yes, self.state_len)
     }
 }

@@ -252,9 +252,9 @@ impl Engine {
         self.0.graph.describe()
     }
 
-    /// Length of what a node shows, in bytes.
+    /// Length of what a guest may ask a node for, in bytes.
     pub fn len(&self, node: NodeId) -> u64 {
-        self.0.graph.len(node)
+        self.0.graph.with(|nodes| crate::graph::guest_length(nodes, node))
     }
 
     /// Coroutines started so far. Tests pin it: a request that memory answers starts none.
@@ -323,7 +323,7 @@ impl Shared {
             if here.flags.read_only && !matches!(verb, Verb::Read | Verb::Flush) {
                 return Err(Box::new(Error::ReadOnly { node: here.name.clone() }));
             }
-            let size = crate::graph::length(nodes, node);
+            let size = crate::graph::guest_length(nodes, node);
             if verb != Verb::Flush && offset.checked_add(len).is_none_or(|end| end > size) {
                 let (node, operation) = (here.name.clone(), verb.name());
                 return Err(Box::new(Error::OutOfRange { node, operation, offset, len, size }));

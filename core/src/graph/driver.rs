@@ -192,6 +192,11 @@ pub trait Driver {
     /// Length of what the node shows, in bytes.
     fn length(&self) -> Length;
 
+    /// Length of what a guest may ask for. It is less where the driver itself works beyond the end of its disk.
+    fn guest_length(&self) -> Length {
+        self.length()
+    }
+
     /// Returns the extent at `offset`, at most `len` bytes of it; `len` is above zero.
     ///
     /// # Errors

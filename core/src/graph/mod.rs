@@ -305,12 +305,23 @@ pub(crate) fn at(nodes: &[Option<Rc<Node>>], id: NodeId) -> &Node {
 /// Length of what a node shows, in bytes.
 #[inline]
 pub(crate) fn length(nodes: &[Option<Rc<Node>>], id: NodeId) -> u64 {
+    length_as(nodes, id, |driver| driver.length())
+}
+
+/// Length of what a guest may ask a node for, in bytes.
+#[inline]
+pub(crate) fn guest_length(nodes: &[Option<Rc<Node>>], id: NodeId) -> u64 {
+    length_as(nodes, id, |driver| driver.guest_length())
+}
+
+#[inline]
+fn length_as(nodes: &[Option<Rc<Node>>], id: NodeId, of: fn(&dyn Driver) -> Length) -> u64 {
     let node = at(nodes, id);
     match &node.kind {
         Kind::Leaf(leaf) => leaf.len.get(),
-        Kind::Driver(driver) => match driver.length() {
+        Kind::Driver(driver) => match of(driver.as_ref()) {
             Length::Bytes(len) | Length::Growing(len) => len,
-            Length::OfFileFrom(start) => length(nodes, node.child(Role::File)).saturating_sub(start),
+            Length::OfFileFrom(start) => length_as(nodes, node.child(Role::File), of).saturating_sub(start),
         },
     }
 }

@@ -219,6 +219,17 @@ fn clusters() -> Vec<Operation> {
             guest.write(1024, 512).await?;
             guest.flush().await
         }),
+        // What is not stored becomes zero as a whole unit, what is gets zeros as data.
+        on("zeros of parts", &CreateOptions { cluster_size: 4 * KIB, ..CreateOptions::new(64 * KIB) })
+            .after(filled)
+            .doing(|guest| async move {
+                guest.zero(21 * KIB, KIB, false).await?;
+                guest.zero(11 * KIB, 7 * KIB, true).await?;
+                guest.flush().await?;
+                guest.zero(700, 300, true).await?;
+                guest.write(21 * KIB, 512).await?;
+                guest.flush().await
+            }),
         on("discard", &small(64 * KIB)).after(filled).doing(|guest| async move {
             guest.discard(1024, 2048).await?;
             guest.flush().await?;

@@ -33,6 +33,14 @@ pub(super) fn operations() -> Vec<Operation> {
                 guest.flush().await
             },
         ),
+        // A unit of which the rest shows what is below is not zero as a whole.
+        Operation::new("zeros of parts above a backing file", "qcow2", qcow2_in(world.clone(), &above))
+            .doing(|guest| async move {
+                guest.zero(5 * KIB, KIB, false).await?;
+                guest.zero(45 * KIB, KIB, true).await?;
+                guest.zero(38 * KIB + 512, 4 * KIB, false).await?;
+                guest.flush().await
+            }),
         // What is below must not come back from under what is given up.
         Operation::new(
             "discard above a backing file, version 2",

@@ -5,10 +5,12 @@
 //!                                               ^ the first entry that the disk does not need
 //! ```
 //!
-//! A snapshot holds the state along with the disk, because it shares the L1 table. A write of state is a write like any
-//! other, in the same order on disk: a crash leaves the state as it was, or a part of it new, and leaked clusters at most.
+//! A snapshot holds the state along with the disk, because it shares the L1 table; one that is said to have a state takes it
+//! over. A write of state is a write like any other, in the same order on disk: a crash leaves the state as it was, or a part
+//! of it new, and leaked clusters at most. While it is written or read the node is longer than its disk, but not for a guest
+//! (`Driver::guest_length`).
 
-use super::layout::{Header, L1_LEN_MAX};
+use super::layout::{GuestOffset, Header, L1_LEN_MAX};
 use super::resize::Shown;
 use super::{Qcow2, Qcow2Error};
 use crate::buf::BufList;
@@ -76,6 +78,19 @@ impl Qcow2 {
             io.write("qcow2.vmstate/write", io.node(), end - len, std::mem::take(data), Fua::No).await;
         *data = back;
         result
+    }
+
+    /// Gives up the disk's hold on the first `len` bytes of state: a snapshot has them, and every write to them would copy.
+    pub(super) async fn forget_vmstate(&self, io: &Io, len: u64) -> Result<()> {
+        let _one_at_a_time = self.resizes.enter(&io.shared().tasks).await;
+        let (start, span) = (self.header.borrow().vmstate_offset(), self.header.borrow().table_span());
+        let mapped = (self.l1.borrow().entries.len() as u64).saturating_mul(span);
+        let len = len.next_multiple_of(self.geometry.cluster_size).min(mapped.saturating_sub(start));
+        if len == 0 {
+            return Ok(());
+        }
+        self.forget_range(io, GuestOffset(start), len).await?;
+        self.commit(io).await
     }
 
     /// Has the node show all up to `end`, in whole sectors, until what is returned is dropped.
