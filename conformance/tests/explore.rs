@@ -93,6 +93,19 @@ const STATED: &[(&str, &[(&str, &str)])] = &[
         &[("vdi.create/before_header", "create a VDI image"), ("vdi.create/after", "create a VDI image")],
     ),
     (
+        "format/vmdk/begin.rs",
+        &[
+            ("vmdk.begin/cid_barrier", "overwrite of a VMDK grain"),
+            ("vmdk.begin/barrier", "new grains of a VMDK image"),
+            ("vmdk.begin/step", "a VMDK image whose writer went away"),
+        ],
+    ),
+    ("format/vmdk/pack.rs", &[("vmdk.compress/write", "convert to a compressed VMDK image")]),
+    (
+        "format/vmdk/create.rs",
+        &[("vmdk.create/before_header", "create a VMDK image"), ("vmdk.create/after", "create a VMDK image")],
+    ),
+    (
         "format/qcow2/flush.rs",
         &[
             ("qcow2.flush/before_refcount_table", "new refcount blocks"),

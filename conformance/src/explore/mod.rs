@@ -19,6 +19,7 @@ mod repairs;
 pub mod rules;
 mod straight;
 mod upkeep;
+mod vmdk;
 
 use std::collections::{BTreeSet, HashSet};
 use std::hash::BuildHasherDefault;

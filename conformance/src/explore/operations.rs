@@ -16,6 +16,7 @@ use super::jobs::jobs;
 use super::operation::{Do, Guest, Operation, TOP, image_in, qcow2, qcow2_in};
 use super::repairs::repairs;
 use super::upkeep::{upkeep, view};
+use super::vmdk::vmdk;
 use crate::cases::{WRITABLE, stones};
 use crate::qemu::Folder;
 use crate::world::World;
@@ -41,7 +42,7 @@ fn on(name: &'static str, options: &CreateOptions) -> Operation {
 /// # Panics
 /// When an image cannot be made.
 pub fn all() -> Vec<Operation> {
-    [data(), tables(), clusters(), files(), raw(), vdi(), upkeep(), repairs(), jobs()]
+    [data(), tables(), clusters(), files(), raw(), vdi(), vmdk(), upkeep(), repairs(), jobs()]
         .into_iter()
         .flatten()
         .collect()
@@ -368,7 +369,8 @@ async fn converted(io: &Io, compress: bool) -> Result<()> {
     copied.and(closed)
 }
 
-async fn copy(io: &Io, source: NodeId, target: NodeId, compress: bool) -> Result<()> {
+/// Copies one open image into another.
+pub(super) async fn copy(io: &Io, source: NodeId, target: NodeId, compress: bool) -> Result<()> {
     let plan = Convert {
         above: None,
         sources: vec![source],

@@ -4,7 +4,7 @@
 
 use std::rc::Rc;
 
-use super::vdi;
+use super::{vdi, vmdk};
 use crate::error::Result;
 use crate::graph::driver::Driver;
 use crate::graph::opening::Opening;
@@ -15,6 +15,8 @@ use crate::graph::opening::Opening;
 pub enum ImageFormat {
     /// VirtualBox's disk images.
     Vdi,
+    /// VMware's disk images.
+    Vmdk,
 }
 
 impl ImageFormat {
@@ -22,18 +24,21 @@ impl ImageFormat {
     pub const fn name(&self) -> &'static str {
         match self {
             Self::Vdi => "vdi",
+            Self::Vmdk => "vmdk",
         }
     }
 
     /// Tells the format by a file's first bytes, up to 2048 of them.
     pub fn probe(head: &[u8]) -> Option<Self> {
-        vdi::probe(head).then_some(Self::Vdi)
+        let probes: [(fn(&[u8]) -> bool, Self); 2] = [(vdi::probe, Self::Vdi), (vmdk::probe, Self::Vmdk)];
+        probes.into_iter().find(|(probe, _)| probe(head)).map(|(_, format)| format)
     }
 
     /// Whether an image can have a backing file.
     pub const fn has_backing(&self) -> bool {
         match self {
             Self::Vdi => false,
+            Self::Vmdk => true,
         }
     }
 
@@ -41,6 +46,7 @@ impl ImageFormat {
     pub(crate) async fn open(&self, opening: &Opening<'_>) -> Result<Rc<dyn Driver>> {
         Ok(match self {
             Self::Vdi => Rc::new(vdi::open(opening.io, opening.file).await?),
+            Self::Vmdk => Rc::new(vmdk::open(opening).await?),
         })
     }
 }

@@ -8,6 +8,7 @@ mod loads;
 pub mod qcow2;
 pub mod raw;
 pub mod vdi;
+pub mod vmdk;
 
 pub use check::{CheckReport, check};
 pub use facts::{Backing, ImageFacts, OutsideName};

@@ -8,6 +8,8 @@
 //! [`Mapping::Own`], for those kinds of access that it cares about, and carries the requests out in
 //! [`serve`](Driver::serve). Whatever it answers [`Mapping::Data`] for never comes by it.
 
+use std::borrow::Cow;
+
 use async_trait::async_trait;
 
 use crate::buf::BufList;
@@ -29,17 +31,20 @@ pub enum Role {
     Raw,
     /// `log`: what writes are written down in.
     Log,
+    /// `extents.N`: one of the files that hold the guest data of an image whose description is in `file`.
+    Extent(u16),
 }
 
 impl Role {
     /// QEMU's word for the edge.
-    pub const fn name(self) -> &'static str {
+    pub fn name(self) -> Cow<'static, str> {
         match self {
-            Self::File => "file",
-            Self::Backing => "backing",
-            Self::DataFile => "data-file",
-            Self::Raw => "raw",
-            Self::Log => "log",
+            Self::File => "file".into(),
+            Self::Backing => "backing".into(),
+            Self::DataFile => "data-file".into(),
+            Self::Raw => "raw".into(),
+            Self::Log => "log".into(),
+            Self::Extent(number) => format!("extents.{number}").into(),
         }
     }
 }
@@ -268,6 +273,11 @@ pub trait Driver {
 
     /// Tells whether [`write_compressed`](Self::write_compressed) does anything.
     fn compresses(&self) -> bool {
+        false
+    }
+
+    /// Tells whether all that is written is stored compressed, so that writes are whole units of allocation.
+    fn only_compresses(&self) -> bool {
         false
     }
 

@@ -15,6 +15,7 @@ pub(super) fn image(
 ) -> Result<DriverSpec> {
     let format = match driver {
         "vdi" => ImageFormat::Vdi,
+        "vmdk" => ImageFormat::Vmdk,
         unknown => return Err(refused(format!("Unknown driver '{unknown}'"))),
     };
     let backing = match format.has_backing() {
@@ -26,5 +27,5 @@ pub(super) fn image(
 
 /// Whether a driver is one of these formats.
 pub(super) fn is_image(driver: &str) -> bool {
-    matches!(driver, "vdi")
+    matches!(driver, "vdi" | "vmdk")
 }

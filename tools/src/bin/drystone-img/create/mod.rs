@@ -2,6 +2,7 @@
 //! it is more than a line.
 
 mod qcow2;
+mod vmdk;
 
 use std::ffi::OsString;
 use std::os::unix::fs::MetadataExt;
@@ -190,6 +191,7 @@ fn image_spec(options: &CreateOptions) -> Result<ImageSpec, String> {
             let fixed = options.switch("static").unwrap_or(false);
             Ok(ImageSpec::Vdi(vdi::CreateOptions { size, fixed, preallocation: preallocation(options)? }))
         }
+        "vmdk" => vmdk::image_spec(options),
         _ => Ok(ImageSpec::Raw { size, preallocation: preallocation(options)? }),
     }
 }
