@@ -10,7 +10,7 @@ use zeroize::Zeroizing;
 use crate::buf::Buf;
 use crate::crypto::{Argon2Kind, Cipher, Direction, Pbkdf2Chain, Secret, argon2};
 
-/// The compression methods of qcow2. Source: \[qcow2\] "Header", `compression_type`.
+/// The compression methods of the formats; the first two are qcow2's. Source: \[qcow2\] "Header", `compression_type`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Codec {
     /// Raw deflate with a window of 4 KiB, QEMU's `zlib`.
@@ -18,6 +18,8 @@ pub enum Codec {
     Zlib,
     /// Zstandard frames.
     Zstd,
+    /// Deflate in a zlib stream, with its checksum. Source: RFC 1950.
+    ZlibStream,
 }
 
 /// One piece of work.
@@ -173,8 +175,11 @@ impl Compute {
     }
 }
 
-/// log2 of the deflate window that QEMU writes and expects.
+/// log2 of the deflate window that QEMU writes and expects in qcow2.
 const ZLIB_WINDOW_BITS: u8 = 12;
+
+/// log2 of the window of a zlib stream.
+const STREAM_WINDOW_BITS: u8 = 15;
 
 /// The tables of the codecs, kept by a thread from one piece of work to the next: setting them up costs more than a small
 /// cluster.
@@ -182,6 +187,8 @@ const ZLIB_WINDOW_BITS: u8 = 12;
 pub struct Workspace {
     deflate: Option<flate2::Compress>,
     inflate: Option<flate2::Decompress>,
+    stream_deflate: Option<flate2::Compress>,
+    stream_inflate: Option<flate2::Decompress>,
     zstd_compressor: Option<zstd::bulk::Compressor<'static>>,
     zstd_decompressor: Option<zstd::bulk::Decompressor<'static>>,
     zstd_decoder: Option<zstd::stream::raw::Decoder<'static>>,
@@ -197,7 +204,8 @@ impl Workspace {
     /// Returns how many bytes of `packed` were made: fewer than it has.
     fn compress(&mut self, codec: Codec, plain: &[u8], packed: &mut [u8]) -> Result<usize, ComputeError> {
         let len = match codec {
-            Codec::Zlib => self.deflate(plain, packed)?,
+            Codec::Zlib => deflate(&mut self.deflate, false, plain, packed)?,
+            Codec::ZlibStream => deflate(&mut self.stream_deflate, true, plain, packed)?,
             Codec::Zstd => self.zstd_compress(plain, packed)?,
         };
         if len < packed.len() { Ok(len) } else { Err(ComputeError::Incompressible) }
@@ -205,37 +213,11 @@ impl Workspace {
 
     fn decompress(&mut self, codec: Codec, packed: &[u8], plain: &mut [u8]) -> Result<(), ComputeError> {
         let len = match codec {
-            Codec::Zlib => self.inflate(packed, plain)?,
+            Codec::Zlib => inflate(&mut self.inflate, false, packed, plain)?,
+            Codec::ZlibStream => inflate(&mut self.stream_inflate, true, packed, plain)?,
             Codec::Zstd => self.zstd_decompress(packed, plain)?,
         };
         if len == plain.len() { Ok(()) } else { Err(ComputeError::Damaged) }
-    }
-
-    fn deflate(&mut self, plain: &[u8], packed: &mut [u8]) -> Result<usize, ComputeError> {
-        let level = flate2::Compression::default();
-        let new = || flate2::Compress::new_with_window_bits(level, false, ZLIB_WINDOW_BITS);
-        let stream = self.deflate.get_or_insert_with(new);
-        stream.reset();
-        match stream.compress(plain, packed, flate2::FlushCompress::Finish) {
-            Ok(flate2::Status::StreamEnd) => {
-                Ok(usize::try_from(stream.total_out()).expect("the stream fits in its buffer"))
-            }
-            _ => {
-                // A stream that still holds output keeps its place in the buffer of that across a reset, and runs out of
-                // room later. Observed with zlib-rs 0.6.8.
-                self.deflate = None;
-                Err(ComputeError::Incompressible)
-            }
-        }
-    }
-
-    fn inflate(&mut self, packed: &[u8], plain: &mut [u8]) -> Result<usize, ComputeError> {
-        let stream = self.inflate.get_or_insert_with(|| flate2::Decompress::new(false));
-        stream.reset(false);
-        stream
-            .decompress(packed, plain, flate2::FlushDecompress::Finish)
-            .map_err(|_| ComputeError::Damaged)?;
-        Ok(usize::try_from(stream.total_out()).expect("the stream fits in its buffer"))
     }
 
     fn zstd_compress(&mut self, plain: &[u8], packed: &mut [u8]) -> Result<usize, ComputeError> {
@@ -291,6 +273,43 @@ impl Workspace {
     }
 }
 
+/// Packs into a stream of deflate, with the header and checksum of a zlib stream where it `wraps`.
+fn deflate(
+    kept: &mut Option<flate2::Compress>,
+    wraps: bool,
+    plain: &[u8],
+    packed: &mut [u8],
+) -> Result<usize, ComputeError> {
+    let level = flate2::Compression::default();
+    let window_bits = if wraps { STREAM_WINDOW_BITS } else { ZLIB_WINDOW_BITS };
+    let stream =
+        kept.get_or_insert_with(|| flate2::Compress::new_with_window_bits(level, wraps, window_bits));
+    stream.reset();
+    match stream.compress(plain, packed, flate2::FlushCompress::Finish) {
+        Ok(flate2::Status::StreamEnd) => {
+            Ok(usize::try_from(stream.total_out()).expect("the stream fits in its buffer"))
+        }
+        _ => {
+            // A stream that still holds output keeps its place in the buffer of that across a reset, and runs out of
+            // room later. Observed with zlib-rs 0.6.8.
+            *kept = None;
+            Err(ComputeError::Incompressible)
+        }
+    }
+}
+
+fn inflate(
+    kept: &mut Option<flate2::Decompress>,
+    wraps: bool,
+    packed: &[u8],
+    plain: &mut [u8],
+) -> Result<usize, ComputeError> {
+    let stream = kept.get_or_insert_with(|| flate2::Decompress::new(wraps));
+    stream.reset(wraps);
+    stream.decompress(packed, plain, flate2::FlushDecompress::Finish).map_err(|_| ComputeError::Damaged)?;
+    Ok(usize::try_from(stream.total_out()).expect("the stream fits in its buffer"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -313,10 +332,12 @@ mod tests {
     }
 
     #[test]
-    fn both_codecs_round_trip_and_ignore_what_follows() {
+    fn all_codecs_round_trip_and_ignore_what_follows() {
         let plain: Vec<u8> = (0..65536u32).map(|i| (i / 37 % 251) as u8).collect();
         let workspace = &mut Workspace::default();
-        for codec in [Codec::Zlib, Codec::Zstd, Codec::Zlib, Codec::Zstd] {
+        for codec in
+            [Codec::Zlib, Codec::Zstd, Codec::ZlibStream, Codec::Zlib, Codec::Zstd, Codec::ZlibStream]
+        {
             round_trip(workspace, codec, &plain);
         }
     }
@@ -359,7 +380,7 @@ mod tests {
         let noise = noise(512 * 1024);
         let workspace = &mut Workspace::default();
         for cluster in noise.chunks(512).chain(noise.chunks(65536)) {
-            for codec in [Codec::Zlib, Codec::Zstd] {
+            for codec in [Codec::Zlib, Codec::ZlibStream, Codec::Zstd] {
                 let work = Compute::Compress { codec, plain: Buf::from(cluster), limit: cluster.len() - 1 };
                 assert_eq!(work.run(workspace).result, Err(ComputeError::Incompressible));
             }
@@ -371,7 +392,7 @@ mod tests {
     fn noise_is_incompressible_and_garbage_is_damaged() {
         let noise = noise(4096);
         let workspace = &mut Workspace::default();
-        for codec in [Codec::Zlib, Codec::Zstd] {
+        for codec in [Codec::Zlib, Codec::ZlibStream, Codec::Zstd] {
             let work = Compute::Compress { codec, plain: Buf::from(&noise[..]), limit: noise.len() };
             assert_eq!(work.run(workspace).result, Err(ComputeError::Incompressible));
             for packed in [Buf::from(&noise[..]), Buf::empty()] {

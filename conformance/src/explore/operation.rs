@@ -279,6 +279,14 @@ impl Operation {
         self
     }
 
+    /// The bytes of a file before anything is explored.
+    ///
+    /// # Panics
+    /// When there is no such file.
+    pub(super) fn bytes_of(&self, path: &str) -> Vec<u8> {
+        self.world.disk(path).expect("a file of the operation").view().to_vec()
+    }
+
     /// What is wanted of the image.
     pub fn access(&self) -> Access {
         self.access

@@ -5,7 +5,7 @@
 use std::rc::Rc;
 
 use super::luks::LuksOptions;
-use super::{luks, vdi};
+use super::{luks, vdi, vmdk};
 use crate::error::Result;
 use crate::graph::driver::Driver;
 use crate::graph::opening::Opening;
@@ -18,6 +18,8 @@ pub enum ImageFormat {
     Luks(LuksOptions),
     /// VirtualBox's disk images.
     Vdi,
+    /// VMware's disk images.
+    Vmdk,
 }
 
 impl ImageFormat {
@@ -26,19 +28,25 @@ impl ImageFormat {
         match self {
             Self::Luks(_) => "luks",
             Self::Vdi => "vdi",
+            Self::Vmdk => "vmdk",
         }
     }
 
     /// Tells the format by a file's first bytes, up to 2048 of them.
     pub fn probe(head: &[u8]) -> Option<Self> {
-        let luks = || luks::probe(head).then(|| Self::Luks(LuksOptions::default()));
-        vdi::probe(head).then_some(Self::Vdi).or_else(luks)
+        const PROBES: [(fn(&[u8]) -> bool, fn() -> ImageFormat); 3] = [
+            (luks::probe, || ImageFormat::Luks(LuksOptions::default())),
+            (vdi::probe, || ImageFormat::Vdi),
+            (vmdk::probe, || ImageFormat::Vmdk),
+        ];
+        PROBES.iter().find(|(probe, _)| probe(head)).map(|(_, format)| format())
     }
 
     /// Whether an image can have a backing file.
     pub const fn has_backing(&self) -> bool {
         match self {
             Self::Luks(_) | Self::Vdi => false,
+            Self::Vmdk => true,
         }
     }
 
@@ -47,6 +55,7 @@ impl ImageFormat {
         Ok(match self {
             Self::Luks(options) => Rc::new(luks::open(opening, options).await?),
             Self::Vdi => Rc::new(vdi::open(opening.io, opening.file).await?),
+            Self::Vmdk => Rc::new(vmdk::open(opening).await?),
         })
     }
 }

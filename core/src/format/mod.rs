@@ -9,6 +9,7 @@ pub mod luks;
 pub mod qcow2;
 pub mod raw;
 pub mod vdi;
+pub mod vmdk;
 
 pub use check::{CheckReport, check};
 pub use facts::{Backing, ImageFacts, OutsideName};

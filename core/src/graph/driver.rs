@@ -8,6 +8,8 @@
 //! [`Mapping::Own`], for those kinds of access that it cares about, and carries the requests out in
 //! [`serve`](Driver::serve). Whatever it answers [`Mapping::Data`] for never comes by it.
 
+use std::borrow::Cow;
+
 use async_trait::async_trait;
 
 use crate::buf::BufList;
@@ -33,19 +35,22 @@ pub enum Role {
     Header,
     /// The encryption between an image and what holds its data; no edge of QEMU's, which keeps that in the format.
     Crypt,
+    /// `extents.N`: one of the files that hold the guest data of an image whose description is in `file`.
+    Extent(u16),
 }
 
 impl Role {
     /// QEMU's word for the edge.
-    pub const fn name(self) -> &'static str {
+    pub fn name(self) -> Cow<'static, str> {
         match self {
-            Self::File => "file",
-            Self::Backing => "backing",
-            Self::DataFile => "data-file",
-            Self::Raw => "raw",
-            Self::Log => "log",
-            Self::Header => "header",
-            Self::Crypt => "crypt",
+            Self::File => "file".into(),
+            Self::Backing => "backing".into(),
+            Self::DataFile => "data-file".into(),
+            Self::Raw => "raw".into(),
+            Self::Log => "log".into(),
+            Self::Header => "header".into(),
+            Self::Crypt => "crypt".into(),
+            Self::Extent(number) => format!("extents.{number}").into(),
         }
     }
 }
@@ -285,6 +290,11 @@ pub trait Driver {
 
     /// Tells whether [`write_compressed`](Self::write_compressed) does anything.
     fn compresses(&self) -> bool {
+        false
+    }
+
+    /// Tells whether all that is written is stored compressed, so that writes are whole units of allocation.
+    fn only_compresses(&self) -> bool {
         false
     }
 

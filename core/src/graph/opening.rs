@@ -11,7 +11,6 @@ use crate::engine::Io;
 use crate::error::{Error, Result};
 
 /// An image that is being opened. What it opens beside its file is on `edges`, and closes with them if it fails.
-#[allow(dead_code, reason = "what formats of several files need")]
 pub(crate) struct Opening<'a> {
     pub io: &'a Io,
     /// The node to be.
@@ -27,7 +26,6 @@ pub(crate) struct Opening<'a> {
     pub depth: usize,
 }
 
-#[allow(dead_code, reason = "what formats of several files need")]
 impl Opening<'_> {
     /// Whether the image is written to.
     pub fn writable(&self) -> bool {

@@ -5,7 +5,7 @@
 
 use crate::engine::Io;
 use crate::error::Result;
-use crate::format::{luks, qcow2, vdi};
+use crate::format::{luks, qcow2, vdi, vmdk};
 use crate::graph::open::{ChildSpec, DriverSpec, NodeSpec, OpenMode, open};
 use crate::graph::options::location;
 use crate::graph::{NodeId, Preallocate};
@@ -26,6 +26,8 @@ pub enum ImageSpec {
     Luks(luks::CreateOptions),
     /// An empty VDI image.
     Vdi(vdi::CreateOptions),
+    /// An empty VMDK image, with its extents.
+    Vmdk(vmdk::CreateOptions),
     /// An empty qcow2 image; its external data file, where it has one, is made too.
     Qcow2(qcow2::CreateOptions),
 }
@@ -43,6 +45,15 @@ pub async fn create(io: &Io, path: &str, image: &ImageSpec) -> Result<()> {
         }
         ImageSpec::Vdi(options) => {
             in_new_file(io, &location, async |file| vdi::create(io, file, options).await).await
+        }
+        ImageSpec::Vmdk(options) => {
+            for new in options.files(io, path).await? {
+                // Names of extents are paths, whatever they begin with.
+                let location =
+                    if new.path == path { location.clone() } else { Location::Path(new.path.clone()) };
+                in_new_file(io, &location, async |file| vmdk::create(io, file, &new).await).await?;
+            }
+            Ok(())
         }
         ImageSpec::Qcow2(options) => {
             let refused =

@@ -233,7 +233,7 @@ async fn converted(io: &Io, compress: bool) -> Result<()> {
     copied.and(closed)
 }
 
-async fn copy(io: &Io, source: NodeId, target: NodeId, compress: bool) -> Result<()> {
+pub(super) async fn copy(io: &Io, source: NodeId, target: NodeId, compress: bool) -> Result<()> {
     let plan = Convert {
         above: None,
         sources: vec![source],

@@ -10,6 +10,7 @@ pub(super) mod qcow2_repairs;
 mod qcow2_upkeep;
 mod raw;
 mod vdi;
+mod vmdk;
 
 use super::{Guest, Operation, TOP};
 use crate::qemu::Folder;
@@ -31,6 +32,7 @@ pub fn all() -> Vec<Operation> {
         qcow2_repairs::operations,
         raw::operations,
         vdi::operations,
+        vmdk::operations,
         jobs::operations,
     ];
     formats.iter().flat_map(|operations| operations()).collect()

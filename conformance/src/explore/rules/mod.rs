@@ -7,6 +7,7 @@
 mod qcow2;
 mod raw;
 mod vdi;
+mod vmdk;
 
 use drystone_core::intent::Label;
 
@@ -36,7 +37,7 @@ const fn awaited(label: Label, rule: &'static str, operation: &'static str) -> R
 
 /// All of them.
 pub fn rules() -> impl Iterator<Item = &'static Rule> {
-    [qcow2::RULES, raw::RULES, vdi::RULES].into_iter().flatten()
+    [qcow2::RULES, raw::RULES, vdi::RULES, vmdk::RULES].into_iter().flatten()
 }
 
 /// An intent that no crash here can tell from its absence, by its label, with why it is there all the same. It becomes a
@@ -45,7 +46,7 @@ pub type Promise = (Label, &'static str);
 
 /// All of them.
 pub fn promises() -> impl Iterator<Item = &'static Promise> {
-    [qcow2::PROMISES, vdi::PROMISES].into_iter().flatten()
+    [qcow2::PROMISES, vdi::PROMISES, vmdk::PROMISES].into_iter().flatten()
 }
 
 /// Where core states an order: a source file, and the rules that prove it, by label and operation.
@@ -53,7 +54,7 @@ pub type Stated = (&'static str, &'static [(Label, &'static str)]);
 
 /// All of them.
 pub fn stated() -> impl Iterator<Item = &'static Stated> {
-    [qcow2::STATED, vdi::STATED].into_iter().flatten()
+    [qcow2::STATED, vdi::STATED, vmdk::STATED].into_iter().flatten()
 }
 
 impl Rule {

@@ -18,6 +18,7 @@ pub(super) fn image(
     let format = match driver {
         "luks" => ImageFormat::Luks(luks(options, below, depth)?),
         "vdi" => ImageFormat::Vdi,
+        "vmdk" => ImageFormat::Vmdk,
         unknown => return Err(refused(format!("Unknown driver '{unknown}'"))),
     };
     let backing = match format.has_backing() {
@@ -29,7 +30,7 @@ pub(super) fn image(
 
 /// Whether a driver is one of these formats.
 pub(super) fn is_image(driver: &str) -> bool {
-    matches!(driver, "luks" | "vdi")
+    matches!(driver, "luks" | "vdi" | "vmdk")
 }
 
 fn luks(options: &mut Options, below: OpenMode, depth: usize) -> Result<LuksOptions> {

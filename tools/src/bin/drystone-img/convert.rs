@@ -126,14 +126,16 @@ async fn copy(
     let node = target.node();
     let about = client.run(move |io| async move {
         let backing = io.edge(node, Role::Backing).map(|backing| io.len(backing));
-        Ok((io.starts_as_zeroes(node), backing))
+        let compresses = io.driver(node).is_some_and(|driver| driver.only_compresses());
+        Ok((io.starts_as_zeroes(node), backing, compresses))
     });
-    let (empty, backing_len) = about.await.map_err(|error| Failure::new(error.to_string()))?;
+    let (empty, backing_len, only_compresses) =
+        about.await.map_err(|error| Failure::new(error.to_string()))?;
     let work = Convert {
         sources: sources.iter().map(Image::node).collect(),
         target: target.node(),
         above: None,
-        compress: args.compress,
+        compress: args.compress || only_compresses,
         sparse: args.sparse_size,
         workers: usize::from(args.parallel),
         out_of_order: args.out_of_order,

@@ -3,6 +3,7 @@
 
 mod luks;
 mod qcow2;
+mod vmdk;
 
 pub use luks::open_options;
 
@@ -194,6 +195,7 @@ fn image_spec(options: &CreateOptions) -> Result<ImageSpec, String> {
             let fixed = options.switch("static").unwrap_or(false);
             Ok(ImageSpec::Vdi(vdi::CreateOptions { size, fixed, preallocation: preallocation(options)? }))
         }
+        "vmdk" => vmdk::image_spec(options),
         _ => Ok(ImageSpec::Raw { size, preallocation: preallocation(options)? }),
     }
 }
