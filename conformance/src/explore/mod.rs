@@ -19,6 +19,8 @@ mod repairs;
 pub mod rules;
 mod straight;
 mod upkeep;
+mod vhdx;
+mod vpc;
 
 use std::collections::{BTreeSet, HashSet};
 use std::hash::BuildHasherDefault;
@@ -375,7 +377,7 @@ impl Explorer<'_> {
         let due = |every: u64| every > 0 && self.explored.different.is_multiple_of(every);
         let works = operation.access != Access::Read && operation.flaws.is_none();
         let (recover, by_qemu) = (due(self.how.recover_every) && works, due(self.how.qemu_every));
-        if by_qemu && operation.flaws.is_none() {
+        if by_qemu && operation.flaws.is_none() && operation.known_to_qemu {
             self.explored.by_qemu += 1;
             ask_qemu(&world, operation.format, &content)?;
         }

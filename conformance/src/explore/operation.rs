@@ -66,6 +66,8 @@ pub struct Operation {
     pub(super) best_effort: Vec<Label>,
     pub(super) body: Body,
     pub(super) inspect: Vec<Inspect>,
+    /// Whether QEMU's tools read the image as it is meant.
+    pub(super) known_to_qemu: bool,
 }
 
 /// What an operation wants of the image [`TOP`].
@@ -126,6 +128,7 @@ impl Operation {
             best_effort: Vec::new(),
             body: Rc::new(|_| Box::pin(async { Ok(()) })),
             inspect: Vec::new(),
+            known_to_qemu: true,
         };
         operation.content = Sparse::from_bytes(&operation.seen(operation.spec(false)));
         operation
@@ -145,6 +148,7 @@ impl Operation {
             best_effort: Vec::new(),
             body: Rc::new(|_| Box::pin(async { Ok(()) })),
             inspect: Vec::new(),
+            known_to_qemu: true,
         }
     }
 
@@ -247,6 +251,13 @@ impl Operation {
     #[must_use]
     pub fn holding(mut self, inspect: impl Fn(&World) -> std::result::Result<(), String> + 'static) -> Self {
         self.inspect.push(Box::new(inspect));
+        self
+    }
+
+    /// QEMU's tools cannot read such an image.
+    #[must_use]
+    pub fn unknown_to_qemu(mut self) -> Self {
+        self.known_to_qemu = false;
         self
     }
 

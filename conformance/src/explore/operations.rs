@@ -16,6 +16,8 @@ use super::jobs::jobs;
 use super::operation::{Do, Guest, Operation, TOP, image_in, qcow2, qcow2_in};
 use super::repairs::repairs;
 use super::upkeep::{upkeep, view};
+use super::vhdx::vhdx;
+use super::vpc::vpc;
 use crate::cases::{WRITABLE, stones};
 use crate::qemu::Folder;
 use crate::world::World;
@@ -41,7 +43,7 @@ fn on(name: &'static str, options: &CreateOptions) -> Operation {
 /// # Panics
 /// When an image cannot be made.
 pub fn all() -> Vec<Operation> {
-    [data(), tables(), clusters(), files(), raw(), vdi(), upkeep(), repairs(), jobs()]
+    [data(), tables(), clusters(), files(), raw(), vdi(), vhdx(), vpc(), upkeep(), repairs(), jobs()]
         .into_iter()
         .flatten()
         .collect()

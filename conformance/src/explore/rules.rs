@@ -321,11 +321,167 @@ pub const RULES: &[Rule] = &[
         "a new image's header is written before the barrier that covers it",
         "create a VDI image",
     ),
+    barrier(
+        "vhdx.flush/before_entry",
+        "a block is durable before a log entry leads to it",
+        "new blocks of a VHDX image",
+    ),
+    barrier(
+        "vhdx.flush/before_entry",
+        "what a longer disk shows is durable before the entry with its size",
+        "a longer VHDX disk",
+    ),
+    barrier(
+        "vhdx.log/after_entry",
+        "a log entry is durable before the headers name it",
+        "new blocks of a VHDX image",
+    ),
+    barrier(
+        "vhdx.flush",
+        "changes are durable in their place before the log ends",
+        "new blocks of a VHDX image",
+    ),
+    barrier(
+        "vhdx.begin/after_header",
+        "the headers tell of a change before it is made",
+        "overwrites in a VHDX image",
+    ),
+    barrier(
+        "vhdx.create/before_file_type",
+        "all of a new image is durable before its name",
+        "create a VHDX image",
+    ),
+    barrier("vhdx.create/after", "a created image is durable", "create a VHDX image"),
+    barrier(
+        "vhdx.replay/before_header",
+        "what a log changes is durable before the headers name no log",
+        "a VHDX log is replayed",
+    ),
+    awaited(
+        "vhdx.log/entry",
+        "a log entry is written before the headers name it",
+        "new blocks of a VHDX image",
+    ),
+    awaited(
+        "vhdx.flush/in_place",
+        "changes are written to their place before the log ends",
+        "new blocks of a VHDX image",
+    ),
+    awaited(
+        "vhdx.begin/header",
+        "the headers tell of a change before it is made",
+        "overwrites in a VHDX image",
+    ),
+    awaited("vhdx.create/bat", "a new image's BAT is written before its name", "create a VHDX image"),
+    awaited(
+        "vhdx.create/metadata",
+        "a new image's metadata is written before its name",
+        "create a VHDX image",
+    ),
+    awaited(
+        "vhdx.create/region_table",
+        "a new image's regions are written before its name",
+        "create a VHDX image",
+    ),
+    awaited("vhdx.create/header", "a new image's headers are written before its name", "create a VHDX image"),
+    awaited(
+        "vhdx.create/file_type",
+        "a new image's name is written before the barrier",
+        "create a VHDX image",
+    ),
+    awaited(
+        "vhdx.replay/sector",
+        "what a log changes is written before the headers name no log",
+        "a VHDX log is replayed",
+    ),
+    awaited(
+        "vhdx.bitmap/zeros",
+        "a sector bitmap is zeros before an entry leads to it",
+        "parts of blocks above a VHDX parent",
+    ),
+    awaited(
+        "vhdx.zero/partial",
+        "the rest of a block is zeros before an entry shows it",
+        "zeros above a VHDX parent",
+    ),
+    awaited(
+        "vhdx.resize/zeros",
+        "what is behind the old end is zeros before the entry with the new size",
+        "a longer VHDX disk",
+    ),
+    barrier(
+        "vpc.flush/before_bitmaps",
+        "a sector is durable before a bitmap calls it there",
+        "parts of blocks above a VHD parent",
+    ),
+    barrier(
+        "vpc.flush/before_bat",
+        "a block and its bitmap are durable before the BAT names it",
+        "new blocks of a VHD image",
+    ),
+    barrier("vpc.flush", "what a flush covers is durable when it is answered", "new blocks of a VHD image"),
+    barrier(
+        "vpc.create/before_copy",
+        "all of a new image is durable before its first footer",
+        "create a VHD image",
+    ),
+    barrier("vpc.create/after", "a created image is durable", "create a VHD image"),
+    awaited(
+        "vpc.flush/bitmap",
+        "a block's bitmap is written before the BAT names it",
+        "parts of blocks above a VHD parent",
+    ),
+    awaited(
+        "vpc.flush/bat",
+        "the BAT is written before the flush that covers it",
+        "new blocks of a VHD image",
+    ),
+    awaited("vpc.create/bat", "a new image's BAT is written before its first footer", "create a VHD image"),
+    awaited(
+        "vpc.create/header",
+        "a new image's header is written before its first footer",
+        "create a VHD image",
+    ),
+    awaited(
+        "vpc.create/copy",
+        "a new image's first footer is written before the barrier",
+        "create a VHD image",
+    ),
+    awaited(
+        "vpc.create/fixed_footer",
+        "a new fixed image's footer is written before the barrier",
+        "create a fixed VHD image",
+    ),
 ];
 
 /// Intents that no crash here can tell from their absence, with why they are there all the same. A row moves to [`RULES`]
 /// with the first operation that needs it.
 pub const PROMISES: &[(Label, &str)] = &[
+    (
+        "vpc.flush/footer",
+        "the footer stands behind the blocks for readers that look for it there; ours, as the reference, goes by the copy at the \
+         start",
+    ),
+    ("vpc.create/footer", "as above"),
+    ("vpc.cut/footer", "as above"),
+    (
+        "vhdx.log/header",
+        "the headers name a log before what it changes is written in its place; replay makes whole what a crash tears there, and \
+         the sectors of one entry are in order one by one too: each of their entries is one write of the disk",
+    ),
+    ("vhdx.log/after_header", "as above"),
+    (
+        "vhdx.close/header",
+        "a closed image has no log to replay; replaying one that is in its place already changes nothing",
+    ),
+    ("vhdx.close/after_header", "as above"),
+    ("vhdx.replay/header", "a replayed image has no log to replay; replaying it again changes nothing"),
+    ("vhdx.replay/after_header", "as above"),
+    (
+        "vhdx.resize/after",
+        "a changed length is durable on return; the log entry with it was durable before, and is replayed",
+    ),
+    ("vhdx.zero/block", "zeros of a block that is in the file are a write to it, which a flush covers"),
     (
         "cow/zero",
         "the edges of a new block are zeros before the map names it; space behind the end of a file is zeros already, so that \

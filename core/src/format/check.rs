@@ -1,6 +1,6 @@
 //! Check of an image in whatever format.
 
-use super::{qcow2, vdi};
+use super::{qcow2, vdi, vhdx};
 use crate::engine::Io;
 use crate::error::{Error, Result};
 use crate::graph::NodeId;
@@ -46,6 +46,7 @@ pub async fn check(
     match io.driver(node).map_or("file", |driver| driver.name()) {
         "qcow2" => qcow2::check::check(io, node, say, progress).await,
         "vdi" => vdi::check(io, node, say).await,
+        "vhdx" => vhdx::check(io, node, say).await,
         driver => Err(Box::new(Error::Unsupported { node: io.title(node), driver, what: "checks" })),
     }
 }

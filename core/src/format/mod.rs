@@ -8,6 +8,8 @@ mod loads;
 pub mod qcow2;
 pub mod raw;
 pub mod vdi;
+pub mod vhdx;
+pub mod vpc;
 
 pub use check::{CheckReport, check};
 pub use facts::{Backing, ImageFacts, OutsideName};

@@ -5,7 +5,7 @@
 
 use crate::engine::Io;
 use crate::error::Result;
-use crate::format::{qcow2, vdi};
+use crate::format::{qcow2, vdi, vhdx, vpc};
 use crate::graph::open::{ChildSpec, DriverSpec, NodeSpec, OpenMode, open};
 use crate::graph::options::location;
 use crate::graph::{NodeId, Preallocate};
@@ -24,6 +24,10 @@ pub enum ImageSpec {
     },
     /// An empty VDI image.
     Vdi(vdi::CreateOptions),
+    /// An empty VHDX image.
+    Vhdx(vhdx::CreateOptions),
+    /// An empty VHD image.
+    Vpc(vpc::CreateOptions),
     /// An empty qcow2 image; its external data file, where it has one, is made too.
     Qcow2(qcow2::CreateOptions),
 }
@@ -38,6 +42,12 @@ pub async fn create(io: &Io, path: &str, image: &ImageSpec) -> Result<()> {
         ImageSpec::Raw { size, preallocation } => io.create_leaf(&location, *size, *preallocation).await,
         ImageSpec::Vdi(options) => {
             in_new_file(io, &location, async |file| vdi::create(io, file, options).await).await
+        }
+        ImageSpec::Vhdx(options) => {
+            in_new_file(io, &location, async |file| vhdx::create(io, file, options).await).await
+        }
+        ImageSpec::Vpc(options) => {
+            in_new_file(io, &location, async |file| vpc::create(io, file, options).await).await
         }
         ImageSpec::Qcow2(options) => {
             let refused =

@@ -2,6 +2,8 @@
 //! it is more than a line.
 
 mod qcow2;
+mod vhdx;
+mod vpc;
 
 use std::ffi::OsString;
 use std::os::unix::fs::MetadataExt;
@@ -186,6 +188,8 @@ fn image_spec(options: &CreateOptions) -> Result<ImageSpec, String> {
     let size = options.number("size").unwrap_or(0).next_multiple_of(512);
     match options.format() {
         "qcow2" => qcow2::image_spec(options),
+        "vhdx" => vhdx::image_spec(options),
+        "vpc" => vpc::image_spec(options, preallocation(options)?),
         "vdi" => {
             let fixed = options.switch("static").unwrap_or(false);
             Ok(ImageSpec::Vdi(vdi::CreateOptions { size, fixed, preallocation: preallocation(options)? }))
