@@ -4,6 +4,7 @@ pub mod cases;
 pub mod disk;
 pub mod explore;
 pub mod fault;
+pub mod hyperv;
 pub mod lie;
 pub mod meter;
 pub mod model;

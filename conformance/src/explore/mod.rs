@@ -400,7 +400,7 @@ impl Explorer<'_> {
         self.stood += 1;
         let stood = self.stood;
         let due = |every: u64| every > 0 && stood.is_multiple_of(every);
-        if due(self.how.qemu_every) && operation.flaws.is_none() {
+        if due(self.how.qemu_every) && operation.flaws.is_none() && operation.known_to_qemu {
             self.explored.by_qemu += 1;
             ask_qemu(&world, operation.format, &content[..content.len() - operation.state_len])?;
         }

@@ -66,6 +66,8 @@ pub struct Operation {
     pub(super) best_effort: Vec<Label>,
     pub(super) body: Body,
     pub(super) inspect: Vec<Inspect>,
+    /// Whether QEMU's tools read the image as it is meant.
+    pub(super) known_to_qemu: bool,
 }
 
 /// What an operation wants of the image [`TOP`].
@@ -128,6 +130,7 @@ impl Operation {
             best_effort: Vec::new(),
             body: Rc::new(|_| Box::pin(async { Ok(()) })),
             inspect: Vec::new(),
+            known_to_qemu: true,
         };
         operation.content = Sparse::from_bytes(&operation.seen(operation.spec(false)));
         operation
@@ -149,6 +152,7 @@ impl Operation {
             best_effort: Vec::new(),
             body: Rc::new(|_| Box::pin(async { Ok(()) })),
             inspect: Vec::new(),
+            known_to_qemu: true,
         }
     }
 
@@ -285,6 +289,13 @@ impl Operation {
     /// When there is no such file.
     pub(super) fn bytes_of(&self, path: &str) -> Vec<u8> {
         self.world.disk(path).expect("a file of the operation").view().to_vec()
+    }
+
+    /// QEMU's tools cannot read such an image.
+    #[must_use]
+    pub fn unknown_to_qemu(mut self) -> Self {
+        self.known_to_qemu = false;
+        self
     }
 
     /// What is wanted of the image.

@@ -1,6 +1,6 @@
 //! Check of an image in whatever format.
 
-use super::{qcow2, vdi, vmdk};
+use super::{qcow2, vdi, vhdx, vmdk};
 use crate::engine::Io;
 use crate::error::{Error, Result};
 use crate::graph::NodeId;
@@ -47,6 +47,7 @@ pub async fn check(
         "qcow2" => qcow2::check::check(io, node, say, progress).await,
         "vdi" => vdi::check(io, node, say).await,
         "vmdk" => vmdk::check(io, node, say).await,
+        "vhdx" => vhdx::check(io, node, say).await,
         driver => Err(Box::new(Error::Unsupported { node: io.title(node), driver, what: "checks" })),
     }
 }

@@ -5,7 +5,7 @@
 use std::rc::Rc;
 
 use super::luks::LuksOptions;
-use super::{luks, vdi, vmdk};
+use super::{luks, vdi, vhdx, vmdk, vpc};
 use crate::error::Result;
 use crate::graph::driver::Driver;
 use crate::graph::opening::Opening;
@@ -20,6 +20,13 @@ pub enum ImageFormat {
     Vdi,
     /// VMware's disk images.
     Vmdk,
+    /// Hyper-V's disk images.
+    Vhdx,
+    /// Virtual PC's disk images.
+    Vpc {
+        /// Which of two sizes counts.
+        size: vpc::SizeRule,
+    },
 }
 
 impl ImageFormat {
@@ -29,15 +36,19 @@ impl ImageFormat {
             Self::Luks(_) => "luks",
             Self::Vdi => "vdi",
             Self::Vmdk => "vmdk",
+            Self::Vhdx => "vhdx",
+            Self::Vpc { .. } => "vpc",
         }
     }
 
     /// Tells the format by a file's first bytes, up to 2048 of them.
     pub fn probe(head: &[u8]) -> Option<Self> {
-        const PROBES: [(fn(&[u8]) -> bool, fn() -> ImageFormat); 3] = [
+        const PROBES: [(fn(&[u8]) -> bool, fn() -> ImageFormat); 5] = [
             (luks::probe, || ImageFormat::Luks(LuksOptions::default())),
             (vdi::probe, || ImageFormat::Vdi),
+            (vhdx::probe, || ImageFormat::Vhdx),
             (vmdk::probe, || ImageFormat::Vmdk),
+            (vpc::probe, || ImageFormat::Vpc { size: vpc::SizeRule::ByCreator }),
         ];
         PROBES.iter().find(|(probe, _)| probe(head)).map(|(_, format)| format())
     }
@@ -46,7 +57,7 @@ impl ImageFormat {
     pub const fn has_backing(&self) -> bool {
         match self {
             Self::Luks(_) | Self::Vdi => false,
-            Self::Vmdk => true,
+            Self::Vhdx | Self::Vmdk | Self::Vpc { .. } => true,
         }
     }
 
@@ -56,6 +67,8 @@ impl ImageFormat {
             Self::Luks(options) => Rc::new(luks::open(opening, options).await?),
             Self::Vdi => Rc::new(vdi::open(opening.io, opening.file).await?),
             Self::Vmdk => Rc::new(vmdk::open(opening).await?),
+            Self::Vhdx => Rc::new(vhdx::open(opening).await?),
+            Self::Vpc { size } => vpc::open(opening, *size).await?,
         })
     }
 }

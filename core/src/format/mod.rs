@@ -9,7 +9,9 @@ pub mod luks;
 pub mod qcow2;
 pub mod raw;
 pub mod vdi;
+pub mod vhdx;
 pub mod vmdk;
+pub mod vpc;
 
 pub use check::{CheckReport, check};
 pub use facts::{Backing, ImageFacts, OutsideName};

@@ -5,7 +5,7 @@
 
 use crate::engine::Io;
 use crate::error::Result;
-use crate::format::{luks, qcow2, vdi, vmdk};
+use crate::format::{luks, qcow2, vdi, vhdx, vmdk, vpc};
 use crate::graph::open::{ChildSpec, DriverSpec, NodeSpec, OpenMode, open};
 use crate::graph::options::location;
 use crate::graph::{NodeId, Preallocate};
@@ -28,6 +28,10 @@ pub enum ImageSpec {
     Vdi(vdi::CreateOptions),
     /// An empty VMDK image, with its extents.
     Vmdk(vmdk::CreateOptions),
+    /// An empty VHDX image.
+    Vhdx(vhdx::CreateOptions),
+    /// An empty VHD image.
+    Vpc(vpc::CreateOptions),
     /// An empty qcow2 image; its external data file, where it has one, is made too.
     Qcow2(qcow2::CreateOptions),
 }
@@ -54,6 +58,12 @@ pub async fn create(io: &Io, path: &str, image: &ImageSpec) -> Result<()> {
                 in_new_file(io, &location, async |file| vmdk::create(io, file, &new).await).await?;
             }
             Ok(())
+        }
+        ImageSpec::Vhdx(options) => {
+            in_new_file(io, &location, async |file| vhdx::create(io, file, options).await).await
+        }
+        ImageSpec::Vpc(options) => {
+            in_new_file(io, &location, async |file| vpc::create(io, file, options).await).await
         }
         ImageSpec::Qcow2(options) => {
             let refused =

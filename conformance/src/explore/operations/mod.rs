@@ -10,7 +10,9 @@ pub(super) mod qcow2_repairs;
 mod qcow2_upkeep;
 mod raw;
 mod vdi;
+mod vhdx;
 mod vmdk;
+mod vpc;
 
 use super::{Guest, Operation, TOP};
 use crate::qemu::Folder;
@@ -32,7 +34,9 @@ pub fn all() -> Vec<Operation> {
         qcow2_repairs::operations,
         raw::operations,
         vdi::operations,
+        vhdx::operations,
         vmdk::operations,
+        vpc::operations,
         jobs::operations,
     ];
     formats.iter().flat_map(|operations| operations()).collect()

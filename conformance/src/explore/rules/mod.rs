@@ -7,7 +7,9 @@
 mod qcow2;
 mod raw;
 mod vdi;
+mod vhdx;
 mod vmdk;
+mod vpc;
 
 use drystone_core::intent::Label;
 
@@ -37,7 +39,7 @@ const fn awaited(label: Label, rule: &'static str, operation: &'static str) -> R
 
 /// All of them.
 pub fn rules() -> impl Iterator<Item = &'static Rule> {
-    [qcow2::RULES, raw::RULES, vdi::RULES, vmdk::RULES].into_iter().flatten()
+    [qcow2::RULES, raw::RULES, vdi::RULES, vhdx::RULES, vmdk::RULES, vpc::RULES].into_iter().flatten()
 }
 
 /// An intent that no crash here can tell from its absence, by its label, with why it is there all the same. It becomes a
@@ -46,7 +48,7 @@ pub type Promise = (Label, &'static str);
 
 /// All of them.
 pub fn promises() -> impl Iterator<Item = &'static Promise> {
-    [qcow2::PROMISES, vdi::PROMISES, vmdk::PROMISES].into_iter().flatten()
+    [qcow2::PROMISES, vdi::PROMISES, vhdx::PROMISES, vmdk::PROMISES, vpc::PROMISES].into_iter().flatten()
 }
 
 /// Where core states an order: a source file, and the rules that prove it, by label and operation.
@@ -54,7 +56,7 @@ pub type Stated = (&'static str, &'static [(Label, &'static str)]);
 
 /// All of them.
 pub fn stated() -> impl Iterator<Item = &'static Stated> {
-    [qcow2::STATED, vdi::STATED, vmdk::STATED].into_iter().flatten()
+    [qcow2::STATED, vdi::STATED, vhdx::STATED, vmdk::STATED, vpc::STATED].into_iter().flatten()
 }
 
 impl Rule {

@@ -5,6 +5,7 @@ use super::{OpenMode, refused};
 use crate::error::Result;
 use crate::format::ImageFormat;
 use crate::format::luks::LuksOptions;
+use crate::format::vpc::SizeRule;
 use crate::graph::open::{ChildSpec, DriverSpec, NodeSpec};
 
 /// Reads what a format has beside its file.
@@ -19,6 +20,8 @@ pub(super) fn image(
         "luks" => ImageFormat::Luks(luks(options, below, depth)?),
         "vdi" => ImageFormat::Vdi,
         "vmdk" => ImageFormat::Vmdk,
+        "vhdx" => ImageFormat::Vhdx,
+        "vpc" => ImageFormat::Vpc { size: vpc_size(options)? },
         unknown => return Err(refused(format!("Unknown driver '{unknown}'"))),
     };
     let backing = match format.has_backing() {
@@ -28,9 +31,19 @@ pub(super) fn image(
     Ok(DriverSpec::Image { format, file, backing, metadata_only: false })
 }
 
+/// Which of the two sizes in a VHD image counts.
+fn vpc_size(options: &mut Options) -> Result<SizeRule> {
+    match options.text("force_size_calc").as_deref() {
+        None => Ok(SizeRule::ByCreator),
+        Some("chs") => Ok(SizeRule::Chs),
+        Some("current_size") => Ok(SizeRule::CurrentSize),
+        Some(other) => Err(refused(format!("Invalid size calculation mode: '{other}'"))),
+    }
+}
+
 /// Whether a driver is one of these formats.
 pub(super) fn is_image(driver: &str) -> bool {
-    matches!(driver, "luks" | "vdi" | "vmdk")
+    matches!(driver, "luks" | "vdi" | "vhdx" | "vmdk" | "vpc")
 }
 
 fn luks(options: &mut Options, below: OpenMode, depth: usize) -> Result<LuksOptions> {

@@ -58,6 +58,8 @@ async fn once(
         let mut say = |line: String| crate::say(&format!("{line}\n"));
         let report = match (name, repair) {
             ("qcow2", Some(what)) => check::repair(&io, node, what, &mut say, &|_, _| {}).await?,
+            // Its log was replayed as it was opened for writing; nothing else is repaired.
+            ("vhdx", Some(_)) => format::check(&io, node, &mut say, &|_, _| {}).await?,
             (_, None) => match format::check(&io, node, &mut say, &|_, _| {}).await {
                 Err(error) if matches!(*error, Error::Unsupported { .. }) => return Ok(None),
                 report => report?,

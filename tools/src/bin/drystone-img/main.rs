@@ -28,7 +28,8 @@ use drystone_tools::message::{Failure, Message, legible};
 use drystone_tools::object::secrets;
 
 /// What the tool calls its formats, for `--help` and for checking `-f` and `-O`.
-const FORMATS: &[&str] = &["file", "host_device", "luks", "null-co", "nvme", "qcow2", "raw", "vdi", "vmdk"];
+const FORMATS: &[&str] =
+    &["file", "host_device", "luks", "null-co", "nvme", "qcow2", "raw", "vdi", "vhdx", "vmdk", "vpc"];
 
 fn main() -> ExitCode {
     let argv = match args::words(std::env::args_os()) {

@@ -3,7 +3,9 @@
 
 mod luks;
 mod qcow2;
+mod vhdx;
 mod vmdk;
+mod vpc;
 
 pub use luks::open_options;
 
@@ -191,6 +193,8 @@ fn image_spec(options: &CreateOptions) -> Result<ImageSpec, String> {
     match options.format() {
         "luks" => luks::image_spec(options),
         "qcow2" => qcow2::image_spec(options),
+        "vhdx" => vhdx::image_spec(options),
+        "vpc" => vpc::image_spec(options, preallocation(options)?),
         "vdi" => {
             let fixed = options.switch("static").unwrap_or(false);
             Ok(ImageSpec::Vdi(vdi::CreateOptions { size, fixed, preallocation: preallocation(options)? }))
