@@ -1,5 +1,7 @@
 //! Images that the suite runs on.
 
+mod vmdk;
+
 use drystone_core::graph::open::{DriverSpec, NodeSpec, OpenMode};
 use drystone_core::graph::options::from_filename;
 use drystone_core::intent::LeafKind;
@@ -11,6 +13,7 @@ use crate::scenario::Mix;
 use crate::sparse::Sparse;
 use crate::suite::{Case, Image, Stage};
 use crate::world::World;
+pub use vmdk::{vmdk, vmdk_cases};
 
 /// Opened for writing, with everything else as it is by default.
 pub const WRITABLE: OpenMode = OpenMode {

@@ -2,9 +2,15 @@
 //!
 //! Start at [`Compute::run`]: bytes in, bytes out, no state, no I/O.
 
-use crate::buf::Buf;
+use std::sync::Arc;
+use std::time::Duration;
 
-/// The compression methods of qcow2. Source: \[qcow2\] "Header", `compression_type`.
+use zeroize::Zeroizing;
+
+use crate::buf::Buf;
+use crate::crypto::{Argon2Kind, Cipher, Direction, Pbkdf2Chain, Secret, argon2};
+
+/// The compression methods of the formats; the first two are qcow2's. Source: \[qcow2\] "Header", `compression_type`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Codec {
     /// Raw deflate with a window of 4 KiB, QEMU's `zlib`.
@@ -12,6 +18,8 @@ pub enum Codec {
     Zlib,
     /// Zstandard frames.
     Zstd,
+    /// Deflate in a zlib stream, with its checksum. Source: RFC 1950.
+    ZlibStream,
 }
 
 /// How formats that are only read pack their chunks.
@@ -57,6 +65,43 @@ pub enum Compute {
         /// Where to.
         plain: Buf,
     },
+    /// Encrypt or decrypt whole sectors: in place, or into other memory.
+    Cipher {
+        /// With what.
+        cipher: Arc<Cipher>,
+        /// Which of the two.
+        direction: Direction,
+        /// Number of the first sector, in units of 512 bytes.
+        first: u64,
+        /// What.
+        data: Buf,
+        /// Where to, as long as `data`; in place without one.
+        into: Option<Buf>,
+    },
+    /// Do some more rounds of a key's making.
+    Pbkdf2 {
+        /// The part of the key.
+        chain: Box<Pbkdf2Chain>,
+        /// How many, at the most.
+        rounds: u32,
+    },
+    /// Make a key with Argon2.
+    Argon2 {
+        /// Which function.
+        kind: Argon2Kind,
+        /// Of what.
+        password: Secret,
+        /// With what.
+        salt: Vec<u8>,
+        /// Passes over the memory.
+        passes: u32,
+        /// KiB of memory.
+        memory_kib: u32,
+        /// Lanes.
+        lanes: u32,
+        /// Bytes of the key.
+        len: usize,
+    },
 }
 
 /// What came of a [`Compute`]. Buffers that were given come back, whatever came of it.
@@ -66,8 +111,35 @@ pub struct Computed {
     pub input: Buf,
     /// The bytes made; where there are none, what was there before, or nothing.
     pub output: Buf,
+    /// What became of a key.
+    pub derived: Derived,
     /// Whether they were made.
     pub result: Result<(), ComputeError>,
+    /// How long a processor worked on it. The executor says so; the work itself does not look at a clock.
+    pub took: Duration,
+}
+
+impl Computed {
+    fn new(input: Buf, output: Buf, result: Result<(), ComputeError>) -> Self {
+        Self { input, output, derived: Derived::Nothing, result, took: Duration::ZERO }
+    }
+
+    /// The same, with the time that it took.
+    #[must_use]
+    pub fn within(self, took: Duration) -> Self {
+        Self { took, ..self }
+    }
+}
+
+/// What came of the making of a key.
+#[derive(Debug)]
+pub enum Derived {
+    /// The work was another.
+    Nothing,
+    /// A part of it, further than it was.
+    Chain(Box<Pbkdf2Chain>),
+    /// The key.
+    Key(Zeroizing<Vec<u8>>),
 }
 
 /// Why a [`Compute`] gave nothing.
@@ -79,6 +151,9 @@ pub enum ComputeError {
     /// The packed bytes are no stream of this codec, or one that is too short or too long.
     #[error("the compressed data is damaged")]
     Damaged,
+    /// The function for keys has no such parameters.
+    #[error("Argon2 does not take these parameters")]
+    Argon2,
 }
 
 impl Compute {
@@ -89,22 +164,47 @@ impl Compute {
                 let mut output = Buf::zeroed(limit);
                 let result = workspace.compress(codec, &plain, &mut output);
                 drop(output.split_off(result.unwrap_or(0)));
-                Computed { input: plain, output, result: result.map(drop) }
+                Computed::new(plain, output, result.map(drop))
             }
             Self::Decompress { codec, packed, plain: mut output } => {
                 let result = workspace.decompress(codec, &packed, &mut output);
-                Computed { input: packed, output, result }
+                Computed::new(packed, output, result)
             }
             Self::Unpack { form, packed, plain: mut output } => {
                 let result = workspace.unpack(form, &packed, &mut output);
-                Computed { input: packed, output, result }
+                Computed::new(packed, output, result)
+            }
+            Self::Cipher { cipher, direction, first, mut data, into: None } => {
+                cipher.apply(direction, first, &mut data);
+                Computed::new(Buf::empty(), data, Ok(()))
+            }
+            Self::Cipher { cipher, direction, first, data, into: Some(mut into) } => {
+                cipher.apply_into(direction, first, &data, &mut into);
+                Computed::new(data, into, Ok(()))
+            }
+            Self::Pbkdf2 { mut chain, rounds } => {
+                chain.advance(rounds);
+                Computed {
+                    derived: Derived::Chain(chain),
+                    ..Computed::new(Buf::empty(), Buf::empty(), Ok(()))
+                }
+            }
+            Self::Argon2 { kind, password, salt, passes, memory_kib, lanes, len } => {
+                let nothing = Computed::new(Buf::empty(), Buf::empty(), Err(ComputeError::Argon2));
+                match argon2(kind, &password, &salt, (passes, memory_kib, lanes), len) {
+                    Some(key) => Computed { derived: Derived::Key(key), result: Ok(()), ..nothing },
+                    None => nothing,
+                }
             }
         }
     }
 }
 
-/// log2 of the deflate window that QEMU writes and expects.
+/// log2 of the deflate window that QEMU writes and expects in qcow2.
 const ZLIB_WINDOW_BITS: u8 = 12;
+
+/// log2 of the window of a zlib stream.
+const STREAM_WINDOW_BITS: u8 = 15;
 
 /// The tables of the codecs, kept by a thread from one piece of work to the next: setting them up costs more than a small
 /// cluster.
@@ -112,7 +212,8 @@ const ZLIB_WINDOW_BITS: u8 = 12;
 pub struct Workspace {
     deflate: Option<flate2::Compress>,
     inflate: Option<flate2::Decompress>,
-    zlib: Option<flate2::Decompress>,
+    stream_deflate: Option<flate2::Compress>,
+    stream_inflate: Option<flate2::Decompress>,
     lzfse: Option<Box<lzfse_rust::LzfseRingDecoder>>,
     zstd_compressor: Option<zstd::bulk::Compressor<'static>>,
     zstd_decompressor: Option<zstd::bulk::Decompressor<'static>>,
@@ -129,65 +230,33 @@ impl Workspace {
     /// Returns how many bytes of `packed` were made: fewer than it has.
     fn compress(&mut self, codec: Codec, plain: &[u8], packed: &mut [u8]) -> Result<usize, ComputeError> {
         let len = match codec {
-            Codec::Zlib => self.deflate(plain, packed)?,
+            Codec::Zlib => deflate(&mut self.deflate, false, plain, packed)?,
+            Codec::ZlibStream => deflate(&mut self.stream_deflate, true, plain, packed)?,
             Codec::Zstd => self.zstd_compress(plain, packed)?,
         };
         if len < packed.len() { Ok(len) } else { Err(ComputeError::Incompressible) }
     }
 
-    fn decompress(&mut self, codec: Codec, packed: &[u8], plain: &mut [u8]) -> Result<(), ComputeError> {
-        let len = match codec {
-            Codec::Zlib => self.inflate(packed, plain)?,
-            Codec::Zstd => self.zstd_decompress(packed, plain)?,
-        };
-        if len == plain.len() { Ok(()) } else { Err(ComputeError::Damaged) }
-    }
-
     fn unpack(&mut self, form: Form, packed: &[u8], plain: &mut [u8]) -> Result<(), ComputeError> {
         let len = match form {
-            Form::Zlib => {
-                let stream = self.zlib.get_or_insert_with(|| flate2::Decompress::new(true));
-                stream.reset(true);
-                stream
-                    .decompress(packed, plain, flate2::FlushDecompress::Finish)
-                    .map_err(|_| ComputeError::Damaged)?;
-                stream.total_out()
-            }
+            Form::Zlib => inflate(&mut self.stream_inflate, true, packed, plain)?,
             Form::Bzip2 => unpack_bzip2(packed, plain)?,
             Form::Lzfse => {
                 let mut reader = self.lzfse.get_or_insert_default().reader_bytes(packed);
                 std::io::Read::read_exact(&mut reader, plain).map_err(|_| ComputeError::Damaged)?;
-                plain.len() as u64
+                plain.len()
             }
         };
-        if len == plain.len() as u64 { Ok(()) } else { Err(ComputeError::Damaged) }
+        if len == plain.len() { Ok(()) } else { Err(ComputeError::Damaged) }
     }
 
-    fn deflate(&mut self, plain: &[u8], packed: &mut [u8]) -> Result<usize, ComputeError> {
-        let level = flate2::Compression::default();
-        let new = || flate2::Compress::new_with_window_bits(level, false, ZLIB_WINDOW_BITS);
-        let stream = self.deflate.get_or_insert_with(new);
-        stream.reset();
-        match stream.compress(plain, packed, flate2::FlushCompress::Finish) {
-            Ok(flate2::Status::StreamEnd) => {
-                Ok(usize::try_from(stream.total_out()).expect("the stream fits in its buffer"))
-            }
-            _ => {
-                // A stream that still holds output keeps its place in the buffer of that across a reset, and runs out of
-                // room later. Observed with zlib-rs 0.6.8.
-                self.deflate = None;
-                Err(ComputeError::Incompressible)
-            }
-        }
-    }
-
-    fn inflate(&mut self, packed: &[u8], plain: &mut [u8]) -> Result<usize, ComputeError> {
-        let stream = self.inflate.get_or_insert_with(|| flate2::Decompress::new(false));
-        stream.reset(false);
-        stream
-            .decompress(packed, plain, flate2::FlushDecompress::Finish)
-            .map_err(|_| ComputeError::Damaged)?;
-        Ok(usize::try_from(stream.total_out()).expect("the stream fits in its buffer"))
+    fn decompress(&mut self, codec: Codec, packed: &[u8], plain: &mut [u8]) -> Result<(), ComputeError> {
+        let len = match codec {
+            Codec::Zlib => inflate(&mut self.inflate, false, packed, plain)?,
+            Codec::ZlibStream => inflate(&mut self.stream_inflate, true, packed, plain)?,
+            Codec::Zstd => self.zstd_decompress(packed, plain)?,
+        };
+        if len == plain.len() { Ok(()) } else { Err(ComputeError::Damaged) }
     }
 
     fn zstd_compress(&mut self, plain: &[u8], packed: &mut [u8]) -> Result<usize, ComputeError> {
@@ -244,17 +313,54 @@ impl Workspace {
 }
 
 /// Returns how many bytes came out. A stream that goes on beyond them is left where it is.
-fn unpack_bzip2(packed: &[u8], plain: &mut [u8]) -> Result<u64, ComputeError> {
+fn unpack_bzip2(packed: &[u8], plain: &mut [u8]) -> Result<usize, ComputeError> {
     let mut stream = bzip2::Decompress::new(false);
     loop {
-        let before = (stream.total_in(), stream.total_out());
-        let rest = (&packed[before.0 as usize..], &mut plain[before.1 as usize..]);
+        let (read, made) = (stream.total_in(), stream.total_out());
+        let rest = (&packed[read as usize..], &mut plain[made as usize..]);
         let status = stream.decompress(rest.0, rest.1).map_err(|_| ComputeError::Damaged)?;
         let after = (stream.total_in(), stream.total_out());
-        if status == bzip2::Status::StreamEnd || after == before {
-            return Ok(after.1);
+        if status == bzip2::Status::StreamEnd || after == (read, made) {
+            return Ok(after.1 as usize);
         }
     }
+}
+
+/// Packs into a stream of deflate, with the header and checksum of a zlib stream where it `wraps`.
+fn deflate(
+    kept: &mut Option<flate2::Compress>,
+    wraps: bool,
+    plain: &[u8],
+    packed: &mut [u8],
+) -> Result<usize, ComputeError> {
+    let level = flate2::Compression::default();
+    let window_bits = if wraps { STREAM_WINDOW_BITS } else { ZLIB_WINDOW_BITS };
+    let stream =
+        kept.get_or_insert_with(|| flate2::Compress::new_with_window_bits(level, wraps, window_bits));
+    stream.reset();
+    match stream.compress(plain, packed, flate2::FlushCompress::Finish) {
+        Ok(flate2::Status::StreamEnd) => {
+            Ok(usize::try_from(stream.total_out()).expect("the stream fits in its buffer"))
+        }
+        _ => {
+            // A stream that still holds output keeps its place in the buffer of that across a reset, and runs out of
+            // room later. Observed with zlib-rs 0.6.8.
+            *kept = None;
+            Err(ComputeError::Incompressible)
+        }
+    }
+}
+
+fn inflate(
+    kept: &mut Option<flate2::Decompress>,
+    wraps: bool,
+    packed: &[u8],
+    plain: &mut [u8],
+) -> Result<usize, ComputeError> {
+    let stream = kept.get_or_insert_with(|| flate2::Decompress::new(wraps));
+    stream.reset(wraps);
+    stream.decompress(packed, plain, flate2::FlushDecompress::Finish).map_err(|_| ComputeError::Damaged)?;
+    Ok(usize::try_from(stream.total_out()).expect("the stream fits in its buffer"))
 }
 
 #[cfg(test)]
@@ -279,10 +385,12 @@ mod tests {
     }
 
     #[test]
-    fn both_codecs_round_trip_and_ignore_what_follows() {
+    fn all_codecs_round_trip_and_ignore_what_follows() {
         let plain: Vec<u8> = (0..65536u32).map(|i| (i / 37 % 251) as u8).collect();
         let workspace = &mut Workspace::default();
-        for codec in [Codec::Zlib, Codec::Zstd, Codec::Zlib, Codec::Zstd] {
+        for codec in
+            [Codec::Zlib, Codec::Zstd, Codec::ZlibStream, Codec::Zlib, Codec::Zstd, Codec::ZlibStream]
+        {
             round_trip(workspace, codec, &plain);
         }
     }
@@ -356,7 +464,7 @@ mod tests {
         let noise = noise(512 * 1024);
         let workspace = &mut Workspace::default();
         for cluster in noise.chunks(512).chain(noise.chunks(65536)) {
-            for codec in [Codec::Zlib, Codec::Zstd] {
+            for codec in [Codec::Zlib, Codec::ZlibStream, Codec::Zstd] {
                 let work = Compute::Compress { codec, plain: Buf::from(cluster), limit: cluster.len() - 1 };
                 assert_eq!(work.run(workspace).result, Err(ComputeError::Incompressible));
             }
@@ -368,7 +476,7 @@ mod tests {
     fn noise_is_incompressible_and_garbage_is_damaged() {
         let noise = noise(4096);
         let workspace = &mut Workspace::default();
-        for codec in [Codec::Zlib, Codec::Zstd] {
+        for codec in [Codec::Zlib, Codec::ZlibStream, Codec::Zstd] {
             let work = Compute::Compress { codec, plain: Buf::from(&noise[..]), limit: noise.len() };
             assert_eq!(work.run(workspace).result, Err(ComputeError::Incompressible));
             for packed in [Buf::from(&noise[..]), Buf::empty()] {

@@ -13,19 +13,21 @@ pub mod bitmaps;
 mod damage;
 mod hostile;
 mod layouts;
-pub mod meter;
 pub mod minimise;
 mod requests;
 pub mod targets;
 mod texts;
 mod vdi;
+mod vhdx;
+mod vmdk;
+mod vpc;
 
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 
 use drystone_conformance::explore::fingerprint;
-use drystone_conformance::{panicked, trace};
+use drystone_conformance::{meter, panicked, trace};
 use fastrand::Rng;
 
 /// Something that takes any bytes, and panics with a report when something is wrong.
@@ -61,7 +63,7 @@ const PARSER: Target = Target {
 const SIMULATION: Target = Target { intents_max: 5_000_000, memory_max: 512 * MIB, ..PARSER };
 
 /// All of them.
-pub const TARGETS: [Target; 16] = [
+pub const TARGETS: [Target; 19] = [
     Target { name: "raw", run: targets::raw, ..SIMULATION },
     Target {
         name: "qcow2",
@@ -80,6 +82,9 @@ pub const TARGETS: [Target; 16] = [
     Target { name: "snapshot", run: targets::snapshot, input: layouts::snapshot_entry, ..PARSER },
     Target { name: "bitmaps", run: targets::bitmaps, ..SIMULATION },
     Target { name: "vdi", run: targets::vdi, ..SIMULATION },
+    Target { name: "vmdk", run: targets::vmdk, ..SIMULATION },
+    Target { name: "vhdx", run: targets::vhdx, ..SIMULATION },
+    Target { name: "vpc", run: targets::vpc, ..SIMULATION },
     Target { name: "luks", run: targets::luks, input: layouts::luks_header, ..PARSER },
     Target { name: "options", run: targets::options, input: texts::option_string, ..PARSER },
     Target { name: "json", run: targets::json, input: texts::json_text, ..PARSER },

@@ -1,7 +1,7 @@
 //! Check of an image in whatever format.
 
 use super::qcow2::check::Repair;
-use super::{parallels, qcow2, vdi};
+use super::{parallels, qcow2, vdi, vhdx, vmdk};
 use crate::engine::Io;
 use crate::error::{Error, Result};
 use crate::graph::NodeId;
@@ -48,6 +48,8 @@ pub async fn check(
         "parallels" => parallels::check(io, node, say).await,
         "qcow2" => qcow2::check::check(io, node, say, progress).await,
         "vdi" => vdi::check(io, node, say).await,
+        "vmdk" => vmdk::check(io, node, say).await,
+        "vhdx" => vhdx::check(io, node, say).await,
         driver => Err(Box::new(Error::Unsupported { node: io.title(node), driver, what: "checks" })),
     }
 }
@@ -65,6 +67,8 @@ pub async fn repair(
 ) -> Result<CheckReport> {
     match io.driver(node).map_or("file", |driver| driver.name()) {
         "parallels" => parallels::repair(io, node, what, say).await,
+        // Its log was replayed as it was opened for writing; nothing else is repaired.
+        "vhdx" => vhdx::check(io, node, say).await,
         "qcow2" => qcow2::check::repair(io, node, what, say, progress).await,
         driver => Err(Box::new(Error::Unsupported { node: io.title(node), driver, what: "repairs" })),
     }

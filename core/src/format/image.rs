@@ -4,8 +4,9 @@
 
 use std::rc::Rc;
 
+use super::luks::LuksOptions;
 use super::parallels::{self, ParallelsOptions};
-use super::{bochs, cloop, dmg, vdi};
+use super::{bochs, cloop, dmg, luks, vdi, vhdx, vmdk, vpc};
 use crate::error::Result;
 use crate::graph::driver::Driver;
 use crate::graph::opening::Opening;
@@ -22,8 +23,19 @@ pub enum ImageFormat {
     Dmg,
     /// The expanding images of Parallels.
     Parallels(ParallelsOptions),
+    /// Encrypted volumes of Linux.
+    Luks(LuksOptions),
     /// VirtualBox's disk images.
     Vdi,
+    /// VMware's disk images.
+    Vmdk,
+    /// Hyper-V's disk images.
+    Vhdx,
+    /// Virtual PC's disk images.
+    Vpc {
+        /// Which of two sizes counts.
+        size: vpc::SizeRule,
+    },
 }
 
 impl ImageFormat {
@@ -34,19 +46,27 @@ impl ImageFormat {
             Self::Cloop => "cloop",
             Self::Dmg => "dmg",
             Self::Parallels(_) => "parallels",
+            Self::Luks(_) => "luks",
             Self::Vdi => "vdi",
+            Self::Vmdk => "vmdk",
+            Self::Vhdx => "vhdx",
+            Self::Vpc { .. } => "vpc",
         }
     }
 
     /// Tells the format by a file's first bytes, up to 2048 of them.
     pub fn probe(head: &[u8]) -> Option<Self> {
-        match head {
-            head if bochs::probe(head) => Some(Self::Bochs),
-            head if cloop::probe(head) => Some(Self::Cloop),
-            head if parallels::probe(head) => Some(Self::Parallels(ParallelsOptions::default())),
-            head if vdi::probe(head) => Some(Self::Vdi),
-            _ => None,
-        }
+        const PROBES: [(fn(&[u8]) -> bool, fn() -> ImageFormat); 8] = [
+            (bochs::probe, || ImageFormat::Bochs),
+            (cloop::probe, || ImageFormat::Cloop),
+            (luks::probe, || ImageFormat::Luks(LuksOptions::default())),
+            (parallels::probe, || ImageFormat::Parallels(ParallelsOptions::default())),
+            (vdi::probe, || ImageFormat::Vdi),
+            (vhdx::probe, || ImageFormat::Vhdx),
+            (vmdk::probe, || ImageFormat::Vmdk),
+            (vpc::probe, || ImageFormat::Vpc { size: vpc::SizeRule::ByCreator }),
+        ];
+        PROBES.iter().find(|(probe, _)| probe(head)).map(|(_, format)| format())
     }
 
     /// Tells the format by a file's name, where its first bytes tell none.
@@ -57,15 +77,15 @@ impl ImageFormat {
     /// Whether an image can have a backing file.
     pub const fn has_backing(&self) -> bool {
         match self {
-            Self::Bochs | Self::Cloop | Self::Dmg | Self::Parallels(_) | Self::Vdi => false,
+            Self::Bochs | Self::Cloop | Self::Dmg | Self::Luks(_) | Self::Parallels(_) | Self::Vdi => false,
+            Self::Vhdx | Self::Vmdk | Self::Vpc { .. } => true,
         }
     }
 
     /// For `check`: what is wrong with an image is no reason to repair it as it is opened.
     pub fn for_check(&mut self) {
-        match self {
-            Self::Parallels(options) => options.for_check = true,
-            Self::Bochs | Self::Cloop | Self::Dmg | Self::Vdi => {}
+        if let Self::Parallels(options) = self {
+            options.for_check = true;
         }
     }
 
@@ -76,7 +96,11 @@ impl ImageFormat {
             Self::Cloop => Rc::new(cloop::open(opening).await?),
             Self::Dmg => Rc::new(dmg::open(opening).await?),
             Self::Parallels(options) => Rc::new(parallels::open(opening, options).await?),
+            Self::Luks(options) => Rc::new(luks::open(opening, options).await?),
             Self::Vdi => Rc::new(vdi::open(opening.io, opening.file).await?),
+            Self::Vmdk => Rc::new(vmdk::open(opening).await?),
+            Self::Vhdx => Rc::new(vhdx::open(opening).await?),
+            Self::Vpc { size } => vpc::open(opening, *size).await?,
         })
     }
 }

@@ -10,10 +10,14 @@ pub mod dmg;
 mod facts;
 mod image;
 mod loads;
+pub mod luks;
 pub mod parallels;
 pub mod qcow2;
 pub mod raw;
 pub mod vdi;
+pub mod vhdx;
+pub mod vmdk;
+pub mod vpc;
 
 pub use check::{CheckReport, check, repair};
 pub use facts::{Backing, ImageFacts, OutsideName};

@@ -8,6 +8,8 @@
 //! [`Mapping::Own`], for those kinds of access that it cares about, and carries the requests out in
 //! [`serve`](Driver::serve). Whatever it answers [`Mapping::Data`] for never comes by it.
 
+use std::borrow::Cow;
+
 use async_trait::async_trait;
 
 use crate::buf::BufList;
@@ -29,17 +31,26 @@ pub enum Role {
     Raw,
     /// `log`: what writes are written down in.
     Log,
+    /// `header`: what holds the header of an encrypted volume that is kept apart.
+    Header,
+    /// The encryption between an image and what holds its data; no edge of QEMU's, which keeps that in the format.
+    Crypt,
+    /// `extents.N`: one of the files that hold the guest data of an image whose description is in `file`.
+    Extent(u16),
 }
 
 impl Role {
     /// QEMU's word for the edge.
-    pub const fn name(self) -> &'static str {
+    pub fn name(self) -> Cow<'static, str> {
         match self {
-            Self::File => "file",
-            Self::Backing => "backing",
-            Self::DataFile => "data-file",
-            Self::Raw => "raw",
-            Self::Log => "log",
+            Self::File => "file".into(),
+            Self::Backing => "backing".into(),
+            Self::DataFile => "data-file".into(),
+            Self::Raw => "raw".into(),
+            Self::Log => "log".into(),
+            Self::Header => "header".into(),
+            Self::Crypt => "crypt".into(),
+            Self::Extent(number) => format!("extents.{number}").into(),
         }
     }
 }
@@ -186,6 +197,11 @@ pub trait Driver {
     /// Length of what the node shows, in bytes.
     fn length(&self) -> Length;
 
+    /// Length of what a guest may ask for. It is less where the driver itself works beyond the end of its disk.
+    fn guest_length(&self) -> Length {
+        self.length()
+    }
+
     /// Returns the extent at `offset`, at most `len` bytes of it; `len` is above zero.
     ///
     /// # Errors
@@ -198,6 +214,12 @@ pub trait Driver {
     /// Whether the node shows its child's bytes as they are, so that the child's holes are its own.
     fn is_filter(&self) -> bool {
         false
+    }
+
+    /// Whether what nobody wrote to reads as zeros. One that decrypts whatever is there says no, and what
+    /// [`resize`](Self::resize) adds is then not zeros either.
+    fn starts_as_zeroes(&self) -> bool {
+        true
     }
 
     /// What the image says of itself.
@@ -268,6 +290,11 @@ pub trait Driver {
 
     /// Tells whether [`write_compressed`](Self::write_compressed) does anything.
     fn compresses(&self) -> bool {
+        false
+    }
+
+    /// Tells whether all that is written is stored compressed, so that writes are whole units of allocation.
+    fn only_compresses(&self) -> bool {
         false
     }
 

@@ -356,15 +356,7 @@ pub(crate) fn looks_like(head: &[u8]) -> Option<&'static str> {
 
 /// The name of a format that is known and not supported, by the first bytes of a file.
 fn unsupported(head: &[u8]) -> Option<&'static str> {
-    const OTHERS: [(usize, &[u8], &str); 7] = [
-        (0, b"QFI\xfb\0\0\0\x01", "qcow"),
-        (0, b"KDMV", "vmdk"),
-        (0, b"# Disk DescriptorFile", "vmdk"),
-        (0, b"vhdxfile", "vhdx"),
-        (0, b"conectix", "vpc"),
-        (0, b"LUKS\xba\xbe", "luks"),
-        (0, b"QED\0", "qed"),
-    ];
+    const OTHERS: [(usize, &[u8], &str); 2] = [(0, b"QFI\xfb\0\0\0\x01", "qcow"), (0, b"QED\0", "qed")];
     let known =
         OTHERS.iter().find(|(at, magic, _)| head.get(*at..).is_some_and(|rest| rest.starts_with(magic)));
     known.map(|(_, _, format)| *format)

@@ -11,7 +11,6 @@ use crate::engine::Io;
 use crate::error::{Error, Result};
 
 /// An image that is being opened. What it opens beside its file is on `edges`, and closes with them if it fails.
-#[allow(dead_code, reason = "what formats of several files need")]
 pub(crate) struct Opening<'a> {
     pub io: &'a Io,
     /// The node to be.
@@ -27,7 +26,6 @@ pub(crate) struct Opening<'a> {
     pub depth: usize,
 }
 
-#[allow(dead_code, reason = "what formats of several files need")]
 impl Opening<'_> {
     /// Whether the image is written to.
     pub fn writable(&self) -> bool {
@@ -63,6 +61,17 @@ impl Opening<'_> {
         self.edges.set(role, Some(part));
         lock_child(self.io, self.spec, self.edges, role, Sharing::Reads).await?;
         Ok(part)
+    }
+
+    /// Opens what options describe as a part of the image, and locks it as the image.
+    ///
+    /// # Errors
+    /// When it does not open.
+    pub async fn open_child(&self, role: Role, spec: &NodeSpec) -> Result<NodeId> {
+        let child = open_child(self.io, spec, self.depth).await?;
+        self.edges.set(role, Some(child));
+        lock_child(self.io, self.spec, self.edges, role, Sharing::Reads).await?;
+        Ok(child)
     }
 
     fn backing_spec(&self, name: Option<&str>, format: Option<&str>) -> Result<Option<NodeSpec>> {

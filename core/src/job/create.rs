@@ -5,7 +5,7 @@
 
 use crate::engine::Io;
 use crate::error::Result;
-use crate::format::{parallels, qcow2, vdi};
+use crate::format::{luks, parallels, qcow2, vdi, vhdx, vmdk, vpc};
 use crate::graph::open::{ChildSpec, DriverSpec, NodeSpec, OpenMode, open};
 use crate::graph::options::location;
 use crate::graph::{NodeId, Preallocate};
@@ -24,8 +24,16 @@ pub enum ImageSpec {
     },
     /// An empty Parallels image.
     Parallels(parallels::CreateOptions),
+    /// An encrypted volume.
+    Luks(luks::CreateOptions),
     /// An empty VDI image.
     Vdi(vdi::CreateOptions),
+    /// An empty VMDK image, with its extents.
+    Vmdk(vmdk::CreateOptions),
+    /// An empty VHDX image.
+    Vhdx(vhdx::CreateOptions),
+    /// An empty VHD image.
+    Vpc(vpc::CreateOptions),
     /// An empty qcow2 image; its external data file, where it has one, is made too.
     Qcow2(qcow2::CreateOptions),
 }
@@ -41,8 +49,26 @@ pub async fn create(io: &Io, path: &str, image: &ImageSpec) -> Result<()> {
         ImageSpec::Parallels(options) => {
             in_new_file(io, &location, async |file| parallels::create(io, file, options).await).await
         }
+        ImageSpec::Luks(options) => {
+            in_new_file(io, &location, async |file| luks::create(io, file, options).await).await
+        }
         ImageSpec::Vdi(options) => {
             in_new_file(io, &location, async |file| vdi::create(io, file, options).await).await
+        }
+        ImageSpec::Vmdk(options) => {
+            for new in options.files(io, path).await? {
+                // Names of extents are paths, whatever they begin with.
+                let location =
+                    if new.path == path { location.clone() } else { Location::Path(new.path.clone()) };
+                in_new_file(io, &location, async |file| vmdk::create(io, file, &new).await).await?;
+            }
+            Ok(())
+        }
+        ImageSpec::Vhdx(options) => {
+            in_new_file(io, &location, async |file| vhdx::create(io, file, options).await).await
+        }
+        ImageSpec::Vpc(options) => {
+            in_new_file(io, &location, async |file| vpc::create(io, file, options).await).await
         }
         ImageSpec::Qcow2(options) => {
             let refused =

@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use drystone_core::graph::Role;
 use drystone_core::graph::open::{DriverSpec, NodeSpec, OpenMode};
-use drystone_core::graph::options::{from_filename, from_options};
+use drystone_core::graph::options::{from_filename_and, from_options};
 use drystone_core::job::{Convert, Count, Doing, Stopped, convert};
 use drystone_exec_linux::{Client, Image};
 use drystone_tools::img::args::{ConvertArgs, ConvertTarget};
@@ -89,7 +89,9 @@ async fn open_target(client: &Client, args: &ConvertArgs, plan: &TargetPlan) -> 
     let (name, spec) = match &args.target {
         Some(ConvertTarget::File(name)) => {
             let image = ImageName::File(name.clone());
-            let spec = from_filename(name, args.target_format.as_deref(), mode);
+            // What was made with a key is opened with it.
+            let options = plan.options.as_ref().map(create::open_options).unwrap_or_default();
+            let spec = from_filename_and(Some(name), args.target_format.as_deref(), options, mode);
             (image, spec)
         }
         Some(ConvertTarget::Options(name)) => (name.clone(), from_options(name.options(), mode)),
@@ -124,14 +126,16 @@ async fn copy(
     let node = target.node();
     let about = client.run(move |io| async move {
         let backing = io.edge(node, Role::Backing).map(|backing| io.len(backing));
-        Ok((io.starts_as_zeroes(node), backing))
+        let compresses = io.driver(node).is_some_and(|driver| driver.only_compresses());
+        Ok((io.starts_as_zeroes(node), backing, compresses))
     });
-    let (empty, backing_len) = about.await.map_err(|error| Failure::new(error.to_string()))?;
+    let (empty, backing_len, only_compresses) =
+        about.await.map_err(|error| Failure::new(error.to_string()))?;
     let work = Convert {
         sources: sources.iter().map(Image::node).collect(),
         target: target.node(),
         above: None,
-        compress: args.compress,
+        compress: args.compress || only_compresses,
         sparse: args.sparse_size,
         workers: usize::from(args.parallel),
         out_of_order: args.out_of_order,

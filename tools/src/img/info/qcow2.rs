@@ -30,8 +30,8 @@ fn specific(header: &Header) -> Map<String, Value> {
     let mut data = Map::new();
     let mut put = |key: &str, value: Value| drop(data.insert(key.into(), value));
     let compression = match header.compression {
-        Codec::Zlib => "zlib",
         Codec::Zstd => "zstd",
+        Codec::Zlib | Codec::ZlibStream => "zlib",
     };
     put("compat", json!(if header.version < 3 { "0.10" } else { "1.1" }));
     put("compression-type", json!(compression));

@@ -319,8 +319,9 @@ impl Header {
         out.extend(self.refcount_width.order().to_be_bytes());
         out.extend(((V3_LEN + self.more.len()) as u32).to_be_bytes());
         out.push(match self.compression {
-            Codec::Zlib => 0,
             Codec::Zstd => 1,
+            // The third codec is not one of this format's, and no parsed header holds it.
+            Codec::Zlib | Codec::ZlibStream => 0,
         });
         out.resize(V3_LEN, 0);
         out.extend(&self.more);

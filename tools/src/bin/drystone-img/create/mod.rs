@@ -1,7 +1,13 @@
 //! `create`, and making the target of `convert`. What a format takes from the options is in a file of its name, where
 //! it is more than a line.
 
+mod luks;
 mod qcow2;
+mod vhdx;
+mod vmdk;
+mod vpc;
+
+pub use luks::open_options;
 
 use std::ffi::OsString;
 use std::os::unix::fs::MetadataExt;
@@ -185,6 +191,7 @@ fn same_file(a: &str, b: &str) -> bool {
 fn image_spec(options: &CreateOptions) -> Result<ImageSpec, String> {
     let size = options.number("size").unwrap_or(0).next_multiple_of(512);
     match options.format() {
+        "luks" => luks::image_spec(options),
         "qcow2" => qcow2::image_spec(options),
         "parallels" => {
             // The header's file is too short for its space to be worth reserving; the modes are those that a file has.
@@ -192,10 +199,13 @@ fn image_spec(options: &CreateOptions) -> Result<ImageSpec, String> {
             let cluster_size = options.number("cluster_size").unwrap_or(1 << 20);
             Ok(ImageSpec::Parallels(parallels::CreateOptions { size, cluster_size }))
         }
+        "vhdx" => vhdx::image_spec(options),
+        "vpc" => vpc::image_spec(options, preallocation(options)?),
         "vdi" => {
             let fixed = options.switch("static").unwrap_or(false);
             Ok(ImageSpec::Vdi(vdi::CreateOptions { size, fixed, preallocation: preallocation(options)? }))
         }
+        "vmdk" => vmdk::image_spec(options),
         _ => Ok(ImageSpec::Raw { size, preallocation: preallocation(options)? }),
     }
 }

@@ -8,11 +8,11 @@ use drystone_core::graph::open::{OpenMode, open};
 use drystone_core::graph::options::from_filename;
 use drystone_core::job::{ImageSpec, create};
 
-use super::operation::{Guest, Operation, TOP, image_in};
-use super::straight::straight;
+use super::super::image_in;
+use super::super::straight::straight;
+use super::{Guest, KIB, Operation, TOP};
 use crate::world::World;
 
-const KIB: u64 = 1 << 10;
 const CLUSTER: u64 = 4 * KIB;
 
 /// Where the header says whether somebody writes to the image, and that somebody does.
@@ -22,7 +22,7 @@ const OPEN: [u8; 4] = 0x746f_6e59u32.to_le_bytes();
 const BAT: u64 = 64;
 
 /// All of them.
-pub(super) fn parallels() -> Vec<Operation> {
+pub(super) fn operations() -> Vec<Operation> {
     vec![
         Operation::making("create a Parallels image", "parallels", World::new(), &[0; 64 << 10])
             .doing(|guest| async move { create(&guest.io(), TOP, &spec()).await }),

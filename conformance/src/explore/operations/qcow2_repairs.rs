@@ -1,21 +1,21 @@
-//! Repairs: a check that puts right what it finds, and an image that is repaired because it is opened for writing.
+//! Repairs of qcow2 images: a check that puts right what it finds, and an image that is repaired because it is opened for writing.
 
 use drystone_core::buf::Buf;
 use drystone_core::engine::Io;
 use drystone_core::error::{Error, Result};
-use drystone_core::format::qcow2::check::{CheckReport, Repair, check, repair};
+use drystone_core::format::qcow2::check::Repair;
 use drystone_core::format::qcow2::{CreateOptions, NewSnapshot};
+use drystone_core::format::{CheckReport, check, repair};
 use drystone_core::graph::open::{DriverSpec, NodeSpec, OpenMode, open};
 use drystone_core::graph::options::from_filename;
 use drystone_core::job::create_snapshot;
 
-use super::operation::{Guest, Operation, TOP, qcow2};
-use super::{look, straight};
+use super::super::{look, qcow2, straight};
+use super::{Guest, KIB, Operation, TOP};
 use crate::cases::WRITABLE;
 use crate::sparse::Sparse;
 use crate::world::World;
 
-const KIB: u64 = 1 << 10;
 const CLUSTER: u64 = 512;
 
 /// Bit of an entry: the refcount is one.
@@ -27,7 +27,7 @@ const INCOMPATIBLE: usize = 79;
 const MARKED: u8 = 3;
 
 /// All of them.
-pub(super) fn repairs() -> Vec<Operation> {
+pub(super) fn operations() -> Vec<Operation> {
     vec![
         on("leaks are repaired", |image| {
             let (entry, beyond) = (image.l2_entry(1), image.end() + 3);
@@ -82,7 +82,9 @@ pub(super) fn repairs() -> Vec<Operation> {
         .damaged()
         .holding(|world| match is_marked(world) {
             true => Ok(()),
-            false => look(world.clone(), spec(false)).map(drop).map_err(|why| format!("not marked: {why}")),
+            false => look(world.clone(), spec("qcow2", false))
+                .map(drop)
+                .map_err(|why| format!("not marked: {why}")),
         })
         .doing(|guest| async move {
             guest.is_mended();
@@ -122,16 +124,16 @@ fn patch(damage: impl FnOnce(&mut Image)) -> impl FnOnce(&mut World) {
 /// Opens the image, has it repaired, and wants nothing that could be repaired to be left.
 async fn repaired(guest: &Guest, what: Repair) -> Result<()> {
     // What it was repaired to is durable once the repair returns, whatever the close does.
-    repair_once(&guest.io(), what, &|| guest.is_mended()).await?;
-    let left = repair_once(&guest.io(), what, &|| ()).await?;
+    repair_once(&guest.io(), "qcow2", what, &|| guest.is_mended()).await?;
+    let left = repair_once(&guest.io(), "qcow2", what, &|| ()).await?;
     if left.corruptions_fixed + left.leaks_fixed > 0 {
         return Err(Box::new(Error::Options(format!("{TOP}: repaired twice: {left:?}"))));
     }
     Ok(())
 }
 
-async fn repair_once(io: &Io, what: Repair, durable: &dyn Fn()) -> Result<CheckReport> {
-    let node = open(io, &spec(true)).await?;
+async fn repair_once(io: &Io, format: &str, what: Repair, durable: &dyn Fn()) -> Result<CheckReport> {
+    let node = open(io, &spec(format, true)).await?;
     let report = repair(io, node, what, &mut |_| {}, &|_, _| {}).await;
     if report.as_ref().is_ok_and(|report| report.corruptions + report.check_errors == 0) {
         durable();
@@ -151,23 +153,26 @@ async fn repair_once(io: &Io, what: Repair, durable: &dyn Fn()) -> Result<CheckR
 }
 
 /// Repairs all that a crash left wrong, wants nothing to be wrong afterwards, and returns what a guest reads.
-pub(super) fn mended(world: World) -> std::result::Result<Buf, String> {
+pub(in super::super) fn mended(world: World, format: &'static str) -> std::result::Result<Buf, String> {
     let (done, world) = straight(world, |io| async move {
-        repair_once(&io, Repair::All, &|| ()).await?;
-        repair_once(&io, Repair::All, &|| ()).await
+        repair_once(&io, format, Repair::All, &|| ()).await?;
+        repair_once(&io, format, Repair::All, &|| ()).await
     });
     let left = done.map_err(|error| format!("repairing what is left: {error}"))?;
     match left.corruptions_fixed + left.leaks_fixed {
-        0 => look(world, from_filename(TOP, Some("qcow2"), OpenMode::default()).expect("a path")),
+        0 => look(world, from_filename(TOP, Some(format), OpenMode::default()).expect("a path")),
         _ => Err(format!("repaired, and still: {left:?}")),
     }
 }
 
-fn spec(writable: bool) -> NodeSpec {
+fn spec(format: &str, writable: bool) -> NodeSpec {
     let mode = OpenMode { writable, ..WRITABLE };
-    let mut spec = from_filename(TOP, Some("qcow2"), mode).expect("a path");
+    let mut spec = from_filename(TOP, Some(format), mode).expect("a path");
     if let DriverSpec::Qcow2 { options, .. } = &mut spec.driver {
         options.for_check = true;
+    }
+    if let DriverSpec::Image { format, .. } = &mut spec.driver {
+        format.for_check();
     }
     spec
 }
