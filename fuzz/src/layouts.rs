@@ -6,8 +6,8 @@ use drystone_conformance::scenario::Draw;
 use drystone_conformance::trace::tell;
 use drystone_core::format::qcow2::CreateOptions;
 use drystone_core::format::qcow2::layout::{
-    ClusterBits, EntryRules, ExtendedL2Entry, Header, L1Entry, L2Entry, LuksHeader, RefcountTableEntry,
-    RefcountWidth, Snapshot,
+    ClusterBits, EntryRules, ExtendedL2Entry, Header, L1Entry, L2Entry, RefcountTableEntry, RefcountWidth,
+    Snapshot,
 };
 use fastrand::Rng;
 
@@ -119,10 +119,15 @@ pub fn snapshot(data: &[u8]) {
 /// # Panics
 /// When the parser does.
 pub fn luks(data: &[u8]) {
-    let parsed = LuksHeader::parse(data);
+    let parsed = drystone_core::format::luks::layout::Header::parse(data);
     tell(|| format!("{parsed:?}"));
-    if let Err(error) = parsed {
-        assert!(!error.to_string().is_empty(), "an error has words");
+    match parsed {
+        Err(error) => assert!(!error.to_string().is_empty(), "an error has words"),
+        Ok(header) => {
+            let _ = header.check();
+            let again = drystone_core::format::luks::layout::Header::parse(&header.encode());
+            assert_eq!(again, Ok(header), "a header is what its bytes say");
+        }
     }
 }
 
