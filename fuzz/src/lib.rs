@@ -63,7 +63,7 @@ const PARSER: Target = Target {
 const SIMULATION: Target = Target { intents_max: 5_000_000, memory_max: 512 * MIB, ..PARSER };
 
 /// All of them.
-pub const TARGETS: [Target; 19] = [
+pub const TARGETS: [Target; 20] = [
     Target { name: "raw", run: targets::raw, ..SIMULATION },
     Target {
         name: "qcow2",
@@ -86,6 +86,7 @@ pub const TARGETS: [Target; 19] = [
     Target { name: "vhdx", run: targets::vhdx, ..SIMULATION },
     Target { name: "vpc", run: targets::vpc, ..SIMULATION },
     Target { name: "luks", run: targets::luks, input: layouts::luks_header, ..PARSER },
+    Target { name: "luks2", run: targets::luks2, input: layouts::luks2_metadata, ..PARSER },
     Target { name: "options", run: targets::options, input: texts::option_string, ..PARSER },
     Target { name: "json", run: targets::json, input: texts::json_text, ..PARSER },
     Target { name: "size", run: targets::size, input: texts::size_text, ..PARSER },

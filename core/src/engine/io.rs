@@ -763,6 +763,9 @@ impl Io {
 
     /// The leaf in which an image keeps space that it does not use.
     fn kept_place(&self, image: &graph::Node, at: Option<u64>, len: u64) -> Option<(NodeId, u64)> {
+        if image.edges.at(Role::Crypt).is_some() {
+            return None;
+        }
         let child = image.edges.at(Role::DataFile).or(image.edges.at(Role::File));
         at.zip(child).and_then(|(at, child)| self.leaf_place(child, at, len))
     }

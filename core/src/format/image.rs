@@ -9,6 +9,7 @@ use super::parallels::{self, ParallelsOptions};
 use super::{bochs, cloop, dmg, luks, vdi, vhdx, vmdk, vpc};
 use crate::error::Result;
 use crate::graph::driver::Driver;
+use crate::graph::open::NodeSpec;
 use crate::graph::opening::Opening;
 
 /// A format, and the options that it is opened with.
@@ -87,6 +88,15 @@ impl ImageFormat {
         if let Self::Parallels(options) = self {
             options.for_check = true;
         }
+    }
+
+    /// What is given to it beside its file.
+    pub(crate) fn children(&self) -> impl Iterator<Item = &NodeSpec> {
+        let header = match self {
+            Self::Luks(options) => options.header.as_deref(),
+            Self::Vdi => None,
+        };
+        header.into_iter()
     }
 
     /// Opens an image whose file is open.

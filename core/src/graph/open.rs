@@ -15,6 +15,7 @@ use crate::engine::{Io, LocalFuture};
 use crate::error::{Error, Result};
 use crate::filter::{self, FilterSpec};
 use crate::format::ImageFormat;
+use crate::format::luks::Sectors;
 use crate::format::qcow2::layout::{Header, Incompatible};
 use crate::format::qcow2::{self, Qcow2Error, Qcow2Options};
 use crate::format::raw::Raw;
@@ -231,8 +232,9 @@ impl NodeSpec {
             DriverSpec::Leaf(_) => false,
             DriverSpec::Node(_) => true,
             DriverSpec::Raw { file, .. } => file.refers_to_nodes(),
-            DriverSpec::Probe { file, backing, .. } | DriverSpec::Image { file, backing, .. } => {
-                file.refers_to_nodes() || child(backing)
+            DriverSpec::Probe { file, backing, .. } => file.refers_to_nodes() || child(backing),
+            DriverSpec::Image { file, backing, format, .. } => {
+                file.refers_to_nodes() || child(backing) || format.children().any(Self::refers_to_nodes)
             }
             DriverSpec::Filter { file, filter } => {
                 file.refers_to_nodes() || filter.children().any(Self::refers_to_nodes)
@@ -468,7 +470,15 @@ async fn open_qcow2(
         let opening = Opening { io, spec, file, edges: &edges, backing, metadata_only, depth };
         let name = header.backing_file.as_deref();
         opening.open_backing(name, header.backing_format.as_deref()).await?;
-        let image = Rc::new(qcow2::open(io, file, header, spec.mode.writable, options).await?);
+        let key = qcow2::unlock(io, file, &header, options).await?;
+        let key = match key {
+            qcow2::Key::Luks(sectors) => {
+                open_crypt(io, spec, &edges, sectors)?;
+                qcow2::Key::Node
+            }
+            key => key,
+        };
+        let image = Rc::new(qcow2::open(io, file, header, spec.mode.writable, (options, key)).await?);
         if let Some(interval) = options.cache_clean_interval {
             qcow2::clean_caches(io, &image, interval);
         }
@@ -476,6 +486,20 @@ async fn open_qcow2(
     };
     let opened = opened.await;
     add_or_undo(io, spec, file, edges, opened).await
+}
+
+/// Puts a node between the image and what holds its data, which encrypts that.
+fn open_crypt(io: &Io, spec: &NodeSpec, edges: &Edges, sectors: Sectors) -> Result<()> {
+    let data = edges.at(Role::DataFile).or(edges.at(Role::File)).expect("an image has a file");
+    let below = Edges::default();
+    below.set(Role::File, Some(data));
+    let flags = NodeFlags { write_through: false, detect_zeroes: DetectZeroes::Off, ..spec.flags() };
+    let node =
+        io.add_driver(None, &io.title(data), flags, Rc::new(qcow2::CryptNode(sectors)), Rc::new(below))?;
+    // Both have it open.
+    io.shared().graph.node(data).enter();
+    edges.set(Role::Crypt, Some(node));
+    Ok(())
 }
 
 /// What the image's data file is: a path, and never more than that, when the image names it.

@@ -379,8 +379,11 @@ fn path_of(name: &str) -> Result<&str> {
 
 fn qcow2_options(options: &mut Options) -> Result<Qcow2Options> {
     let mut read = Qcow2Options::default();
-    if !options.below("encrypt").is_empty() {
-        return Err(refused("encrypt.* is not supported yet: no image can be opened with a key".into()));
+    let mut encrypt = options.below("encrypt");
+    read.encrypt.format = encrypt.text("format");
+    read.encrypt.key_secret = encrypt.text("key-secret");
+    if let Some((key, _)) = encrypt.into_texts().first() {
+        return Err(refused(format!("Parameter '{key}' is unexpected")));
     }
     cache_sizes(options, &mut read)?;
     read.l2_cache_entry_len = options.size("l2-cache-entry-size")?;

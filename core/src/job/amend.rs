@@ -2,6 +2,7 @@
 
 use crate::engine::Io;
 use crate::error::{Error, Result};
+use crate::format::luks::{AmendKeyslots, Luks};
 use crate::format::qcow2::{Amend, Qcow2};
 use crate::graph::NodeId;
 
@@ -23,4 +24,18 @@ pub async fn amend(io: &Io, node: NodeId, to: &Amend) -> Result<()> {
         qcow2.amend(&here, &to).await
     })
     .await
+}
+
+/// Changes the keyslots of an encrypted volume; nobody else changes it meanwhile. Durable on return.
+///
+/// # Errors
+/// When the node is no such volume, and as the format says: what would lose the last key is refused.
+pub async fn amend_keyslots(io: &Io, node: NodeId, change: &AmendKeyslots) -> Result<()> {
+    let driver = io.driver(node);
+    let name = driver.as_ref().map_or("file", |driver| driver.name());
+    let Some(luks) = driver.as_ref().and_then(|driver| driver.as_any().downcast_ref::<Luks>()) else {
+        let what = "option amendment";
+        return Err(Box::new(Error::Unsupported { node: io.title(node), driver: name, what }));
+    };
+    luks.amend(&io.for_node(node), change).await
 }

@@ -85,7 +85,7 @@ pub async fn create(io: &Io, path: &str, image: &ImageSpec) -> Result<()> {
             in_new_file(io, &location, async |file| qcow2::create(io, file, options).await).await?;
             match options.preallocates() {
                 Preallocate::Off => Ok(()),
-                how => preallocate(io, location, how).await,
+                how => preallocate(io, location, how, options).await,
             }
         }
     }
@@ -117,13 +117,23 @@ async fn create_file(io: &Io, location: &Location) -> Result<NodeId> {
 }
 
 /// Opens the new image, without its backing file, and reserves space for its disk.
-async fn preallocate(io: &Io, location: Location, how: Preallocate) -> Result<()> {
+async fn preallocate(
+    io: &Io,
+    location: Location,
+    how: Preallocate,
+    options: &qcow2::CreateOptions,
+) -> Result<()> {
+    let volume = options.encrypt.as_ref();
+    let encrypt = qcow2::EncryptOptions {
+        format: None,
+        key_secret: volume.and_then(|volume| volume.key_secret.clone()),
+    };
     let mode = OpenMode { writable: true, ..OpenMode::default() };
     let driver = DriverSpec::Qcow2 {
         file: Box::new(NodeSpec::leaf(location, mode)),
         backing: ChildSpec::None,
         data_file: ChildSpec::FromImage,
-        options: qcow2::Qcow2Options::default(),
+        options: qcow2::Qcow2Options { encrypt, ..qcow2::Qcow2Options::default() },
     };
     let node = open(io, &NodeSpec { node_name: None, mode, driver }).await?;
     let made = qcow2::preallocate(io, node, how).await;

@@ -20,7 +20,7 @@ use std::rc::Rc;
 
 use crate::error::Error;
 
-pub use amend::amend;
+pub use amend::{amend, amend_keyslots};
 pub use bench::{Bench, bench};
 pub use commit::{Commit, commit};
 pub use compare::{Compare, Comparison, compare};

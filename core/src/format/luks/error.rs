@@ -16,6 +16,8 @@ pub enum LuksError {
     TooShort { needed: u64, len: u64 },
     #[error("LUKS header {field} at byte {at} is not NUL terminated")]
     Unterminated { field: &'static str, at: u64 },
+    #[error("LUKS header {field} at byte {at} is no text")]
+    NoText { field: &'static str, at: u64 },
     #[error("Unexpected cipher mode string format '{found}'")]
     CipherMode { found: String },
     #[error("header field {field} at byte {at}: found {found}, expected {expected}")]
@@ -60,6 +62,10 @@ pub enum LuksError {
     Json { place: String, found: String, expected: &'static str },
     #[error("LUKS2 metadata is too long: {len} bytes, and the header has room for {room}")]
     JsonTooLong { len: usize, room: u64 },
+    #[error("keyslot {slot} cannot be used: {why}")]
+    Unusable { slot: u32, why: String },
+    #[error("the payload cannot be used: {0}")]
+    Segments(String),
     #[error("the volume requires '{0}', which is not supported; only its metadata can be looked at")]
     Requirement(String),
     #[error("{0}")]
@@ -74,6 +80,8 @@ impl FormatError for LuksError {
             | Self::Cipher(_)
             | Self::Iterations { .. }
             | Self::Argon2 { .. }
+            | Self::Unusable { .. }
+            | Self::Segments(_)
             | Self::Requirement(_) => FaultKind::Unsupported,
             Self::Password | Self::NoSecret(_) | Self::Option(_) | Self::JsonTooLong { .. } => {
                 FaultKind::Misuse

@@ -138,8 +138,9 @@ impl Header {
         let cipher = text("cipher name", 8, cipher)?;
         let mode = text("cipher mode", 40, mode)?;
         let hash = text("hash spec", 72, hash)?;
-        // What is behind the zero, or a missing one, harms nobody here.
-        let uuid = text("uuid", 168, uuid).unwrap_or_else(|_| String::from_utf8_lossy(uuid).into_owned());
+        // Nothing rests on it: what is no text is shown as far as it is.
+        let uuid =
+            uuid.iter().take_while(|byte| byte.is_ascii_graphic()).map(|byte| char::from(*byte)).collect();
         let name = CipherName::parse(&cipher, &mode).ok_or(LuksError::CipherMode { found: mode })?;
         let mut slots = [Slot { active: false, iterations: 0, salt: [0; 32], sector: 0, stripes: 0 }; SLOTS];
         for (number, bytes) in raw.slots.chunks_exact(SLOT_LEN).enumerate() {
@@ -295,7 +296,8 @@ fn raw(bytes: &[u8]) -> Parsed<'_, Raw<'_>> {
 /// A text with a zero behind it.
 fn text(field: &'static str, at: u64, bytes: &[u8]) -> Result<String, LuksError> {
     let end = bytes.iter().position(|byte| *byte == 0).ok_or(LuksError::Unterminated { field, at })?;
-    Ok(String::from_utf8_lossy(&bytes[..end]).into_owned())
+    let text = std::str::from_utf8(&bytes[..end]).map_err(|_| LuksError::NoText { field, at })?;
+    Ok(text.to_owned())
 }
 
 #[cfg(test)]

@@ -8,16 +8,20 @@
 //!   0        4096                  payload offset
 //! ```
 //!
-//! `layout` has the header of version 1. `volume` reads a header and unlocks it, for a node of its own as well as for
+//! `layout` has the header of version 1, `layout2` and `metadata` that of version 2, of which there are two `copies`. `volume` reads a header and unlocks it, for a node of its own as well as for
 //! the volume that a qcow2 image holds; `keyslot` is the way from a passphrase to the key. `sectors` is the way of data.
 //! The header may be kept in another file, the `header` child.
 //!
 //! Nothing here prints or keeps a passphrase; keys leave memory when they are done with.
 
+mod amend;
+mod copies;
 mod create;
 mod error;
 pub mod keyslot;
 pub mod layout;
+pub mod layout2;
+pub mod metadata;
 mod sectors;
 mod volume;
 
@@ -27,10 +31,13 @@ use std::cell::{Cell, RefCell};
 use async_trait::async_trait;
 use serde_json::{Map, Value, json};
 
+pub use amend::AmendKeyslots;
+pub use copies::Header2Copies;
+pub(in crate::format) use create::write_volume;
 pub use create::{CreateOptions, create};
 pub use error::LuksError;
 pub(in crate::format) use keyslot::Place;
-pub(in crate::format) use sectors::Sectors;
+pub(crate) use sectors::Sectors;
 pub use volume::Volume;
 pub(in crate::format) use volume::key_of;
 
@@ -61,6 +68,8 @@ pub fn probe(head: &[u8]) -> bool {
 pub struct Luks {
     name: String,
     volume: RefCell<Volume>,
+    /// The id of the secret that opened it.
+    key_secret: Option<String>,
     /// Whether the header is in a file of its own.
     detached: bool,
     /// Nothing, where only the metadata is looked at.
@@ -79,6 +88,14 @@ pub struct Luks {
 /// When the header is damaged or asks for what there is not, and when the passphrase opens no keyslot.
 pub(crate) async fn open(opening: &Opening<'_>, options: &LuksOptions) -> Result<Luks> {
     let io = opening.io;
+    let key_secret = options.key_secret.as_deref();
+    if !opening.metadata_only {
+        // What is missing is told before anything is read, as in the reference.
+        match key_secret {
+            Some(id) => drop(io.secret(id)?),
+            None => return Err(Place { node: opening.file, base: 0 }.fail(io, LuksError::NoSecret(""))),
+        }
+    }
     let header = match &options.header {
         None => opening.file,
         Some(spec) => opening.open_child(Role::Header, spec).await?,
@@ -88,8 +105,14 @@ pub(crate) async fn open(opening: &Opening<'_>, options: &LuksOptions) -> Result
     let sectors = match opening.metadata_only {
         true => None,
         false => {
-            let key = key_of(io, place, &volume, (options.key_secret.as_deref(), "")).await?;
-            Some(volume.sectors(&key).map_err(|fault| place.fail(io, fault))?)
+            // Before any key is tried: what cannot be used costs nothing.
+            volume.admit().map_err(|fault| place.fail(io, fault))?;
+            let key = key_of(io, place, &volume, (key_secret, "")).await?;
+            let sectors = volume.sectors(&key).map_err(|fault| place.fail(io, fault))?;
+            if opening.writable() {
+                volume.recover(io, place).await?;
+            }
+            Some(sectors)
         }
     };
     let (offset, size) = volume.payload();
@@ -103,6 +126,7 @@ pub(crate) async fn open(opening: &Opening<'_>, options: &LuksOptions) -> Result
     Ok(Luks {
         name: io.title(opening.file),
         detached: options.header.is_some(),
+        key_secret: options.key_secret.clone(),
         sectors,
         offset,
         len: (len - len % unit).into(),
@@ -115,6 +139,23 @@ impl Luks {
     /// The header, as it is on the disk.
     pub fn volume(&self) -> Volume {
         self.volume.borrow().clone()
+    }
+
+    /// Adds or erases keyslots. Durable on return.
+    ///
+    /// # Errors
+    /// What does not go together, and what would lose a key.
+    pub(crate) async fn amend(&self, io: &Io, change: &AmendKeyslots) -> Result<()> {
+        if io.flags(io.node()).read_only {
+            return Err(Box::new(Error::ReadOnly { node: self.name.clone() }));
+        }
+        let header = io.try_child(Role::Header).unwrap_or_else(|| io.child(Role::File));
+        let place = Place { node: header, base: 0 };
+        // A change that failed may have reached the disk in part: what counts is there.
+        let volume = Volume::load(io, place).await?;
+        let changed = change.apply(io, place, &volume, self.key_secret.as_deref()).await?;
+        *self.volume.borrow_mut() = changed;
+        Ok(())
     }
 
     fn sectors(&self) -> Result<&Sectors> {

@@ -30,7 +30,7 @@ const SPARES_MAX: usize = 16;
 const SPARE_LEN_MAX: usize = 2 << 20;
 
 /// A cipher, and where its sectors are.
-pub(in crate::format) struct Sectors {
+pub(crate) struct Sectors {
     cipher: Arc<Cipher>,
     /// The byte of the child that is the node's first.
     offset: u64,
@@ -47,11 +47,6 @@ impl Sectors {
     /// Bytes of a sector.
     pub(in crate::format) fn sector_len(&self) -> u64 {
         self.cipher.sector_len() as u64
-    }
-
-    /// The byte of the child that is the node's first.
-    pub(in crate::format) fn offset(&self) -> u64 {
-        self.offset
     }
 
     /// Reads what `child` holds encrypted.

@@ -4,10 +4,13 @@ use serde_json::{Map, Value, json};
 use zeroize::Zeroizing;
 
 use super::LuksError;
+use super::copies::Header2Copies;
 use super::keyslot::{Digest, Kdf, Keyslot, Place, check_iterations};
 use super::layout::{self, HEADER_LEN, Header, SECTOR};
+use super::layout2::Copy;
+use super::metadata::SegmentCrypt;
 use super::sectors::Sectors;
-use crate::crypto::{Cipher, Hash, Secret};
+use crate::crypto::{Argon2Kind, Cipher, CipherName, Hash, Secret};
 use crate::engine::Io;
 use crate::error::Result;
 
@@ -17,6 +20,8 @@ use crate::error::Result;
 pub enum Volume {
     /// Of version 1.
     V1(Header),
+    /// Of version 2.
+    V2(Header2Copies),
 }
 
 /// The volume's key, by the passphrase in the secret of that id; `prefix` is what the option's name begins with.
@@ -47,13 +52,15 @@ impl Volume {
         let there = io.len(place.node).saturating_sub(place.base);
         let len = there.min(HEADER_LEN as u64) as usize;
         let head = io.read_bytes("luks.open/header", place.node, place.base, len).await?;
-        match layout::version(&head).map_err(fail)? {
-            1 => {
+        match layout::version(&head) {
+            Ok(1) => {
                 let header = Header::parse(&head).map_err(fail)?;
                 header.check().map_err(fail)?;
                 Ok(Self::V1(header))
             }
-            found => Err(fail(LuksError::Version { found })),
+            // The second copy of a header may be there where the first is not.
+            Ok(2) | Err(_) => Header2Copies::load(io, place, &head).await.map(Self::V2),
+            Ok(found) => Err(fail(LuksError::Version { found })),
         }
     }
 
@@ -61,6 +68,7 @@ impl Volume {
     pub(super) fn key_len(&self) -> usize {
         match self {
             Self::V1(header) => header.key_len as usize,
+            Self::V2(copies) => copies.key_len(),
         }
     }
 
@@ -68,6 +76,10 @@ impl Volume {
     pub(super) fn payload(&self) -> (u64, Option<u64>) {
         match self {
             Self::V1(header) => (u64::from(header.payload_sector) * SECTOR, None),
+            Self::V2(copies) => {
+                let (_, segment) = &copies.metadata.segments[0];
+                (segment.offset, segment.size)
+            }
         }
     }
 
@@ -75,6 +87,10 @@ impl Volume {
     pub(super) fn sector_len(&self) -> u64 {
         match self {
             Self::V1(_) => SECTOR,
+            Self::V2(copies) => {
+                let crypt = copies.metadata.segments[0].1.crypt.as_ref();
+                crypt.map_or(SECTOR, |crypt| crypt.sector_len as u64)
+            }
         }
     }
 
@@ -88,10 +104,33 @@ impl Volume {
                 check_iterations("the volume key's digest", header.digest_iterations)?;
                 let digest = header.key_digest()?;
                 let active = (0u32..).zip(&header.slots).filter(|(_, slot)| slot.active);
-                active
-                    .map(|(number, _)| Ok((number, header.keyslot(number as usize)?, digest.clone())))
-                    .collect()
+                let slots =
+                    active.map(|(number, _)| Ok((number, header.keyslot(number as usize)?, digest.clone())));
+                slots.collect()
             }
+            Self::V2(copies) => copies.keyslots(),
+        }
+    }
+
+    /// Whether the data can be used by those who have the key.
+    ///
+    /// # Errors
+    /// Why not.
+    pub(super) fn admit(&self) -> Result<(), LuksError> {
+        match self {
+            Self::V1(_) => Ok(()),
+            Self::V2(copies) => copies.payload_cipher().map(drop),
+        }
+    }
+
+    /// Writes a damaged copy of the header anew, where there are two. Durable on return.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub(super) async fn recover(&self, io: &Io, place: Place) -> Result<()> {
+        match self {
+            Self::V1(_) => Ok(()),
+            Self::V2(copies) => copies.recover(io, place).await,
         }
     }
 
@@ -107,17 +146,20 @@ impl Volume {
         passphrase: &Secret,
     ) -> Result<Option<(Zeroizing<Vec<u8>>, u32)>> {
         let slots = self.keyslots().map_err(|fault| place.fail(io, fault))?;
-        let mut refused = None;
+        let (mut refused, mut tried) = (None, false);
         for (number, slot, digest) in slots {
             match slot.unlock(io, place, passphrase, (self.key_len(), &digest)).await {
                 Ok(Some(key)) => return Ok(Some((key, number))),
-                Ok(None) => {}
+                Ok(None) => tried = true,
                 Err(error) => {
                     refused.get_or_insert(error);
                 }
             }
         }
-        refused.map_or(Ok(None), Err)
+        match refused {
+            Some(error) if !tried => Err(error),
+            _ => Ok(None),
+        }
     }
 
     /// The way of data for those who have the key.
@@ -130,6 +172,10 @@ impl Volume {
                 let cipher = Cipher::new(&header.cipher, key, SECTOR as usize)?;
                 Ok(Sectors::new(cipher, self.payload().0, 0))
             }
+            Self::V2(copies) => {
+                let (name, crypt) = copies.payload_cipher()?;
+                Ok(Sectors::new(Cipher::new(&name, key, crypt.sector_len)?, self.payload().0, crypt.tweak))
+            }
         }
     }
 
@@ -140,6 +186,8 @@ impl Volume {
     pub(in crate::format) fn sectors_of_image(&self, key: &[u8]) -> Result<Sectors, LuksError> {
         match self {
             Self::V1(header) => Ok(Sectors::new(Cipher::new(&header.cipher, key, SECTOR as usize)?, 0, 0)),
+            // The format has it that way, and no other program reads one of version 2 there.
+            Self::V2(_) => Err(LuksError::Version { found: 2 }),
         }
     }
 
@@ -147,6 +195,121 @@ impl Volume {
     pub fn facts(&self) -> Map<String, Value> {
         match self {
             Self::V1(header) => header.facts(),
+            Self::V2(copies) => copies.facts(),
+        }
+    }
+}
+
+impl Header2Copies {
+    /// The slots whose key is the payload's, those first that are to be tried first.
+    fn keyslots(&self) -> Result<Vec<(u32, Keyslot, Digest)>, LuksError> {
+        let Some((_, digest)) = self.metadata.digest_of_segment(0) else {
+            return Err(LuksError::Segments("it has no digest of its key".into()));
+        };
+        let unusable = |slot: u32, why: &String| LuksError::Unusable { slot, why: why.clone() };
+        let mut slots: Vec<(u64, u32, Keyslot, Digest)> = Vec::new();
+        let mut refused = None;
+        for (number, slot) in &self.metadata.keyslots {
+            // One of no priority is for those who ask for it.
+            if !digest.keyslots.contains(number) || slot.priority == 0 || slot.key_len != self.key_len() {
+                continue;
+            }
+            match (&slot.keyslot, &digest.digest) {
+                (Ok(keyslot), Ok(digest)) => {
+                    check_iterations("the volume key's digest", digest.iterations)?;
+                    slots.push((slot.priority, *number, keyslot.clone(), digest.clone()));
+                }
+                (Err(why), _) | (_, Err(why)) => drop(refused.get_or_insert(unusable(*number, why))),
+            }
+        }
+        slots.sort_by_key(|(priority, number, ..)| (std::cmp::Reverse(*priority), *number));
+        match refused {
+            Some(fault) if slots.is_empty() => Err(fault),
+            _ => Ok(slots.into_iter().map(|(_, number, slot, digest)| (number, slot, digest)).collect()),
+        }
+    }
+
+    /// Bytes of the key of the payload.
+    fn key_len(&self) -> usize {
+        let digest = self.metadata.digest_of_segment(0);
+        let of_payload = |number: &u32| digest.is_some_and(|(_, digest)| digest.keyslots.contains(number));
+        let slot = self.metadata.keyslots.iter().find(|(number, _)| of_payload(number));
+        slot.map_or(0, |(_, slot)| slot.key_len)
+    }
+
+    /// The cipher of the payload, if the volume is one whose data can be used: one segment, no reencryption under way,
+    /// nothing required that is not known.
+    fn payload_cipher(&self) -> Result<(CipherName, &SegmentCrypt), LuksError> {
+        if let Some(requirement) = self.metadata.requirements.first() {
+            return Err(LuksError::Requirement(requirement.clone()));
+        }
+        let refuse = |why: &str| Err(LuksError::Segments(why.into()));
+        if self.metadata.segments.iter().any(|(_, segment)| segment.backup) {
+            return refuse("a reencryption is under way");
+        }
+        let [(_, segment)] = &self.metadata.segments[..] else {
+            return refuse("it has more than one segment");
+        };
+        let Some(crypt) = &segment.crypt else {
+            return Err(LuksError::Segments(format!("its segment is of type '{}'", segment.kind)));
+        };
+        if crypt.integrity {
+            return refuse("its data has checksums of its own");
+        }
+        match CipherName::parse_whole(&crypt.encryption) {
+            Some(name) => Ok((name, crypt)),
+            None => Err(LuksError::CipherMode { found: crypt.encryption.clone() }),
+        }
+    }
+
+    fn facts(&self) -> Map<String, Value> {
+        let metadata = &self.metadata;
+        let slots = metadata.keyslots.iter().map(|(number, slot)| {
+            let kdf = match &slot.keyslot {
+                Ok(keyslot) => keyslot.kdf.facts(),
+                Err(why) => json!(why),
+            };
+            json!({ "slot": number, "priority": slot.priority, "key-offset": slot.area.0, "kdf": kdf })
+        });
+        let mut data = Map::new();
+        let mut put = |key: &str, value: Value| drop(data.insert(key.into(), value));
+        put("version", json!(2));
+        if let Some(crypt) = &metadata.segments[0].1.crypt {
+            put("encryption", json!(crypt.encryption));
+            put("sector-size", json!(crypt.sector_len));
+        }
+        put("detached-header", json!(false));
+        put("payload-offset", json!(metadata.segments[0].1.offset));
+        put("metadata-size", json!(self.header.size));
+        put("seqid", json!(self.header.seqid));
+        put("uuid", json!(self.header.uuid_text()));
+        if !metadata.requirements.is_empty() {
+            put("requirements", json!(metadata.requirements));
+        }
+        if let Some(copy) = self.stale {
+            let name = match copy {
+                Copy::Primary => "primary",
+                Copy::Secondary => "secondary",
+            };
+            put("damaged-copy", json!(name));
+        }
+        put("slots", slots.collect());
+        data
+    }
+}
+
+impl Kdf {
+    fn facts(&self) -> Value {
+        match self {
+            Self::Pbkdf2 { hash, iterations, .. } => {
+                json!({ "type": "pbkdf2", "hash": hash.name(), "iters": iterations })
+            }
+            Self::Argon2 { kind, passes, memory_kib, lanes, .. } => json!({
+                "type": match kind { Argon2Kind::I => "argon2i", Argon2Kind::Id => "argon2id" },
+                "time": passes,
+                "memory": memory_kib,
+                "cpus": lanes,
+            }),
         }
     }
 }

@@ -4,10 +4,11 @@
 //! first time is durable before it. So a crash leaves an image that has the first few of the changes, and is in order.
 //! A version 3 image becomes a version 2 one last, when nothing in it is left that version 2 cannot say.
 
+use super::crypt::place_of_volume;
 use super::generation::{Change, SnapshotTable};
 use super::layout::{
-    Autoclear, Compatible, GuestOffset, Header, Incompatible, L1Entry, L2Entry, RefcountWidth, Snapshot,
-    extension_kind,
+    Autoclear, Compatible, Crypt, GuestOffset, Header, Incompatible, L1Entry, L2Entry, RefcountWidth,
+    Snapshot, extension_kind,
 };
 use super::lookup::be_u64;
 use super::{Qcow2, Qcow2Error};
@@ -15,6 +16,7 @@ use crate::buf::Buf;
 use crate::compute::Codec;
 use crate::engine::Io;
 use crate::error::{Error, Result};
+use crate::format::luks::{AmendKeyslots, Volume};
 use crate::graph::driver::{Access, Mapping, Preallocate, Role};
 use crate::intent::Fua;
 
@@ -43,6 +45,8 @@ pub struct Amend {
     pub backing_format: Option<String>,
     /// Length of the disk.
     pub size: Option<u64>,
+    /// Keyslots of the volume that encrypts the data.
+    pub encrypt: Option<AmendKeyslots>,
 }
 
 impl Qcow2 {
@@ -59,6 +63,9 @@ impl Qcow2 {
         to.check(&header, version).map_err(|text| self.fail(Qcow2Error::Option(text.into())))?;
         if version > header.version {
             self.upgrade(io).await?;
+        }
+        if let Some(change) = &to.encrypt {
+            self.amend_keyslots(io, &header, change).await?;
         }
         if let Some(bits) = to.refcount_bits.filter(|bits| *bits != u64::from(header.refcount_width.bits())) {
             let width = RefcountWidth::new(bits.trailing_zeros()).expect("a power of two up to 64");
@@ -85,6 +92,13 @@ impl Qcow2 {
             self.downgrade(io).await?;
         }
         Ok(())
+    }
+
+    /// The volume's header stays where it is, and with it all that the image says of it.
+    async fn amend_keyslots(&self, io: &Io, header: &Header, change: &AmendKeyslots) -> Result<()> {
+        let place = place_of_volume(io, io.child(Role::File), header)?;
+        let volume = Volume::load(io, place).await?;
+        change.apply(io, place, &volume, self.key_secret.as_deref()).await.map(drop)
     }
 
     /// Writes every refcount with another number of bits.
@@ -239,6 +253,12 @@ impl Amend {
             || !kept(&self.backing_format, &header.backing_format)
         {
             return Err("Cannot amend the backing file\nYou can use 'qemu-img rebase' instead.");
+        }
+        if self.encrypt.is_some() && header.crypt != Crypt::Luks {
+            return Err(match header.crypt {
+                Crypt::None => "Can't amend encryption options - encryption not present",
+                _ => "Only LUKS encryption options can be amended for qcow2 with amend",
+            });
         }
         if self.data_file.is_some() && !header.has(Incompatible::DATA_FILE) {
             return Err("data-file can only be set for images that use an external data file");

@@ -7,17 +7,18 @@
 //! Order on disk: everything else, a barrier, the header. A crash before leaves a file that is no image.
 
 use super::layout::{
-    Autoclear, BACKING_NAME_MAX, ClusterBits, Compatible, Crypt, Header, HostOffset, Incompatible,
-    L1_LEN_MAX, REFCOUNT_TABLE_LEN_MAX, RefcountWidth,
+    Autoclear, BACKING_NAME_MAX, ClusterBits, Compatible, Crypt, Extension, Header, HostOffset, Incompatible,
+    L1_LEN_MAX, REFCOUNT_TABLE_LEN_MAX, RefcountWidth, extension_kind,
 };
 use super::{Qcow2, Qcow2Error};
 use crate::buf::Buf;
 use crate::compute::Codec;
 use crate::engine::Io;
 use crate::error::{Error, Result};
+use crate::format::luks;
 use crate::graph::NodeId;
 use crate::graph::driver::Preallocate;
-use crate::intent::Fua;
+use crate::intent::{Fua, Preallocation};
 
 /// What is said when the tables of an image would be larger than the format allows.
 const TOO_LARGE: &str =
@@ -51,6 +52,8 @@ pub struct CreateOptions {
     pub data_file_raw: bool,
     /// What is reserved for the disk before anybody writes to it.
     pub preallocation: Preallocate,
+    /// The volume that encrypts the data; its size is of no meaning.
+    pub encrypt: Option<luks::CreateOptions>,
 }
 
 impl CreateOptions {
@@ -68,6 +71,7 @@ impl CreateOptions {
             data_file: None,
             data_file_raw: false,
             preallocation: Preallocate::Off,
+            encrypt: None,
         }
     }
 
@@ -166,7 +170,7 @@ impl CreateOptions {
             version: self.version,
             cluster_bits: bits,
             size: self.size,
-            crypt: Crypt::None,
+            crypt: if self.encrypt.is_some() { Crypt::Luks } else { Crypt::None },
             l1_entries: plan.l1_entries as u32,
             l1_offset: at(plan.l1_cluster),
             refcount_table_offset: at(1),
@@ -185,10 +189,14 @@ impl CreateOptions {
             backing_format: self.backing.as_ref().and_then(|(_, format)| format.clone()),
             data_file: self.data_file.clone(),
             // Small clusters need their space for names; the reference leaves the table out for the same ones.
-            extensions: if v3 && self.cluster_size > FEATURE_NAMES_ABOVE {
-                vec![Header::feature_name_table()]
-            } else {
-                Vec::new()
+            extensions: {
+                let volume = self.encrypt.as_ref().map(|volume| {
+                    let place = at(plan.volume_cluster).0.to_be_bytes();
+                    let data = [place, volume.header_len().to_be_bytes()].concat();
+                    Extension { kind: extension_kind::CRYPTO_HEADER, data }
+                });
+                let names = v3 && self.cluster_size > FEATURE_NAMES_ABOVE;
+                volume.into_iter().chain(names.then(Header::feature_name_table)).collect()
             },
         }
     }
@@ -200,6 +208,8 @@ struct Plan {
     l1_cluster: u64,
     table_clusters: u64,
     block_count: u64,
+    /// Where the header of the volume begins, if there is one.
+    volume_cluster: u64,
     /// Clusters in use, all from the first on.
     used: u64,
 }
@@ -210,10 +220,11 @@ impl Plan {
         let entry_len = if options.extended_l2 { 16 } else { 8 };
         let l1_entries = options.size.div_ceil(cluster).div_ceil(cluster / entry_len);
         let l1_clusters = (l1_entries * 8).div_ceil(cluster).max(1);
+        let volume = options.encrypt.as_ref().map_or(0, |volume| volume.header_len().div_ceil(cluster));
         let per_block = cluster * 8 / u64::from(options.refcount_bits);
         let (mut table_clusters, mut block_count) = (1, 1);
         loop {
-            let used = 1 + table_clusters + block_count + l1_clusters;
+            let used = 1 + table_clusters + block_count + l1_clusters + volume;
             let blocks = used.div_ceil(per_block);
             let tables = (blocks * 8).div_ceil(cluster);
             if (blocks, tables) == (block_count, table_clusters) {
@@ -225,7 +236,9 @@ impl Plan {
             return Err(Qcow2Error::Option(TOO_LARGE.into()));
         }
         let l1_cluster = 1 + table_clusters + block_count;
-        Ok(Self { l1_entries, l1_cluster, table_clusters, block_count, used: l1_cluster + l1_clusters })
+        let volume_cluster = l1_cluster + l1_clusters;
+        let used = volume_cluster + volume;
+        Ok(Self { l1_entries, l1_cluster, table_clusters, block_count, volume_cluster, used })
     }
 }
 
@@ -237,6 +250,10 @@ pub async fn create(io: &Io, file: NodeId, options: &CreateOptions) -> Result<()
     let fail = |fault| Box::new(Error::Format { node: io.title(file), fault: Box::new(fault) });
     options.check().map_err(fail)?;
     let plan = Plan::new(options).map_err(fail)?;
+    let passphrase = match &options.encrypt {
+        Some(volume) => Some(volume.check(io, luks::Place { node: file, base: 0 }, "encrypt.")?),
+        None => None,
+    };
     let header = options.header(&plan);
     let bytes = header.encode().map_err(fail)?;
     let cluster = options.cluster_size;
@@ -258,6 +275,12 @@ pub async fn create(io: &Io, file: NodeId, options: &CreateOptions) -> Result<()
     io.write("qcow2.create/refcount_blocks", file, blocks_at, blocks, Fua::No).await.1?;
     if end > header.l1_offset.0 {
         io.write("qcow2.create/l1_table", file, header.l1_offset.0, l1, Fua::No).await.1?;
+    }
+    if let (Some(volume), Some(passphrase)) = (&options.encrypt, passphrase) {
+        let place = luks::Place { node: file, base: plan.volume_cluster * cluster };
+        // The file holds all of the volume's header, also where no slot is in use.
+        io.set_len(file, plan.used * cluster, Preallocation::Off).await?;
+        luks::write_volume(io, place, volume, &passphrase).await?;
     }
     io.flush("qcow2.create/barrier", file).await?;
     io.write("qcow2.create/header", file, 0, Buf::from(bytes), Fua::No).await.1?;

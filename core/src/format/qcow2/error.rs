@@ -67,10 +67,16 @@ pub enum Qcow2Error {
          'check -r all' on it"
     )]
     DirtyNotRepaired { errors: u64 },
+    #[error("the image was opened for its metadata alone, and its data is encrypted")]
+    Encrypted,
+    #[error("No encryption in image header, but options specified format '{asked}'")]
+    NotEncrypted { asked: String },
+    #[error("Header reported '{found}' encryption format but options specify '{asked}'")]
+    OtherEncryption { found: &'static str, asked: String },
     #[error(
-        "the image is encrypted ({method}), and no key was given; encrypted images are not supported yet"
+        "images with AES encryption, which is not safe, are only read; convert it to one with encrypt.format=luks"
     )]
-    Encrypted { method: &'static str },
+    AesIsReadOnly,
     #[error("the LUKS header is damaged: {problem}")]
     Luks { problem: String },
     #[error("L2 cache entry size must be a power of two between 512 and the cluster size ({cluster_size})")]
@@ -214,7 +220,8 @@ impl FormatError for Qcow2Error {
         match self {
             Self::Version { .. }
             | Self::Features { .. }
-            | Self::Encrypted { .. }
+            | Self::Encrypted
+            | Self::AesIsReadOnly
             | Self::CryptMethod { .. }
             | Self::SnapshotOfDataFile => FaultKind::Unsupported,
             Self::L2CacheEntrySize { .. }

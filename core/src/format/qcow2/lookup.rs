@@ -1,6 +1,7 @@
 //! Lookup: from a guest offset to an extent, from the L1 table and the L2 slices in memory.
 //! Source: \[qcow2\] "Cluster mapping".
 
+use super::crypt::aes_mapping;
 use super::layout::{ExtendedL2Entry, GuestOffset, HostOffset, L1Entry, L2Entry, SubclusterKind};
 use super::{Geometry, Lock, Missing, Qcow2, Qcow2Error};
 use crate::error::Result;
@@ -13,7 +14,7 @@ impl Qcow2 {
         match self.locked.get() {
             None => {}
             // Neither ciphertext to a reader nor plaintext into the image.
-            Some(Lock::Encrypted) => return Err(self.fail(Qcow2Error::Encrypted { method: "no key" })),
+            Some(Lock::Encrypted) => return Err(self.fail(Qcow2Error::Encrypted)),
             Some(Lock::NoDataFile) => return Err(self.fail(Qcow2Error::NoDataFile)),
             Some(Lock::Corrupt | Lock::Watched) if access == Access::Read => {}
             Some(Lock::Watched) => self.dirty(offset.0, len),
@@ -39,10 +40,10 @@ impl Qcow2 {
         };
         let entries = &l2.bytes(slot)[first..];
         // Most requests lie within one cluster of data.
-        if geometry.l2_entry_len == 8
+        if geometry.direct
             && let Some(offset) = geometry.data_at(be_u64(entries, 0), offset, len, access)
         {
-            return Ok(Extent { len, mapping: Mapping::Data { child: geometry.data, offset } });
+            return Ok(Extent { len, mapping: Mapping::Data { child: geometry.guest, offset } });
         }
         match self.segment(entries, geometry.cluster_bits.offset_in(offset.0), access) {
             Ok((mapping, segment)) if segment >= len => Ok(Extent { len, mapping }),
@@ -131,9 +132,10 @@ impl Geometry {
     #[inline]
     fn mapping(&self, entry: &L2Entry, in_cluster: u64, access: Access) -> Mapping {
         match (entry, access) {
+            (L2Entry::Standard { .. }, Access::Read) if self.aes => aes_mapping(),
             (L2Entry::Standard { host, copied: true }, _)
             | (L2Entry::Standard { host, .. }, Access::Read) => {
-                Mapping::Data { child: self.data, offset: host.0 + in_cluster }
+                Mapping::Data { child: self.guest, offset: host.0 + in_cluster }
             }
             (_, Access::Write | Access::Zero) => Mapping::Allocate,
             (L2Entry::Unallocated, Access::Read) => Mapping::Backing { at: None },

@@ -47,17 +47,21 @@ pub use bitmaps::directory as bitmap_directory;
 pub use bitmaps::{Bitmap, DirtyBitmap, find_bitmap};
 use corrupt::Corruption;
 pub use create::{CreateOptions, create, preallocate};
+pub use crypt::EncryptOptions;
+pub(crate) use crypt::{CryptNode, Key, unlock};
 pub use error::Qcow2Error;
 use layout::{ClusterBits, Crypt, EntryRules, GuestOffset, Header, HostOffset, Incompatible, L1Entry};
 pub(crate) use load::clean_caches;
 pub use measure::Shape;
-pub use open::{Protect, Qcow2Options, SnapshotChoice, open, probe, read_header};
+pub(crate) use open::open;
+pub use open::{Protect, Qcow2Options, SnapshotChoice, probe, read_header};
 use refcount::Refcounts;
 pub use snapshots::{NewSnapshot, SNAPSHOT_NAME_LEN_MAX};
 
 use async_trait::async_trait;
 
 use crate::buf::BufList;
+use crate::crypto::Cipher;
 use crate::engine::task::{Gate, WaitList};
 use crate::engine::{Io, LocalFuture};
 use crate::error::{Error, Result};
@@ -111,6 +115,10 @@ pub struct Qcow2 {
     writable: bool,
     /// Whether it is being closed.
     closing: Cell<bool>,
+    /// The cipher of an image that is encrypted with AES alone.
+    aes: Option<Box<Cipher>>,
+    /// The id of the secret that opened it.
+    key_secret: Option<String>,
     /// What is special about access to guest data, if anything.
     locked: Cell<Option<Lock>>,
     /// The first sign that the image is corrupt.
@@ -134,6 +142,12 @@ struct Geometry {
     rules: EntryRules,
     /// Which child holds the guest data.
     data: Role,
+    /// Which child it is written to and read from: that one, or what encrypts it on the way.
+    guest: Role,
+    /// Whether the data is encrypted with AES alone.
+    aes: bool,
+    /// Whether an entry of eight bytes says all about a cluster's place.
+    direct: bool,
     version: u32,
 }
 
@@ -199,6 +213,13 @@ impl Missing {
     }
 }
 
+impl Geometry {
+    /// Whether data is encrypted on its way.
+    fn is_encrypted(&self) -> bool {
+        self.aes || self.guest != self.data
+    }
+}
+
 impl L1Table {
     /// Changes an entry, in memory.
     fn set(&mut self, index: usize, raw: u64) {
@@ -209,6 +230,17 @@ impl L1Table {
 }
 
 impl Qcow2 {
+    /// Reads what is stored in another form.
+    async fn read_special_cluster(&self, io: &Io, offset: GuestOffset, data: &mut BufList) -> Result<()> {
+        let Some(cipher) = &self.aes else { return self.read_compressed(io, offset, data).await };
+        match self.aes_place(offset)? {
+            Ready::Miss(miss) => self.load_missing(io, miss).await?,
+            Ready::Yes(Some(host)) => return self.read_aes(io, cipher, (offset, host), data).await,
+            Ready::Yes(None) => return self.read_compressed(io, offset, data).await,
+        }
+        Box::pin(self.read_special_cluster(io, offset, data)).await
+    }
+
     /// The header as it is in the file, or will be after the next flush.
     pub fn header(&self) -> Header {
         self.header.borrow().clone()
@@ -316,11 +348,11 @@ impl Driver for Qcow2 {
         offset: u64,
         data: &'a mut BufList,
     ) -> LocalFuture<'a, Result<()>> {
-        Box::pin(self.read_compressed(io, GuestOffset(offset), data))
+        Box::pin(self.read_special_cluster(io, GuestOffset(offset), data))
     }
 
     fn compresses(&self) -> bool {
-        self.geometry.data == Role::File
+        self.geometry.data == Role::File && !self.geometry.is_encrypted()
     }
 
     fn write_compressed<'a>(

@@ -6,6 +6,7 @@ use std::time::Duration;
 use rustc_hash::FxHashSet;
 
 use super::check::{Repair, check_file};
+use super::crypt::{EncryptOptions, Key};
 use super::layout::{
     Autoclear, Crypt, EntryRules, Header, HostOffset, Incompatible, L1Entry, RefcountTableEntry,
     SNAPSHOT_TABLE_LEN_MAX, SNAPSHOTS_MAX, Snapshot, check_table, extension_kind,
@@ -80,6 +81,8 @@ pub struct Qcow2Options {
     pub lazy_refcounts: bool,
     /// Show an internal snapshot, by its id or its name, rather than the disk as it is now; read-only.
     pub snapshot: Option<SnapshotChoice>,
+    /// What is said of the image's encryption.
+    pub encrypt: EncryptOptions,
     /// Open for looking at metadata alone: an encrypted image opens, a data file stays
     /// closed, and the data of both cannot be read.
     pub metadata_only: bool,
@@ -156,6 +159,7 @@ impl Default for Qcow2Options {
             cache_clean_interval: None,
             lazy_refcounts: false,
             snapshot: None,
+            encrypt: EncryptOptions::default(),
             metadata_only: false,
             for_check: false,
             protect: Protect::default(),
@@ -197,12 +201,12 @@ pub async fn read_header(io: &Io, file: NodeId) -> Result<Header> {
 ///
 /// # Errors
 /// When the image cannot be used as it is asked for, or when its tables cannot be read.
-pub async fn open(
+pub(crate) async fn open(
     io: &Io,
     file: NodeId,
     header: Header,
     writable: bool,
-    options: &Qcow2Options,
+    (options, key): (&Qcow2Options, Key),
 ) -> Result<Qcow2> {
     let fail = |error| fault(io, file, error);
     let mut header = header;
@@ -220,7 +224,7 @@ pub async fn open(
     }
     let (l1, table) = read_tables(io, file, &header, options.for_check).await?;
     let table_at = header.refcount_table_offset;
-    let geometry = geometry(&header, options);
+    let geometry = geometry(&header, options, &key);
     let slice_len = header.cluster_bits.size().min(SLICE_LEN) as usize;
     let cache = SliceCache::new(slice_len, options.refcount_cache_len as usize);
     let mut refcounts = Refcounts::new(header.refcount_width, header.cluster_bits, table_at, table, cache);
@@ -262,6 +266,11 @@ pub async fn open(
         discard_no_unref: options.discard_no_unref,
         writable,
         closing: Cell::new(false),
+        key_secret: options.encrypt.key_secret.clone(),
+        aes: match key {
+            Key::Aes(cipher) => Some(cipher),
+            Key::None | Key::Luks(_) | Key::Node => None,
+        },
         locked: Cell::new(locked),
         corruption: RefCell::default(),
         dirty_bitmaps: RefCell::default(),
@@ -302,15 +311,11 @@ async fn read_tables(
 
 /// Whether an image may be used in the way that is asked for.
 fn admit(header: &Header, writable: bool, options: &Qcow2Options) -> Result<(), Qcow2Error> {
-    let method = match header.crypt {
-        Crypt::None => None,
-        Crypt::Aes => Some("aes"),
-        Crypt::Luks => Some("luks"),
-    };
-    if let Some(method) = method
-        && (!options.metadata_only || writable)
-    {
-        return Err(Qcow2Error::Encrypted { method });
+    if header.crypt != Crypt::None && options.metadata_only && writable {
+        return Err(Qcow2Error::Encrypted);
+    }
+    if header.crypt == Crypt::Aes && writable {
+        return Err(Qcow2Error::AesIsReadOnly);
     }
     let cluster_size = header.cluster_bits.size();
     if let Some(len) = options.l2_cache_entry_len
@@ -343,7 +348,9 @@ fn admit(header: &Header, writable: bool, options: &Qcow2Options) -> Result<(), 
     check_table("Snapshot table", header.snapshots_offset, len, SNAPSHOT_TABLE_LEN_MAX, header.cluster_bits)
 }
 
-fn geometry(header: &Header, options: &Qcow2Options) -> Geometry {
+fn geometry(header: &Header, options: &Qcow2Options, key: &Key) -> Geometry {
+    let data = if header.has(Incompatible::DATA_FILE) { Role::DataFile } else { Role::File };
+    let aes = matches!(key, Key::Aes(_));
     let cluster_size = header.cluster_bits.size();
     let extended = header.has(Incompatible::EXTENDED_L2);
     let l2_entry_len = header.l2_entry_len();
@@ -364,7 +371,10 @@ fn geometry(header: &Header, options: &Qcow2Options) -> Geometry {
             extended,
             version: header.version,
         },
-        data: if header.has(Incompatible::DATA_FILE) { Role::DataFile } else { Role::File },
+        data,
+        guest: if matches!(key, Key::Luks(_) | Key::Node) { Role::Crypt } else { data },
+        aes,
+        direct: l2_entry_len == 8 && !aes,
         version: header.version,
     }
 }

@@ -59,16 +59,19 @@ impl Qcow2 {
     async fn publish_zeroed(&self, io: &Io, space: &Reservation, how: Preallocate) -> Result<()> {
         let host_end = space.host_offset + (space.guest_end - space.guest_start);
         let file = io.child(Role::File);
-        if space.child == Role::File && io.len(file) < host_end {
+        if self.geometry.data == Role::File && io.len(file) < host_end {
             // A cluster is part of the file before an entry points to it; tables may have pushed it beyond what is reserved.
             io.set_len(file, host_end, how.of_file()).await?;
         }
         // With subclusters, the entries say that nothing is there yet; and a data file was zeroed as a whole.
-        let shows = !self.geometry.rules.extended && space.child == Role::File;
-        if shows && !space.zeroed {
-            let len = space.guest_end - space.guest_start;
+        let shows = !self.geometry.rules.extended && self.geometry.data == Role::File;
+        // What is encrypted is zeros by its entry, where there is such a one.
+        let encrypted = self.geometry.is_encrypted() && !self.geometry.rules.extended;
+        let by_entry = encrypted && self.geometry.version >= 3;
+        if (shows || encrypted) && !space.zeroed && !by_entry {
+            let (len, child) = (space.guest_end - space.guest_start, io.child(space.child));
             let flags = ZeroFlags::default();
-            io.write_zeroes("qcow2.preallocate/zero", file, space.host_offset, len, flags).await?;
+            io.write_zeroes("qcow2.preallocate/zero", child, space.host_offset, len, flags).await?;
         }
         loop {
             match self.own_entry(GuestOffset(space.guest_start))? {
@@ -79,7 +82,10 @@ impl Qcow2 {
                         let place = self.nth(&place, n);
                         let old = self.read_entry(&place, GuestOffset(space.guest_start + n * size))?;
                         let host = HostOffset(space.host_offset + n * size);
-                        let entry = L2Entry::Standard { host, copied: true };
+                        let entry = match by_entry {
+                            true => L2Entry::Zero { host: Some(host), copied: true },
+                            false => L2Entry::Standard { host, copied: true },
+                        };
                         self.write_entry(&place, ExtendedL2Entry { entry, ..old });
                     }
                     return Ok(());

@@ -130,11 +130,12 @@ impl Qcow2 {
             _ => (offset.0 - offset.0 % subcluster, end.next_multiple_of(subcluster).min(whole.1)),
         };
         Ok(Ready::Yes(Reservation {
-            child: self.geometry.data,
+            child: self.geometry.guest,
             host_offset: host.0 + (guest_start - start),
             guest_start,
             guest_end,
-            zeroed,
+            // Zeros in the file are no zeros once they are decrypted.
+            zeroed: zeroed && !self.geometry.is_encrypted(),
             fresh: self.geometry.data == Role::File,
         }))
     }
@@ -142,7 +143,7 @@ impl Qcow2 {
     fn own_reservation(&self, start: u64, host: HostOffset, first: u32, end: u32) -> Reservation {
         let subcluster = self.geometry.subcluster_size;
         Reservation {
-            child: self.geometry.data,
+            child: self.geometry.guest,
             host_offset: host.0 + u64::from(first) * subcluster,
             guest_start: start + u64::from(first) * subcluster,
             guest_end: start + u64::from(end) * subcluster,

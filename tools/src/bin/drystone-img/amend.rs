@@ -2,7 +2,7 @@
 
 use drystone_core::format::qcow2::Amend;
 use drystone_core::graph::open::OpenMode;
-use drystone_core::job::amend;
+use drystone_core::job::{amend, amend_keyslots};
 use drystone_exec_linux::{Client, Image};
 use drystone_tools::img::args::AmendArgs;
 use drystone_tools::img::create::{AmendOptions, amend_help};
@@ -31,15 +31,20 @@ async fn change(client: &Client, args: &AmendArgs, disk: &Image) -> Result<(), F
     if args.asks_for_help() {
         return crate::print(&amend_help(format, FORMATS)?);
     }
-    if format != "qcow2" {
-        let text = format!("Format driver '{format}' does not support option amendment");
-        return Err(Failure::new(text));
-    }
+    let options = AmendOptions::parse(format, &args.options)?;
     let mut progress = Progress::new(args.progress, crate::on_terminal(), 1.0);
     crate::tell(&mut progress, 0, 1);
-    let to = wanted(&AmendOptions::parse(&args.options)?)?;
     let node = disk.node();
-    let done = client.run(move |io| async move { amend(&io, node, &to).await }).await;
+    let done = match format {
+        "luks" => {
+            let change = options.keyslots("", args.force)?.unwrap_or_default();
+            client.run(move |io| async move { amend_keyslots(&io, node, &change).await }).await
+        }
+        _ => {
+            let to = wanted(&options, args.force)?;
+            client.run(move |io| async move { amend(&io, node, &to).await }).await
+        }
+    };
     if done.is_ok() {
         crate::tell(&mut progress, 1, 1);
     }
@@ -47,16 +52,13 @@ async fn change(client: &Client, args: &AmendArgs, disk: &Image) -> Result<(), F
     done.map_err(|error| Failure::new(error.to_string()))
 }
 
-fn wanted(options: &AmendOptions) -> Result<Amend, Failure> {
+fn wanted(options: &AmendOptions, force: bool) -> Result<Amend, Failure> {
     let version = match options.text("compat") {
         None | Some("") => None,
         Some("0.10" | "v2") => Some(2),
         Some("1.1" | "v3") => Some(3),
         Some(other) => return Err(Failure::new(format!("Unknown compatibility level {other}"))),
     };
-    if options.names_encryption() {
-        return Err(Failure::new("the keys of encrypted images cannot be changed yet"));
-    }
     let text = |name: &str| options.text(name).map(str::to_owned);
     Ok(Amend {
         version,
@@ -67,5 +69,6 @@ fn wanted(options: &AmendOptions) -> Result<Amend, Failure> {
         backing_file: text("backing_file"),
         backing_format: text("backing_fmt"),
         size: options.number("size"),
+        encrypt: options.keyslots("encrypt.", force)?,
     })
 }

@@ -130,6 +130,15 @@ pub(super) const QCOW2_AMEND: &[CreateOption] = &[
     SIZE,
 ];
 
+/// What `amend` can change of a LUKS volume.
+pub(super) const LUKS_AMEND: &[CreateOption] = &[
+    number("iter-time", None, "Time to spend in PBKDF in milliseconds"),
+    number("keyslot", None, "Select a single keyslot to modify explicitly"),
+    text("new-secret", "New secret to set in the matching keyslots. Empty string to erase"),
+    text("old-secret", "Select all keyslots that match this password"),
+    text("state", "Select new state of affected keyslots (active/inactive)"),
+];
+
 const QCOW: &[CreateOption] = &[
     SIZE,
     BACKING_FILE,

@@ -3,9 +3,7 @@
 use drystone_core::compute::Codec;
 use drystone_core::engine::Io;
 use drystone_core::error::Result;
-use drystone_core::format::qcow2::layout::{
-    Autoclear, Compatible, Crypt, Header, Incompatible, LuksHeader, LuksSlot,
-};
+use drystone_core::format::qcow2::layout::{Autoclear, Compatible, Crypt, Header, Incompatible};
 use drystone_core::format::qcow2::{Bitmap, Qcow2};
 use drystone_core::graph::NodeId;
 use serde_json::{Map, Value, json};
@@ -17,7 +15,9 @@ use serde_json::{Map, Value, json};
 pub async fn qcow2_facts(io: &Io, qcow2: &Qcow2, file: NodeId) -> Result<Map<String, Value>> {
     let mut data = specific(&qcow2.header());
     if let Some(luks) = qcow2.luks(io, file).await? {
-        data.insert("encrypt".into(), encrypt(&luks));
+        let mut encrypt = Map::from_iter([("format".to_owned(), json!("luks"))]);
+        encrypt.extend(luks.facts());
+        data.insert("encrypt".into(), Value::Object(encrypt));
     }
     let bitmaps = qcow2.bitmaps(io, file).await?;
     if !bitmaps.is_empty() {
@@ -62,33 +62,4 @@ fn bitmap(bitmap: &Bitmap) -> Value {
     let set = [("in-use", bitmap.in_use), ("auto", bitmap.auto)];
     let flags: Vec<_> = set.iter().filter(|(_, set)| *set).map(|(name, _)| *name).collect();
     json!({ "name": bitmap.name, "granularity": bitmap.granularity, "flags": flags })
-}
-
-/// What can be told of encryption without a key.
-fn encrypt(luks: &LuksHeader) -> Value {
-    let slot = |slot: &LuksSlot| match slot.active {
-        true => json!({
-            "active": true,
-            "iters": slot.iterations,
-            "stripes": slot.stripes,
-            "key-offset": slot.key_offset,
-        }),
-        false => json!({ "active": false, "key-offset": slot.key_offset }),
-    };
-    let mut data = Map::new();
-    let mut put = |key: &str, value: Value| drop(data.insert(key.into(), value));
-    put("format", json!("luks"));
-    put("cipher-alg", json!(luks.cipher));
-    put("cipher-mode", json!(luks.mode));
-    put("ivgen-alg", json!(luks.iv));
-    if let Some(hash) = &luks.iv_hash {
-        put("ivgen-hash-alg", json!(hash));
-    }
-    put("hash-alg", json!(luks.hash));
-    put("detached-header", json!(false));
-    put("payload-offset", json!(luks.payload_offset));
-    put("master-key-iters", json!(luks.key_iterations));
-    put("uuid", json!(luks.uuid));
-    put("slots", luks.slots.iter().map(slot).collect());
-    Value::Object(data)
 }

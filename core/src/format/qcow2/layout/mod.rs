@@ -6,7 +6,6 @@
 
 mod entry;
 mod header;
-mod luks;
 mod snapshot;
 
 pub use entry::{
@@ -15,7 +14,6 @@ pub use entry::{
 };
 pub(super) use header::BACKING_NAME_MAX;
 pub use header::{Autoclear, Compatible, Crypt, Extension, Header, Incompatible, extension_kind};
-pub use luks::{LUKS_HEADER_LEN, LuksHeader, LuksSlot, luks_header_len};
 pub use snapshot::Snapshot;
 
 use super::Qcow2Error;

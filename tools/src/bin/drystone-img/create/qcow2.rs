@@ -1,10 +1,12 @@
 //! qcow2: what its images are made with.
 
 use drystone_core::compute::Codec;
+use drystone_core::format::luks::CreateOptions as Volume;
 use drystone_core::format::qcow2::CreateOptions as Qcow2;
 use drystone_core::graph::Preallocate;
 use drystone_core::job::ImageSpec;
 use drystone_tools::img::create::CreateOptions;
+use drystone_tools::img::luks::LuksChoice;
 
 use super::DRIVERS;
 
@@ -18,9 +20,7 @@ pub fn image_spec(options: &CreateOptions) -> Result<ImageSpec, String> {
         "full" => Preallocate::Full,
         other => return Err(format!("Parameter 'preallocation' does not accept value '{other}'")),
     };
-    if options.switch("encryption") == Some(true) || options.text("encrypt.format").is_some() {
-        return Err("encryption is not supported yet".into());
-    }
+    let encrypt = encryption(options)?;
     if options.text("backing_fmt").is_some() && options.text("backing_file").is_none() {
         return Err("Backing format cannot be used without backing file".into());
     }
@@ -55,5 +55,44 @@ pub fn image_spec(options: &CreateOptions) -> Result<ImageSpec, String> {
         data_file: text("data_file"),
         data_file_raw: options.switch("data_file_raw").unwrap_or(false),
         preallocation,
+        encrypt,
     }))
 }
+
+/// The volume that encrypts the data, where there is to be one.
+fn encryption(options: &CreateOptions) -> Result<Option<Volume>, String> {
+    let old = options.switch("encryption") == Some(true);
+    let format = match options.text("encrypt.format") {
+        Some(_) if old => {
+            return Err("'encrypt.format' and its alias 'encryption' can't be used at the same time".into());
+        }
+        None if old => "aes",
+        Some(format) => format,
+        None if ENCRYPT.iter().any(|name| options.text(name).is_some()) => {
+            return Err("Parameter 'encrypt.format' is missing".into());
+        }
+        None => return Ok(None),
+    };
+    match format {
+        "luks" => {
+            let choice = LuksChoice::parse(options, "encrypt.")?;
+            choice.volume(0, options.number("encrypt.iter-time")).map(Some)
+        }
+        "aes" => {
+            Err("images with AES encryption, which is not safe, are only read; use encrypt.format=luks"
+                .into())
+        }
+        other => Err(format!("Parameter 'format' does not accept value '{other}'")),
+    }
+}
+
+/// What only an encrypted image has.
+const ENCRYPT: &[&str] = &[
+    "encrypt.key-secret",
+    "encrypt.cipher-alg",
+    "encrypt.cipher-mode",
+    "encrypt.ivgen-alg",
+    "encrypt.ivgen-hash-alg",
+    "encrypt.hash-alg",
+    "encrypt.iter-time",
+];

@@ -1,0 +1,214 @@
+//! Encrypted volumes and images on simulated disks: what they hold is what a flat disk holds, and a power cut at any
+//! intent of a change of keyslots loses no key.
+
+use drystone_conformance::disk::Survival;
+use drystone_conformance::explore::{TOP, image_in};
+use drystone_conformance::sim::Sim;
+use drystone_conformance::world::World;
+use drystone_core::buf::Buf;
+use drystone_core::engine::Io;
+use drystone_core::error::Result;
+use drystone_core::format::luks::{AmendKeyslots, CreateOptions, Luks, Volume};
+use drystone_core::format::qcow2;
+use drystone_core::graph::open::{NodeSpec, OpenMode, open};
+use drystone_core::graph::options::from_options;
+use drystone_core::intent::{Fua, ZeroFlags};
+use drystone_core::job::{ImageSpec, amend_keyslots};
+use serde_json::{Value, json};
+
+const SIZE: u64 = 256 << 10;
+
+/// A volume whose passphrase costs as little as there is.
+fn volume() -> CreateOptions {
+    CreateOptions { iter_time_ms: 1, ..CreateOptions::new(SIZE, Some("key".into())) }
+}
+
+fn spec(options: Value, writable: bool) -> NodeSpec {
+    let Value::Object(mut map) = options else { panic!("options are a map") };
+    map.insert("file".into(), json!({ "driver": "file", "filename": TOP }));
+    from_options(map, OpenMode { writable, ..OpenMode::default() }).expect("options")
+}
+
+fn luks(secret: &str, writable: bool) -> NodeSpec {
+    spec(json!({ "driver": "luks", "key-secret": secret }), writable)
+}
+
+/// Whether a passphrase opens the volume.
+async fn opens(io: &Io, secret: &str) -> bool {
+    match open(io, &luks(secret, false)).await {
+        Ok(node) => io.close(node).await.is_ok(),
+        Err(error) => {
+            assert!(error.to_string().contains("Invalid password"), "{error}");
+            false
+        }
+    }
+}
+
+async fn header(io: &Io) -> Result<Volume> {
+    let node = open(io, &luks("key", false).metadata_only()).await?;
+    let driver = io.driver(node).expect("a driver");
+    let volume = driver.as_any().downcast_ref::<Luks>().expect("a volume").volume();
+    io.close(node).await?;
+    Ok(volume)
+}
+
+async fn change(io: Io, change: AmendKeyslots) -> Result<()> {
+    let node = open(&io, &luks("key", true)).await?;
+    let done = amend_keyslots(&io, node, &change).await;
+    done.and(io.close(node).await)
+}
+
+fn add() -> AmendKeyslots {
+    let new_secret = Some("new".into());
+    AmendKeyslots { active: true, new_secret, iter_time_ms: Some(1), ..AmendKeyslots::default() }
+}
+
+fn erase() -> AmendKeyslots {
+    AmendKeyslots { old_secret: Some("new".into()), ..AmendKeyslots::default() }
+}
+
+fn run<T: 'static, F: Future<Output = T> + 'static>(world: World, job: impl FnOnce(Io) -> F) -> (World, T) {
+    let mut sim = Sim::new(1, world);
+    let done = sim.run_job(job).unwrap_or_else(|_| panic!("nothing stops it"));
+    (sim.into_world(), done)
+}
+
+/// Cuts the power after every intent of a change, and looks at what is left, with what was not flushed lost, kept, or in
+/// part.
+fn crash_everywhere(before: &World, what: &AmendKeyslots, check: impl Fn(World, &str)) {
+    for cut in 1.. {
+        let mut sim = Sim::new(7, before.clone());
+        sim.stop_after = Some(cut);
+        let what = what.clone();
+        let done = sim.run_job(move |io| change(io, what));
+        for survival in [Survival::Nothing, Survival::Everything, Survival::Seed(1), Survival::Seed(2)] {
+            check(sim.after_crash(survival), &format!("after {cut} intents, {survival:?}"));
+        }
+        if let Ok(result) = done {
+            result.expect("the change is made");
+            assert!(cut > 10, "a change takes some intents");
+            return;
+        }
+    }
+}
+
+/// The material of slot 1, which the second passphrase has.
+fn material(world: &World) -> Vec<u8> {
+    world.export(TOP)[262_144..262_144 + 256_000].to_vec()
+}
+
+#[test]
+fn a_keyslot_that_says_it_is_active_opens_whenever_the_power_goes() {
+    let before = image_in(World::new(), &ImageSpec::Luks(volume()));
+    crash_everywhere(&before, &add(), |world, when| {
+        let (_, (old, new, volume)) =
+            run(
+                world,
+                |io| async move { (opens(&io, "key").await, opens(&io, "new").await, header(&io).await) },
+            );
+        let Ok(Volume::V1(header)) = volume else { panic!("{when}: {volume:?}") };
+        assert!(old, "{when}: the first passphrase");
+        assert_eq!(header.slots[1].active, new, "{when}: the second passphrase");
+    });
+}
+
+#[test]
+fn an_erased_keyslot_has_lost_its_material_whenever_the_power_goes() {
+    let one = image_in(World::new(), &ImageSpec::Luks(volume()));
+    let (before, added) = run(one, |io| change(io, add()));
+    added.expect("a second slot");
+    let old = material(&before);
+    crash_everywhere(&before, &erase(), |world, when| {
+        let now = material(&world);
+        let (_, (opened, volume)) =
+            run(world, |io| async move { (opens(&io, "key").await, header(&io).await) });
+        let Ok(Volume::V1(header)) = volume else { panic!("{when}: {volume:?}") };
+        assert!(opened, "{when}: the first passphrase");
+        let same = old.chunks(512).zip(now.chunks(512)).filter(|(old, now)| old == now).count();
+        assert!(header.slots[1].active || same == 0, "{when}: {same} sectors of the key are still there");
+    });
+}
+
+#[test]
+fn the_last_key_is_not_erased_unless_that_is_forced() {
+    let before = image_in(World::new(), &ImageSpec::Luks(volume()));
+    let last = AmendKeyslots { keyslot: Some(0), ..AmendKeyslots::default() };
+    let bytes = before.export(TOP);
+    let (world, refused) = run(before, |io| change(io, last.clone()));
+    assert!(refused.expect_err("refused").to_string().contains("only active keyslot 0"));
+    assert!(world.export(TOP) == bytes, "nothing is changed");
+    let forced = AmendKeyslots { force: true, ..last };
+    let (world, erased) = run(world, |io| change(io, forced));
+    erased.expect("forced");
+    let (_, opened) = run(world, |io| async move { opens(&io, "key").await });
+    assert!(!opened);
+}
+
+/// Random requests, beside a flat disk; parts of sectors too.
+fn like_a_flat_disk(world: World, options: &Value, zeroed: bool) {
+    let mut rng = fastrand::Rng::with_seed(3);
+    let plan: Vec<(u8, u64, u64)> = (0..60)
+        .map(|_| {
+            let at = rng.u64(..SIZE - 1);
+            (rng.u8(..4), at, 1 + rng.u64(..(SIZE - at).min(if rng.bool() { 700 } else { 100_000 })))
+        })
+        .collect();
+    let node = spec(options.clone(), true);
+    let (world, model) = run(world, move |io| async move {
+        let node = open(&io, &node).await.expect("opens");
+        let mut model = match zeroed {
+            true => vec![0; SIZE as usize],
+            false => io.read_bytes("test", node, 0, SIZE as usize).await.expect("reads").to_vec(),
+        };
+        for (number, (what, at, len)) in plan.into_iter().enumerate() {
+            let range = at as usize..(at + len) as usize;
+            match what {
+                0 => {
+                    let read = io.read_bytes("test", node, at, len as usize).await.expect("reads");
+                    assert!(read[..] == model[range], "request {number}, {len} bytes at {at}");
+                }
+                1 => {
+                    io.write_zeroes("test", node, at, len, ZeroFlags::default()).await.expect("zeros");
+                    model[range].fill(0);
+                }
+                _ => {
+                    let bytes: Vec<u8> = (0..len).map(|byte| (byte as usize * 31 + number) as u8).collect();
+                    model[range].copy_from_slice(&bytes);
+                    io.write("test", node, at, Buf::from(bytes), Fua::No).await.1.expect("writes");
+                }
+            }
+        }
+        io.close(node).await.expect("closes");
+        model
+    });
+    let clear = model.windows(32).find(|window| window.iter().any(|byte| *byte != window[0])).expect("data");
+    assert!(
+        !world.export(TOP).windows(32).any(|window| window == clear),
+        "what is written is not there in clear"
+    );
+    let node = spec(options.clone(), false);
+    let (_, read) = run(world, move |io| async move {
+        let node = open(&io, &node).await.expect("opens");
+        let read = io.read_bytes("test", node, 0, SIZE as usize).await.expect("reads").to_vec();
+        io.close(node).await.expect("closes");
+        read
+    });
+    assert!(read == model, "what is read after opening again");
+}
+
+#[test]
+fn a_volume_holds_what_a_flat_disk_holds() {
+    let world = image_in(World::new(), &ImageSpec::Luks(volume()));
+    like_a_flat_disk(world, &json!({ "driver": "luks", "key-secret": "key" }), false);
+}
+
+#[test]
+fn an_encrypted_qcow2_image_holds_what_a_flat_disk_holds() {
+    for (version, cluster_size, extended_l2) in [(3, 4096, false), (2, 65536, false), (3, 16384, true)] {
+        let encrypt = Some(volume());
+        let new = qcow2::CreateOptions::new(SIZE);
+        let options = qcow2::CreateOptions { version, cluster_size, extended_l2, encrypt, ..new };
+        let world = image_in(World::new(), &ImageSpec::Qcow2(options));
+        like_a_flat_disk(world, &json!({ "driver": "qcow2", "encrypt.key-secret": "key" }), true);
+    }
+}

@@ -1,0 +1,140 @@
+//! The two copies of a LUKS2 header: which one counts, and how both are changed.
+//!
+//! Order on disk: the first copy whole, a barrier, the second one, a barrier; each with the number of changes one higher.
+//! A crash before the first barrier leaves the second copy as it was, a crash after it leaves the first one as it is to be:
+//! one of the two verifies at any time. A copy that does not verify is written anew from the other one, when the volume is
+//! opened to be written to, and before anything else is.
+
+use super::LuksError;
+use super::keyslot::Place;
+use super::layout::MAGIC;
+use super::layout2::{BINARY_LEN, Copy, Header2, SIZES, checked_json};
+use super::metadata::Metadata;
+use crate::buf::{Buf, is_zero};
+use crate::engine::Io;
+use crate::error::Result;
+use crate::intent::Fua;
+
+/// The header of a LUKS2 volume, from the copy that counts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Header2Copies {
+    /// The binary part.
+    pub header: Header2,
+    /// The rest.
+    pub metadata: Metadata,
+    /// The copy that does not verify or is older, where it may be written anew.
+    pub(super) stale: Option<Copy>,
+}
+
+impl Header2Copies {
+    /// Reads both copies and takes the one that counts: the later one of those that verify, and of two alike the first.
+    ///
+    /// # Errors
+    /// When neither verifies, or they cannot be read.
+    pub(super) async fn load(io: &Io, place: Place, head: &[u8]) -> Result<Self> {
+        let primary = read_copy(io, place, Copy::Primary, 0).await?;
+        // Where the other one is, the first one says, as far as it can be read at all.
+        let said = Header2::parse(&padded(head), Copy::Primary, 0).ok().map(|header| header.size);
+        let mut secondary = Err(LuksError::NotLuks);
+        for size in
+            said.into_iter().chain(SIZES.into_iter().filter(|size| said.is_none_or(|said| said != *size)))
+        {
+            match read_copy(io, place, Copy::Secondary, size).await? {
+                Err(LuksError::NotLuks | LuksError::TooShort { .. }) if secondary.is_err() => {}
+                found => {
+                    secondary = found;
+                    if secondary.is_ok() {
+                        break;
+                    }
+                }
+            }
+            if primary.is_ok() {
+                break;
+            }
+        }
+        // Somebody else's header there may be what the owner wants to keep.
+        let own = head.starts_with(MAGIC) || is_zero(head);
+        let copies = |(header, metadata), stale| Self { header, metadata, stale };
+        match (primary, secondary) {
+            (Ok(first), Ok(second)) if second.0.seqid > first.0.seqid => {
+                Ok(copies(second, Some(Copy::Primary)))
+            }
+            (Ok(first), Ok(second)) if second.0.seqid == first.0.seqid && second.1 == first.1 => {
+                Ok(copies(first, None))
+            }
+            (Ok(first), _) => Ok(copies(first, Some(Copy::Secondary))),
+            (Err(_), Ok(second)) => Ok(copies(second, own.then_some(Copy::Primary))),
+            (Err(LuksError::NotLuks), Err(LuksError::NotLuks)) => Err(place.fail(io, LuksError::NotLuks)),
+            (Err(first), Err(second)) => {
+                let fault = LuksError::BothCopies { first: first.to_string(), second: second.to_string() };
+                Err(place.fail(io, fault))
+            }
+        }
+    }
+
+    /// Writes the copy anew that is damaged or older, if one is. Durable on return.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub(super) async fn recover(&self, io: &Io, place: Place) -> Result<()> {
+        match self.stale {
+            None => Ok(()),
+            Some(copy) => self.write_copy(io, place, copy).await,
+        }
+    }
+
+    /// Replaces the metadata in both copies. Durable on return.
+    ///
+    /// # Errors
+    /// When there is no room, or they cannot be written.
+    pub(super) async fn store(&self, io: &Io, place: Place, metadata: Metadata) -> Result<Self> {
+        self.recover(io, place).await?;
+        let mut new = Self { metadata, stale: None, ..self.clone() };
+        new.header.seqid += 1;
+        let (len, room) = (new.metadata.encode().len(), new.header.json_room());
+        if len as u64 >= room {
+            return Err(place.fail(io, LuksError::JsonTooLong { len, room }));
+        }
+        // One copy is durable before the other one is touched.
+        new.write_copy(io, place, Copy::Primary).await?;
+        new.write_copy(io, place, Copy::Secondary).await?;
+        Ok(new)
+    }
+
+    async fn write_copy(&self, io: &Io, place: Place, copy: Copy) -> Result<()> {
+        let salt = io.entropy::<64>(place.node).await?;
+        let header = Header2 { salt, ..self.header.clone() };
+        let bytes = Buf::from(header.encode(copy, &self.metadata.encode()));
+        let at = place.base + copy.place(self.header.size);
+        io.write("luks2.header/copy", place.node, at, bytes, Fua::No).await.1?;
+        io.flush("luks2.header/after_copy", place.node).await
+    }
+}
+
+/// What came of reading a copy: the header, or what is wrong with it.
+type Found = Result<(Header2, Metadata), LuksError>;
+
+async fn read_copy(io: &Io, place: Place, copy: Copy, at: u64) -> Result<Found> {
+    let there = io.len(place.node).saturating_sub(place.base);
+    if at + BINARY_LEN as u64 > there {
+        return Ok(Err(LuksError::TooShort { needed: at + BINARY_LEN as u64, len: there }));
+    }
+    let head = io.read_bytes("luks2.open/header", place.node, place.base + at, BINARY_LEN).await?;
+    let header = match Header2::parse(&head, copy, at) {
+        Ok(header) => header,
+        Err(fault) => return Ok(Err(fault)),
+    };
+    if at + header.size > there {
+        return Ok(Err(LuksError::TooShort { needed: at + header.size, len: there }));
+    }
+    let bytes = io.read_bytes("luks2.open/json", place.node, place.base + at, header.size as usize).await?;
+    let metadata = checked_json(&bytes, at).and_then(|json| Metadata::parse(json, header.size));
+    Ok(metadata.map(|metadata| (header, metadata)))
+}
+
+/// The first bytes, as many as a binary header has.
+fn padded(head: &[u8]) -> Vec<u8> {
+    let mut bytes = head.to_vec();
+    bytes.resize(BINARY_LEN, 0);
+    bytes
+}
