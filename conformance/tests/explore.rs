@@ -93,6 +93,29 @@ const STATED: &[(&str, &[(&str, &str)])] = &[
         &[("vdi.create/before_header", "create a VDI image"), ("vdi.create/after", "create a VDI image")],
     ),
     (
+        "format/qed/begin.rs",
+        &[
+            ("qed.begin/barrier", "new clusters of a QED image"),
+            ("qed.begin/mark", "new clusters of a QED image"),
+        ],
+    ),
+    (
+        "format/qed/change.rs",
+        &[
+            ("qed.resize/before_header", "a longer QED image above a file"),
+            ("qed.change_backing/before_header", "another backing file of a QED image"),
+        ],
+    ),
+    (
+        "format/qed/create.rs",
+        &[("qed.create/before_header", "create a QED image"), ("qed.create/after", "create a QED image")],
+    ),
+    (
+        "format/qcow/create.rs",
+        &[("qcow.create/before_header", "create a qcow image"), ("qcow.create/after", "create a qcow image")],
+    ),
+    ("format/qcow/pack.rs", &[("qcow.compress/write", "new clusters of a qcow image")]),
+    (
         "format/vmdk/begin.rs",
         &[
             ("vmdk.begin/cid_barrier", "overwrite of a VMDK grain"),

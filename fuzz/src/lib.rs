@@ -18,6 +18,7 @@ pub mod minimise;
 mod requests;
 pub mod targets;
 mod texts;
+mod two_level;
 mod vdi;
 mod vmdk;
 
@@ -62,7 +63,7 @@ const PARSER: Target = Target {
 const SIMULATION: Target = Target { intents_max: 5_000_000, memory_max: 512 * MIB, ..PARSER };
 
 /// All of them.
-pub const TARGETS: [Target; 17] = [
+pub const TARGETS: [Target; 19] = [
     Target { name: "raw", run: targets::raw, ..SIMULATION },
     Target {
         name: "qcow2",
@@ -81,6 +82,8 @@ pub const TARGETS: [Target; 17] = [
     Target { name: "snapshot", run: targets::snapshot, input: layouts::snapshot_entry, ..PARSER },
     Target { name: "bitmaps", run: targets::bitmaps, ..SIMULATION },
     Target { name: "vdi", run: targets::vdi, ..SIMULATION },
+    Target { name: "qed", run: targets::qed, ..SIMULATION },
+    Target { name: "qcow", run: targets::qcow, ..SIMULATION },
     Target { name: "vmdk", run: targets::vmdk, ..SIMULATION },
     Target { name: "luks", run: targets::luks, input: layouts::luks_header, ..PARSER },
     Target { name: "options", run: targets::options, input: texts::option_string, ..PARSER },

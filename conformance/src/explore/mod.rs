@@ -18,6 +18,7 @@ pub mod operations;
 mod repairs;
 pub mod rules;
 mod straight;
+mod two_level;
 mod upkeep;
 mod vmdk;
 

@@ -15,6 +15,7 @@ use std::rc::Rc;
 use super::jobs::jobs;
 use super::operation::{Do, Guest, Operation, TOP, image_in, qcow2, qcow2_in};
 use super::repairs::repairs;
+use super::two_level::two_level;
 use super::upkeep::{upkeep, view};
 use super::vmdk::vmdk;
 use crate::cases::{WRITABLE, stones};
@@ -42,7 +43,7 @@ fn on(name: &'static str, options: &CreateOptions) -> Operation {
 /// # Panics
 /// When an image cannot be made.
 pub fn all() -> Vec<Operation> {
-    [data(), tables(), clusters(), files(), raw(), vdi(), vmdk(), upkeep(), repairs(), jobs()]
+    [data(), tables(), clusters(), files(), raw(), vdi(), vmdk(), two_level(), upkeep(), repairs(), jobs()]
         .into_iter()
         .flatten()
         .collect()

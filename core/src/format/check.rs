@@ -1,6 +1,6 @@
 //! Check of an image in whatever format.
 
-use super::{qcow2, vdi, vmdk};
+use super::{qcow2, qed, vdi, vmdk};
 use crate::engine::Io;
 use crate::error::{Error, Result};
 use crate::graph::NodeId;
@@ -45,6 +45,7 @@ pub async fn check(
 ) -> Result<CheckReport> {
     match io.driver(node).map_or("file", |driver| driver.name()) {
         "qcow2" => qcow2::check::check(io, node, say, progress).await,
+        "qed" => qed::check(io, node).await,
         "vdi" => vdi::check(io, node, say).await,
         "vmdk" => vmdk::check(io, node, say).await,
         driver => Err(Box::new(Error::Unsupported { node: io.title(node), driver, what: "checks" })),

@@ -5,8 +5,11 @@ mod check;
 mod facts;
 mod image;
 mod loads;
+pub mod qcow;
 pub mod qcow2;
+pub mod qed;
 pub mod raw;
+mod two_level;
 pub mod vdi;
 pub mod vmdk;
 

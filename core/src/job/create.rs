@@ -5,7 +5,7 @@
 
 use crate::engine::Io;
 use crate::error::Result;
-use crate::format::{qcow2, vdi, vmdk};
+use crate::format::{qcow, qcow2, qed, vdi, vmdk};
 use crate::graph::open::{ChildSpec, DriverSpec, NodeSpec, OpenMode, open};
 use crate::graph::options::location;
 use crate::graph::{NodeId, Preallocate};
@@ -22,6 +22,10 @@ pub enum ImageSpec {
         /// How its space is reserved.
         preallocation: Preallocation,
     },
+    /// An empty qcow image.
+    Qcow(qcow::CreateOptions),
+    /// An empty QED image.
+    Qed(qed::CreateOptions),
     /// An empty VDI image.
     Vdi(vdi::CreateOptions),
     /// An empty VMDK image, with its extents.
@@ -38,6 +42,12 @@ pub async fn create(io: &Io, path: &str, image: &ImageSpec) -> Result<()> {
     let location = location(path)?;
     match image {
         ImageSpec::Raw { size, preallocation } => io.create_leaf(&location, *size, *preallocation).await,
+        ImageSpec::Qcow(options) => {
+            in_new_file(io, &location, async |file| qcow::create(io, file, options).await).await
+        }
+        ImageSpec::Qed(options) => {
+            in_new_file(io, &location, async |file| qed::create(io, file, options).await).await
+        }
         ImageSpec::Vdi(options) => {
             in_new_file(io, &location, async |file| vdi::create(io, file, options).await).await
         }

@@ -13,6 +13,7 @@ use crate::engine::Io;
 use crate::engine::task::{Gate, join, join_all};
 use crate::error::{Error, Result};
 use crate::format::qcow2::Qcow2;
+use crate::format::qed::Qed;
 use crate::graph::{NodeId, Role};
 use crate::intent::{Fua, ZeroFlags};
 
@@ -72,12 +73,16 @@ pub async fn rebase(
     Ok(())
 }
 
-/// Makes a qcow2 image name another backing file, and its format; what the image holds is durable before that.
+/// Makes an image name another backing file, and its format; what the image holds is durable before that.
 ///
 /// # Errors
 /// When the format has no backing files, the header has no room for the name, or the leaf fails.
 pub async fn change_backing(io: &Io, image: NodeId, backing: Option<(&str, Option<&str>)>) -> Result<()> {
     let driver = io.driver(image);
+    if let Some(qed) = driver.as_ref().and_then(|driver| driver.as_any().downcast_ref::<Qed>()) {
+        let backing = backing.map(|(name, format)| (name, format == Some("raw")));
+        return qed.change_backing(&io.for_node(image), backing).await;
+    }
     match driver.as_ref().and_then(|driver| driver.as_any().downcast_ref::<Qcow2>()) {
         Some(qcow2) => qcow2.change_backing(&io.for_node(image), backing).await,
         None => Err(Box::new(Error::Unsupported {

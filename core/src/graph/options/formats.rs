@@ -14,6 +14,8 @@ pub(super) fn image(
     below: OpenMode,
 ) -> Result<DriverSpec> {
     let format = match driver {
+        "qcow" => ImageFormat::Qcow,
+        "qed" => ImageFormat::Qed,
         "vdi" => ImageFormat::Vdi,
         "vmdk" => ImageFormat::Vmdk,
         unknown => return Err(refused(format!("Unknown driver '{unknown}'"))),
@@ -27,5 +29,5 @@ pub(super) fn image(
 
 /// Whether a driver is one of these formats.
 pub(super) fn is_image(driver: &str) -> bool {
-    matches!(driver, "vdi" | "vmdk")
+    matches!(driver, "qcow" | "qed" | "vdi" | "vmdk")
 }

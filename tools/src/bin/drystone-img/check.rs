@@ -5,6 +5,7 @@ use std::any::Any;
 use drystone_core::error::Error;
 use drystone_core::format;
 use drystone_core::format::qcow2::{Qcow2Error, check};
+use drystone_core::format::qed;
 use drystone_core::graph::open::{DriverSpec, NodeSpec, OpenMode};
 use drystone_exec_linux::{Client, Image};
 use drystone_tools::img::args::{self, CheckArgs, OutputFormat};
@@ -58,6 +59,8 @@ async fn once(
         let mut say = |line: String| crate::say(&format!("{line}\n"));
         let report = match (name, repair) {
             ("qcow2", Some(what)) => check::repair(&io, node, what, &mut say, &|_, _| {}).await?,
+            ("qed", Some(check::Repair::All)) => qed::repair(&io, node).await?,
+            ("qed", Some(check::Repair::Leaks)) => qed::check(&io, node).await?,
             (_, None) => match format::check(&io, node, &mut say, &|_, _| {}).await {
                 Err(error) if matches!(*error, Error::Unsupported { .. }) => return Ok(None),
                 report => report?,

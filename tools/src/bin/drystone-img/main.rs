@@ -27,7 +27,8 @@ use drystone_tools::img::progress::{Line, Progress};
 use drystone_tools::message::{Failure, Message, legible};
 
 /// What the tool calls its formats, for `--help` and for checking `-f` and `-O`.
-const FORMATS: &[&str] = &["file", "host_device", "null-co", "nvme", "qcow2", "raw", "vdi", "vmdk"];
+const FORMATS: &[&str] =
+    &["file", "host_device", "null-co", "nvme", "qcow", "qcow2", "qed", "raw", "vdi", "vmdk"];
 
 fn main() -> ExitCode {
     let argv = match args::words(std::env::args_os()) {
