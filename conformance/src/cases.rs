@@ -1,5 +1,6 @@
 //! Images that the suite runs on.
 
+mod two_level;
 mod vmdk;
 
 use drystone_core::graph::open::{DriverSpec, NodeSpec, OpenMode};
@@ -13,6 +14,7 @@ use crate::scenario::Mix;
 use crate::sparse::Sparse;
 use crate::suite::{Case, Image, Stage};
 use crate::world::World;
+pub use two_level::{two_level, two_level_cases};
 pub use vmdk::{vmdk, vmdk_cases};
 
 /// Opened for writing, with everything else as it is by default.

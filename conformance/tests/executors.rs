@@ -1,6 +1,8 @@
 //! The suite on every executor and backend: the answers, errors and bytes of a flat disk and of the simulator.
 
-use drystone_conformance::cases::{parallels_cases, qcow2_cases, raw_files, vdi_cases, vmdk_cases};
+use drystone_conformance::cases::{
+    parallels_cases, qcow2_cases, raw_files, two_level_cases, vdi_cases, vmdk_cases,
+};
 use drystone_conformance::hyperv::{vhdx_cases, vpc_cases};
 use drystone_conformance::qemu::Folder;
 use drystone_conformance::real::{Executor, Machine, RealRunner};
@@ -13,6 +15,7 @@ fn cases() -> Vec<Case> {
     cases.extend(qcow2_cases().unwrap_or_else(|report| panic!("{report}")));
     cases.extend(parallels_cases().unwrap_or_else(|report| panic!("{report}")));
     cases.extend(vdi_cases().unwrap_or_else(|report| panic!("{report}")));
+    cases.extend(two_level_cases().unwrap_or_else(|report| panic!("{report}")));
     cases.extend(vmdk_cases().unwrap_or_else(|report| panic!("{report}")));
     cases.extend(vhdx_cases().unwrap_or_else(|report| panic!("{report}")));
     cases.extend(vpc_cases().unwrap_or_else(|report| panic!("{report}")));

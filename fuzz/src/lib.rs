@@ -17,6 +17,7 @@ pub mod minimise;
 mod requests;
 pub mod targets;
 mod texts;
+mod two_level;
 mod vdi;
 mod vhdx;
 mod vmdk;
@@ -63,7 +64,7 @@ const PARSER: Target = Target {
 const SIMULATION: Target = Target { intents_max: 5_000_000, memory_max: 512 * MIB, ..PARSER };
 
 /// All of them.
-pub const TARGETS: [Target; 20] = [
+pub const TARGETS: [Target; 22] = [
     Target { name: "raw", run: targets::raw, ..SIMULATION },
     Target {
         name: "qcow2",
@@ -82,6 +83,8 @@ pub const TARGETS: [Target; 20] = [
     Target { name: "snapshot", run: targets::snapshot, input: layouts::snapshot_entry, ..PARSER },
     Target { name: "bitmaps", run: targets::bitmaps, ..SIMULATION },
     Target { name: "vdi", run: targets::vdi, ..SIMULATION },
+    Target { name: "qed", run: targets::qed, ..SIMULATION },
+    Target { name: "qcow", run: targets::qcow, ..SIMULATION },
     Target { name: "vmdk", run: targets::vmdk, ..SIMULATION },
     Target { name: "vhdx", run: targets::vhdx, ..SIMULATION },
     Target { name: "vpc", run: targets::vpc, ..SIMULATION },

@@ -21,6 +21,7 @@ use crate::hostile::TOP;
 pub use crate::layouts::{entries, header, luks, luks2, snapshot};
 pub use crate::requests::{crashes, requests};
 pub use crate::texts::{json, options, size};
+pub use crate::two_level::{qcow, qed};
 pub use crate::vdi::vdi;
 pub use crate::vhdx::vhdx;
 pub use crate::vmdk::vmdk;

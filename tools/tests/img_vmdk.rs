@@ -165,6 +165,15 @@ fn a_child_shows_its_parent_until_that_is_changed() {
     side.finish();
 }
 
+#[test]
+fn a_commit_changes_the_parent() {
+    let side = images();
+    side.our_make("convert -O raw child.vmdk before");
+    side.our_make("commit child.vmdk");
+    assert_eq!(side.theirs("compare before base.vmdk").code, 0);
+    side.finish();
+}
+
 /// Offset in the image, what stands there instead.
 const DAMAGE: [(usize, &[u8]); 17] = [
     (4, &[4]),           // the version

@@ -1,7 +1,7 @@
 //! Check of an image in whatever format.
 
 use super::qcow2::check::Repair;
-use super::{parallels, qcow2, vdi, vhdx, vmdk};
+use super::{parallels, qcow2, qed, vdi, vhdx, vmdk};
 use crate::engine::Io;
 use crate::error::{Error, Result};
 use crate::graph::NodeId;
@@ -47,6 +47,7 @@ pub async fn check(
     match io.driver(node).map_or("file", |driver| driver.name()) {
         "parallels" => parallels::check(io, node, say).await,
         "qcow2" => qcow2::check::check(io, node, say, progress).await,
+        "qed" => qed::check(io, node).await,
         "vdi" => vdi::check(io, node, say).await,
         "vmdk" => vmdk::check(io, node, say).await,
         "vhdx" => vhdx::check(io, node, say).await,
@@ -67,6 +68,9 @@ pub async fn repair(
 ) -> Result<CheckReport> {
     match io.driver(node).map_or("file", |driver| driver.name()) {
         "parallels" => parallels::repair(io, node, what, say).await,
+        // What no table names is found again when the image is written to; it has nothing that only leaks.
+        "qed" if what == Repair::Leaks => qed::check(io, node).await,
+        "qed" => qed::repair(io, node).await,
         // Its log was replayed as it was opened for writing; nothing else is repaired.
         "vhdx" => vhdx::check(io, node, say).await,
         "qcow2" => qcow2::check::repair(io, node, what, say, progress).await,

@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use super::luks::LuksOptions;
 use super::parallels::{self, ParallelsOptions};
-use super::{bochs, cloop, dmg, luks, vdi, vhdx, vmdk, vpc};
+use super::{bochs, cloop, dmg, luks, qcow, qed, vdi, vhdx, vmdk, vpc};
 use crate::error::Result;
 use crate::graph::driver::Driver;
 use crate::graph::open::NodeSpec;
@@ -26,6 +26,10 @@ pub enum ImageFormat {
     Parallels(ParallelsOptions),
     /// Encrypted volumes of Linux.
     Luks(LuksOptions),
+    /// The format before qcow2.
+    Qcow,
+    /// QEMU's enhanced disk format.
+    Qed,
     /// VirtualBox's disk images.
     Vdi,
     /// VMware's disk images.
@@ -48,6 +52,8 @@ impl ImageFormat {
             Self::Dmg => "dmg",
             Self::Parallels(_) => "parallels",
             Self::Luks(_) => "luks",
+            Self::Qcow => "qcow",
+            Self::Qed => "qed",
             Self::Vdi => "vdi",
             Self::Vmdk => "vmdk",
             Self::Vhdx => "vhdx",
@@ -57,11 +63,13 @@ impl ImageFormat {
 
     /// Tells the format by a file's first bytes, up to 2048 of them.
     pub fn probe(head: &[u8]) -> Option<Self> {
-        const PROBES: [(fn(&[u8]) -> bool, fn() -> ImageFormat); 8] = [
+        const PROBES: [(fn(&[u8]) -> bool, fn() -> ImageFormat); 10] = [
             (bochs::probe, || ImageFormat::Bochs),
             (cloop::probe, || ImageFormat::Cloop),
             (luks::probe, || ImageFormat::Luks(LuksOptions::default())),
             (parallels::probe, || ImageFormat::Parallels(ParallelsOptions::default())),
+            (qcow::probe, || ImageFormat::Qcow),
+            (qed::probe, || ImageFormat::Qed),
             (vdi::probe, || ImageFormat::Vdi),
             (vhdx::probe, || ImageFormat::Vhdx),
             (vmdk::probe, || ImageFormat::Vmdk),
@@ -79,7 +87,7 @@ impl ImageFormat {
     pub const fn has_backing(&self) -> bool {
         match self {
             Self::Bochs | Self::Cloop | Self::Dmg | Self::Luks(_) | Self::Parallels(_) | Self::Vdi => false,
-            Self::Vhdx | Self::Vmdk | Self::Vpc { .. } => true,
+            Self::Qcow | Self::Qed | Self::Vhdx | Self::Vmdk | Self::Vpc { .. } => true,
         }
     }
 
@@ -94,7 +102,7 @@ impl ImageFormat {
     pub(crate) fn children(&self) -> impl Iterator<Item = &NodeSpec> {
         let header = match self {
             Self::Luks(options) => options.header.as_deref(),
-            Self::Vdi => None,
+            _ => None,
         };
         header.into_iter()
     }
@@ -107,6 +115,8 @@ impl ImageFormat {
             Self::Dmg => Rc::new(dmg::open(opening).await?),
             Self::Parallels(options) => Rc::new(parallels::open(opening, options).await?),
             Self::Luks(options) => Rc::new(luks::open(opening, options).await?),
+            Self::Qcow => Rc::new(qcow::open(opening).await?),
+            Self::Qed => Rc::new(qed::open(opening).await?),
             Self::Vdi => Rc::new(vdi::open(opening.io, opening.file).await?),
             Self::Vmdk => Rc::new(vmdk::open(opening).await?),
             Self::Vhdx => Rc::new(vhdx::open(opening).await?),

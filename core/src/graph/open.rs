@@ -348,23 +348,15 @@ enum Format {
     Image(ImageFormat),
 }
 
-/// The format that the first bytes of a file tell, whether it is supported or not; none, and it is raw.
+/// The format that the first bytes of a file tell; none, and it is raw.
 pub(crate) fn looks_like(head: &[u8]) -> Option<&'static str> {
     if qcow2::probe(head) {
         return Some("qcow2");
     }
-    ImageFormat::probe(head).map(|format| format.name()).or_else(|| unsupported(head))
+    ImageFormat::probe(head).map(|format| format.name())
 }
 
-/// The name of a format that is known and not supported, by the first bytes of a file.
-fn unsupported(head: &[u8]) -> Option<&'static str> {
-    const OTHERS: [(usize, &[u8], &str); 2] = [(0, b"QFI\xfb\0\0\0\x01", "qcow"), (0, b"QED\0", "qed")];
-    let known =
-        OTHERS.iter().find(|(at, magic, _)| head.get(*at..).is_some_and(|rest| rest.starts_with(magic)));
-    known.map(|(_, _, format)| *format)
-}
-
-/// Tells the format by the first bytes. A format that is known and not supported is no raw image.
+/// Tells the format by the first bytes, or by the name.
 async fn probe(io: &Io, file: NodeId) -> Result<Format> {
     let len = io.len(file).min(2048) as usize;
     let head = io.read_bytes("probe", file, 0, len).await?;
@@ -374,12 +366,7 @@ async fn probe(io: &Io, file: NodeId) -> Result<Format> {
     if let Some(format) = ImageFormat::probe(&head) {
         return Ok(Format::Image(format));
     }
-    match unsupported(&head) {
-        None => Ok(ImageFormat::probe_name(&io.title(file)).map_or(Format::Raw, Format::Image)),
-        Some(format) => Err(Box::new(Error::Options(format!(
-            "the image looks like {format}, which is not supported yet; say '-f raw' to read its bytes as they are"
-        )))),
-    }
+    Ok(ImageFormat::probe_name(&io.title(file)).map_or(Format::Raw, Format::Image))
 }
 
 async fn open_raw(io: &Io, spec: &NodeSpec, file: NodeId, made: Result<Raw>) -> Result<NodeId> {

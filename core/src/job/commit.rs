@@ -7,6 +7,7 @@
 use super::convert::{Convert, Count, convert};
 use super::{Doing, Progress, Stopped};
 use crate::engine::Io;
+use crate::error::Error;
 use crate::graph::NodeId;
 use crate::graph::Preallocate;
 use crate::intent::ZeroFlags;
@@ -69,8 +70,12 @@ pub async fn commit(
     };
     // Ends with a flush: all of the data is durable in the base before the image is emptied of it.
     convert(io, &copy, progress, stop).await?;
-    if plan.empty {
-        io.make_empty(plan.image).await.map_err(Doing::Empty.failed(0, 0))?;
+    if !plan.empty {
+        return Ok(());
     }
-    Ok(())
+    match io.make_empty(plan.image).await {
+        // As for the reference: an image of a format that cannot be emptied goes on holding what the base holds too.
+        Err(error) if matches!(*error, Error::Unsupported { .. }) => Ok(()),
+        done => done.map_err(Doing::Empty.failed(0, 0)),
+    }
 }

@@ -5,7 +5,7 @@
 
 use crate::engine::Io;
 use crate::error::Result;
-use crate::format::{luks, parallels, qcow2, vdi, vhdx, vmdk, vpc};
+use crate::format::{luks, parallels, qcow, qcow2, qed, vdi, vhdx, vmdk, vpc};
 use crate::graph::open::{ChildSpec, DriverSpec, NodeSpec, OpenMode, open};
 use crate::graph::options::location;
 use crate::graph::{NodeId, Preallocate};
@@ -26,6 +26,10 @@ pub enum ImageSpec {
     Parallels(parallels::CreateOptions),
     /// An encrypted volume.
     Luks(luks::CreateOptions),
+    /// An empty qcow image.
+    Qcow(qcow::CreateOptions),
+    /// An empty QED image.
+    Qed(qed::CreateOptions),
     /// An empty VDI image.
     Vdi(vdi::CreateOptions),
     /// An empty VMDK image, with its extents.
@@ -51,6 +55,12 @@ pub async fn create(io: &Io, path: &str, image: &ImageSpec) -> Result<()> {
         }
         ImageSpec::Luks(options) => {
             in_new_file(io, &location, async |file| luks::create(io, file, options).await).await
+        }
+        ImageSpec::Qcow(options) => {
+            in_new_file(io, &location, async |file| qcow::create(io, file, options).await).await
+        }
+        ImageSpec::Qed(options) => {
+            in_new_file(io, &location, async |file| qed::create(io, file, options).await).await
         }
         ImageSpec::Vdi(options) => {
             in_new_file(io, &location, async |file| vdi::create(io, file, options).await).await

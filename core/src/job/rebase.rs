@@ -13,6 +13,7 @@ use crate::engine::Io;
 use crate::engine::task::{Gate, join, join_all};
 use crate::error::{Error, Result};
 use crate::format::qcow2::Qcow2;
+use crate::format::qed::Qed;
 use crate::graph::{NodeId, Role};
 use crate::intent::{Fua, ZeroFlags};
 
@@ -72,14 +73,15 @@ pub async fn rebase(
     Ok(())
 }
 
-/// Makes a qcow2 image name another backing file, and its format; what the image holds is durable before that.
+/// Makes an image name another backing file, and its format; what the image holds is durable before that.
 ///
 /// # Errors
 /// When the format has no backing files, the header has no room for the name, or the leaf fails.
 pub async fn change_backing(io: &Io, image: NodeId, backing: Option<(&str, Option<&str>)>) -> Result<()> {
     let driver = io.driver(image);
     let name = driver.as_ref().map_or("file", |driver| driver.name());
-    let Some(driver) = driver.filter(|driver| driver.as_any().is::<Qcow2>()) else {
+    let Some(driver) = driver.filter(|driver| driver.as_any().is::<Qcow2>() || driver.as_any().is::<Qed>())
+    else {
         let what = "a backing file";
         return Err(Box::new(Error::Unsupported { node: io.title(image), driver: name, what }));
     };
@@ -87,9 +89,14 @@ pub async fn change_backing(io: &Io, image: NodeId, backing: Option<(&str, Optio
     let owned = backing.map(|(name, format)| (name.to_owned(), format.map(str::to_owned)));
     // Goes on to its end even when nobody waits for it any more.
     io.to_end(async move {
-        let qcow2: &Qcow2 = driver.as_any().downcast_ref().expect("looked at before");
         let backing = owned.as_ref().map(|(name, format)| (name.as_str(), format.as_deref()));
-        qcow2.change_backing(&here, backing).await
+        match driver.as_any().downcast_ref::<Qcow2>() {
+            Some(qcow2) => qcow2.change_backing(&here, backing).await,
+            None => {
+                let qed: &Qed = driver.as_any().downcast_ref().expect("looked at before");
+                qed.change_backing(&here, backing.map(|(name, format)| (name, format == Some("raw")))).await
+            }
+        }
     })
     .await
 }

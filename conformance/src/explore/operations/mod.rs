@@ -10,6 +10,7 @@ mod qcow2_files;
 pub(super) mod qcow2_repairs;
 mod qcow2_upkeep;
 mod raw;
+mod two_level;
 mod vdi;
 mod vhdx;
 mod vmdk;
@@ -35,6 +36,7 @@ pub fn all() -> Vec<Operation> {
         qcow2_upkeep::operations,
         qcow2_repairs::operations,
         raw::operations,
+        two_level::operations,
         vdi::operations,
         vhdx::operations,
         vmdk::operations,

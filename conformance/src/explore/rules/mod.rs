@@ -7,6 +7,7 @@
 mod parallels;
 mod qcow2;
 mod raw;
+mod two_level;
 mod vdi;
 mod vhdx;
 mod vmdk;
@@ -40,9 +41,18 @@ const fn awaited(label: Label, rule: &'static str, operation: &'static str) -> R
 
 /// All of them.
 pub fn rules() -> impl Iterator<Item = &'static Rule> {
-    [parallels::RULES, qcow2::RULES, raw::RULES, vdi::RULES, vhdx::RULES, vmdk::RULES, vpc::RULES]
-        .into_iter()
-        .flatten()
+    [
+        parallels::RULES,
+        qcow2::RULES,
+        raw::RULES,
+        two_level::RULES,
+        vdi::RULES,
+        vhdx::RULES,
+        vmdk::RULES,
+        vpc::RULES,
+    ]
+    .into_iter()
+    .flatten()
 }
 
 /// An intent that no crash here can tell from its absence, by its label, with why it is there all the same. It becomes a
@@ -51,9 +61,17 @@ pub type Promise = (Label, &'static str);
 
 /// All of them.
 pub fn promises() -> impl Iterator<Item = &'static Promise> {
-    [parallels::PROMISES, qcow2::PROMISES, vdi::PROMISES, vhdx::PROMISES, vmdk::PROMISES, vpc::PROMISES]
-        .into_iter()
-        .flatten()
+    [
+        parallels::PROMISES,
+        qcow2::PROMISES,
+        two_level::PROMISES,
+        vdi::PROMISES,
+        vhdx::PROMISES,
+        vmdk::PROMISES,
+        vpc::PROMISES,
+    ]
+    .into_iter()
+    .flatten()
 }
 
 /// Where core states an order: a source file, and the rules that prove it, by label and operation.
@@ -61,9 +79,17 @@ pub type Stated = (&'static str, &'static [(Label, &'static str)]);
 
 /// All of them.
 pub fn stated() -> impl Iterator<Item = &'static Stated> {
-    [parallels::STATED, qcow2::STATED, vdi::STATED, vhdx::STATED, vmdk::STATED, vpc::STATED]
-        .into_iter()
-        .flatten()
+    [
+        parallels::STATED,
+        qcow2::STATED,
+        two_level::STATED,
+        vdi::STATED,
+        vhdx::STATED,
+        vmdk::STATED,
+        vpc::STATED,
+    ]
+    .into_iter()
+    .flatten()
 }
 
 impl Rule {

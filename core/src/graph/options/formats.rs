@@ -23,6 +23,8 @@ pub(super) fn image(
         "dmg" => ImageFormat::Dmg,
         "parallels" => ImageFormat::Parallels(parallels(options)?),
         "luks" => ImageFormat::Luks(luks(options, below, depth)?),
+        "qcow" => ImageFormat::Qcow,
+        "qed" => ImageFormat::Qed,
         "vdi" => ImageFormat::Vdi,
         "vmdk" => ImageFormat::Vmdk,
         "vhdx" => ImageFormat::Vhdx,
@@ -48,7 +50,8 @@ fn vpc_size(options: &mut Options) -> Result<SizeRule> {
 
 /// Whether a driver is one of these formats.
 pub(super) fn is_image(driver: &str) -> bool {
-    const IMAGES: [&str; 9] = ["bochs", "cloop", "dmg", "luks", "parallels", "vdi", "vhdx", "vmdk", "vpc"];
+    const IMAGES: [&str; 11] =
+        ["bochs", "cloop", "dmg", "luks", "parallels", "qcow", "qed", "vdi", "vhdx", "vmdk", "vpc"];
     IMAGES.contains(&driver)
 }
 

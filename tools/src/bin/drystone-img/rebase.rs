@@ -4,8 +4,9 @@ use std::cell::RefCell;
 use std::path::Path;
 use std::rc::Rc;
 
-use drystone_core::error::Error;
+use drystone_core::error::{Error, FormatError};
 use drystone_core::format::qcow2::{Qcow2, Qcow2Error};
+use drystone_core::format::qed::Qed;
 use drystone_core::graph::open::{ChildSpec, OpenMode, beside, names_protocol};
 use drystone_core::graph::{CHAIN_MAX, NodeId, Role};
 use drystone_core::job::{Doing, Rebase, Stopped, change_backing, rebase};
@@ -111,14 +112,17 @@ async fn check_backing(client: &Client, args: &RebaseArgs, disk: &Image) -> Resu
     let (node, format) = (disk.node(), args.backing_format.clone());
     let asked = client.run(move |io| async move {
         let driver = io.driver(node);
+        let fault = |fault: Box<dyn FormatError>| Box::new(Error::Format { node: io.title(node), fault });
+        if let Some(qed) = driver.as_ref().and_then(|driver| driver.as_any().downcast_ref::<Qed>()) {
+            return qed.check_backing(backing.as_deref()).map_err(|wrong| fault(Box::new(wrong)));
+        }
         let qcow2 = driver.as_ref().and_then(|driver| driver.as_any().downcast_ref::<Qcow2>());
         let Some(qcow2) = qcow2 else {
             let (node, driver) = (io.title(node), "raw");
             return Err(Box::new(Error::Unsupported { node, driver, what: "a backing file" }));
         };
         let named = backing.as_deref().map(|name| (name, format.as_deref()));
-        let fault = |fault| Box::new(Error::Format { node: io.title(node), fault: Box::new(fault) });
-        qcow2.check_backing(named).map_err(fault)
+        qcow2.check_backing(named).map_err(|wrong| fault(Box::new(wrong)))
     });
     asked.await.map_err(|error| cannot_change(args, &error))
 }

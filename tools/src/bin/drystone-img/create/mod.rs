@@ -14,7 +14,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use drystone_core::error::Error;
-use drystone_core::format::{parallels, vdi};
+use drystone_core::format::{parallels, qcow, qed, vdi};
 use drystone_core::graph::open::{ImageNames, OpenMode, beside, names_protocol};
 use drystone_core::intent::{Errno, Preallocation};
 use drystone_core::job::{ImageSpec, create};
@@ -204,6 +204,22 @@ fn image_spec(options: &CreateOptions) -> Result<ImageSpec, String> {
         "vdi" => {
             let fixed = options.switch("static").unwrap_or(false);
             Ok(ImageSpec::Vdi(vdi::CreateOptions { size, fixed, preallocation: preallocation(options)? }))
+        }
+        "qcow" => {
+            if options.switch("encryption") == Some(true) || options.text("encrypt.format").is_some() {
+                return Err("encryption is not supported for qcow images".into());
+            }
+            let backing = options.text("backing_file").map(str::to_owned);
+            Ok(ImageSpec::Qcow(qcow::CreateOptions { size, backing }))
+        }
+        "qed" => {
+            let raw = options.text("backing_fmt") == Some("raw");
+            Ok(ImageSpec::Qed(qed::CreateOptions {
+                size,
+                cluster_size: options.number("cluster_size").unwrap_or(65536),
+                table_size: options.number("table_size").unwrap_or(4),
+                backing: options.text("backing_file").map(|name| (name.to_owned(), raw)),
+            }))
         }
         "vmdk" => vmdk::image_spec(options),
         _ => Ok(ImageSpec::Raw { size, preallocation: preallocation(options)? }),

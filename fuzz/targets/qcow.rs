@@ -1,0 +1,4 @@
+//! A qcow image with any header and tables.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| drystone_fuzz::targets::qcow(data));
