@@ -10,14 +10,15 @@
 //! [`targets`].
 
 pub mod bitmaps;
-mod damage;
+pub mod damage;
+mod filters;
 mod hostile;
 mod layouts;
 pub mod minimise;
 mod requests;
 pub mod targets;
 mod texts;
-mod vdi;
+pub mod vdi;
 
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -60,7 +61,7 @@ const PARSER: Target = Target {
 const SIMULATION: Target = Target { intents_max: 5_000_000, memory_max: 512 * MIB, ..PARSER };
 
 /// All of them.
-pub const TARGETS: [Target; 16] = [
+pub const TARGETS: [Target; 18] = [
     Target { name: "raw", run: targets::raw, ..SIMULATION },
     Target {
         name: "qcow2",
@@ -80,6 +81,8 @@ pub const TARGETS: [Target; 16] = [
     Target { name: "bitmaps", run: targets::bitmaps, ..SIMULATION },
     Target { name: "vdi", run: targets::vdi, ..SIMULATION },
     Target { name: "luks", run: targets::luks, input: layouts::luks_header, ..PARSER },
+    Target { name: "blkdebug", run: targets::blkdebug, input: filters::config_text, ..PARSER },
+    Target { name: "log_writes", run: targets::log_writes, input: filters::log, ..PARSER },
     Target { name: "options", run: targets::options, input: texts::option_string, ..PARSER },
     Target { name: "json", run: targets::json, input: texts::json_text, ..PARSER },
     Target { name: "size", run: targets::size, input: texts::size_text, ..PARSER },
