@@ -132,10 +132,24 @@ const LISTED: &[Listed] = &[
         fits: |_, ours, _| ours.says("Invalid backing file offset: 0 bytes"),
     },
     Listed {
-        why: "qcow2: a raw data file holds each cluster where the guest has it; we believe an entry that says otherwise",
+        why: "qcow2: the reference wants a data file's clusters where the guest has them; we believe an entry that says otherwise",
         fits: |question, ours, theirs| {
             let read = question == Question::Bytes && matches!(ours, Answer::Bytes(_));
             read && theirs.says("does not match guest cluster offset")
+        },
+    },
+    Listed {
+        why: "qcow2: for one damaged bitmap the reference refuses the image; we list and check the rest",
+        fits: |question, ours, theirs| {
+            let opens = question != Question::Bytes && !matches!(ours, Answer::Refused(_) | Answer::None(_));
+            opens && (theirs.says("Bitmap '") || theirs.says("bitmap_table"))
+        },
+    },
+    Listed {
+        why: "qcow2: a raw data file is said to be there, and no data file is: the check finds it, the reference refuses",
+        fits: |question, ours, theirs| {
+            let found = question == Question::Check && *ours == Answer::Found(Finding::Errors);
+            found && theirs.says("data-file-raw requires a data file")
         },
     },
     Listed {
