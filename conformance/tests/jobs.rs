@@ -5,6 +5,7 @@ use std::rc::Rc;
 
 use drystone_conformance::cases::WRITABLE;
 use drystone_conformance::disk::Survival;
+use drystone_conformance::explore::operations::commit_top;
 use drystone_conformance::fault::{Effect, Fault};
 use drystone_conformance::qemu::Folder;
 use drystone_conformance::sim::{Sim, Stopped};
@@ -12,11 +13,10 @@ use drystone_conformance::world::World;
 use drystone_core::engine::Io;
 use drystone_core::error::{Error, Result};
 use drystone_core::format::qcow2::check::check;
-use drystone_core::graph::Role;
 use drystone_core::graph::open::{OpenMode, open};
 use drystone_core::graph::options::from_filename;
 use drystone_core::intent::Errno;
-use drystone_core::job::{Commit, Count, Rebase, change_backing, commit, rebase};
+use drystone_core::job::{Rebase, change_backing, rebase};
 
 /// Guest's disk in bytes.
 const LEN: usize = 1 << 20;
@@ -82,21 +82,11 @@ async fn work(io: Io, job: Job) -> Result<()> {
         Job::CommitThrough => 2,
         Job::Rebase | Job::Flatten => 0,
     };
-    let spec = from_filename("top", Some("qcow2"), OpenMode { commits_down: down, ..WRITABLE })?;
-    let top = open(&io, &spec).await?;
+    if down > 0 {
+        return commit_top(&io, down).await;
+    }
+    let top = open(&io, &from_filename("top", Some("qcow2"), WRITABLE)?).await?;
     let done = match job {
-        Job::Commit | Job::CommitThrough => {
-            let base = (0..down).try_fold(top, |image, _| io.edge(image, Role::Backing));
-            let plan = Commit {
-                image: top,
-                base: base.expect("a chain of three"),
-                empty: down == 1,
-                rate: 0,
-                count: Count::Disk,
-            };
-            let done = commit(&io, &plan, Rc::new(|_, _| {}), &|| false).await;
-            done.map_err(|stopped| stopped.source)
-        }
         Job::Rebase => {
             let spec = from_filename("other", Some("qcow2"), OpenMode { writable: false, ..WRITABLE })?;
             match open(&io, &spec).await {
@@ -108,7 +98,7 @@ async fn work(io: Io, job: Job) -> Result<()> {
                 Err(error) => Err(error),
             }
         }
-        Job::Flatten => put_onto(&io, Rebase { image: top, backing: None, compress: true }, None).await,
+        _ => put_onto(&io, Rebase { image: top, backing: None, compress: true }, None).await,
     };
     done.and(io.close(top).await)
 }

@@ -1,12 +1,16 @@
 //! `cache-clean-interval`: slices of tables leave memory when nobody used them for as long, and no timer outlives its image.
 
+mod support;
+
 use std::time::Duration;
 
 use drystone_core::buf::{Buf, BufList};
 use drystone_core::engine::{Engine, Op, Request};
 use drystone_core::format::qcow2::{CreateOptions, Qcow2Options, create};
 use drystone_core::graph::open::{ChildSpec, DriverSpec, NodeSpec, OpenMode, open};
-use drystone_core::intent::{Action, Fua, Intent, LeafId, LeafInfo, LeafKind, Outcome, Token};
+use drystone_core::intent::{Action, Fua, Intent, LeafInfo, Outcome, Token};
+
+use support::file_info;
 
 const INTERVAL: Duration = Duration::from_secs(5);
 
@@ -140,17 +144,6 @@ impl Disk {
     }
 
     fn info(&self) -> LeafInfo {
-        LeafInfo {
-            leaf: LeafId(0),
-            len: self.bytes.len() as u64,
-            request_align: 1,
-            memory_align: 1,
-            preferred_size: 0,
-            transfer_max: 0,
-            kind: LeafKind::File,
-            grows_as_zeroes: true,
-            discard_zeroes: true,
-            fast_zeroes: true,
-        }
+        file_info(0, self.bytes.len() as u64)
     }
 }

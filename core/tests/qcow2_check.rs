@@ -1,6 +1,8 @@
 //! qcow2 check: the same findings and numbers as `qemu-img check`, on images that `qemu-img` made and that are then
 //! damaged at known places, or anywhere.
 
+mod support;
+
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -12,9 +14,9 @@ use drystone_core::error::Result;
 use drystone_core::format::qcow2::Qcow2Options;
 use drystone_core::format::qcow2::check::{CheckReport, check};
 use drystone_core::graph::open::{ChildSpec, DriverSpec, NodeSpec, OpenMode, open};
-use drystone_core::intent::{
-    Action, Errno, Intent, LeafId, LeafInfo, LeafKind, LeafStatus, Location, Outcome,
-};
+use drystone_core::intent::{Action, Errno, Intent, LeafStatus, Location, Outcome};
+
+use support::file_info;
 
 const COPIED: u64 = 1 << 63;
 
@@ -396,18 +398,7 @@ fn carry_out(leaves: &mut Vec<File>, action: Action) -> Outcome {
             let Ok(file) = File::open(Path::new(&path)) else { return Outcome::Opened(Err(Errno::ENOENT)) };
             let len = file.metadata().unwrap().len();
             leaves.push(file);
-            Outcome::Opened(Ok(LeafInfo {
-                leaf: LeafId(leaves.len() as u32 - 1),
-                len,
-                request_align: 1,
-                memory_align: 1,
-                preferred_size: 0,
-                transfer_max: 0,
-                kind: LeafKind::File,
-                grows_as_zeroes: true,
-                discard_zeroes: false,
-                fast_zeroes: true,
-            }))
+            Outcome::Opened(Ok(file_info(leaves.len() as u32 - 1, len)))
         }
         Action::Lock { .. } => Outcome::Locked(Ok(())),
         Action::Close { .. } => Outcome::Done(Ok(())),

@@ -1,5 +1,7 @@
 //! Failures that other libraries have had, by name, on an executor that holds back what a test wants to see late.
 
+mod support;
+
 use std::collections::HashMap;
 
 use drystone_core::buf::{Buf, BufList};
@@ -9,8 +11,10 @@ use drystone_core::format::qcow2::CreateOptions;
 use drystone_core::graph::NodeId;
 use drystone_core::graph::open::{OpenMode, open};
 use drystone_core::graph::options::from_filename;
-use drystone_core::intent::{Action, Fua, Intent, LeafId, LeafInfo, LeafKind, LeafStatus, Location, Outcome};
+use drystone_core::intent::{Action, Fua, Intent, LeafId, LeafStatus, Location, Outcome};
 use drystone_core::job::{ImageSpec, create};
+
+use support::file_info;
 
 const CLUSTER: u64 = 4096;
 
@@ -65,18 +69,7 @@ impl World {
         let outcome = match intent.action {
             Action::Open { location: Location::Path(path), .. } => {
                 self.leaves.push(path.clone());
-                Outcome::Opened(Ok(LeafInfo {
-                    leaf: LeafId(self.leaves.len() as u32 - 1),
-                    len: self.files[&path].len() as u64,
-                    request_align: 1,
-                    memory_align: 1,
-                    preferred_size: 0,
-                    transfer_max: 0,
-                    kind: LeafKind::File,
-                    grows_as_zeroes: true,
-                    discard_zeroes: true,
-                    fast_zeroes: true,
-                }))
+                Outcome::Opened(Ok(file_info(self.leaves.len() as u32 - 1, self.files[&path].len() as u64)))
             }
             Action::Create { location: Location::Path(path), len, .. } => {
                 self.files.insert(path, vec![0; len as usize]);

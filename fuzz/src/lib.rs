@@ -10,7 +10,8 @@
 //! [`targets`].
 
 pub mod bitmaps;
-mod damage;
+pub mod damage;
+mod filters;
 mod hostile;
 mod layouts;
 pub mod minimise;
@@ -18,7 +19,7 @@ mod requests;
 pub mod targets;
 mod texts;
 mod two_level;
-mod vdi;
+pub mod vdi;
 mod vhdx;
 mod vmdk;
 mod vpc;
@@ -64,7 +65,7 @@ const PARSER: Target = Target {
 const SIMULATION: Target = Target { intents_max: 5_000_000, memory_max: 512 * MIB, ..PARSER };
 
 /// All of them.
-pub const TARGETS: [Target; 22] = [
+pub const TARGETS: [Target; 24] = [
     Target { name: "raw", run: targets::raw, ..SIMULATION },
     Target {
         name: "qcow2",
@@ -90,6 +91,8 @@ pub const TARGETS: [Target; 22] = [
     Target { name: "vpc", run: targets::vpc, ..SIMULATION },
     Target { name: "luks", run: targets::luks, input: layouts::luks_header, ..PARSER },
     Target { name: "luks2", run: targets::luks2, input: layouts::luks2_metadata, ..PARSER },
+    Target { name: "blkdebug", run: targets::blkdebug, input: filters::config_text, ..PARSER },
+    Target { name: "log_writes", run: targets::log_writes, input: filters::log, ..PARSER },
     Target { name: "options", run: targets::options, input: texts::option_string, ..PARSER },
     Target { name: "json", run: targets::json, input: texts::json_text, ..PARSER },
     Target { name: "size", run: targets::size, input: texts::size_text, ..PARSER },

@@ -17,6 +17,7 @@ use drystone_core::graph::options::from_filename;
 use drystone_core::intent::Errno;
 
 pub use crate::bitmaps::bitmaps;
+pub use crate::filters::{blkdebug, log_writes};
 use crate::hostile::TOP;
 pub use crate::layouts::{entries, header, luks, luks2, snapshot};
 pub use crate::requests::{crashes, requests};

@@ -34,22 +34,7 @@ const FIELDS: [usize; 12] = [64, 68, 76, 340, 344, 360, 368, 372, 376, 380, 384,
 /// With what is wrong.
 pub fn vdi(data: &[u8]) {
     let mut draw = Unstructured::new(data);
-    let options =
-        vdi::CreateOptions { size: 3 << 20, fixed: draw.one_in(3), preallocation: Preallocation::Off };
-    let mut world = image_in(World::new(), &ImageSpec::Vdi(options));
-    let mut bytes = world.disk(TOP).expect("it was made").view().to_vec();
-    for _ in 0..draw.below(4) {
-        let at = FIELDS[draw.below(FIELDS.len() as u64) as usize];
-        bytes[at..at + 4].copy_from_slice(&number(&mut draw).to_le_bytes());
-    }
-    for _ in 0..draw.below(4) {
-        let at = 512 + 4 * draw.below(4) as usize;
-        bytes[at..at + 4].copy_from_slice(&number(&mut draw).to_le_bytes());
-    }
-    if draw.one_in(4) {
-        bytes.truncate(draw.below(bytes.len() as u64) as usize);
-    }
-    world.add_file(TOP, &bytes);
+    let world = damaged(&mut draw);
     let seed = draw.below(1 << 32);
     let ((before, after), peak) = peak_of(|| used(world, seed));
     tell(|| format!("{before:?} {after:?}"));
@@ -62,8 +47,29 @@ pub fn vdi(data: &[u8]) {
     }
 }
 
+/// An image with some of its header and block map changed.
+pub fn damaged(draw: &mut dyn Draw) -> World {
+    let options =
+        vdi::CreateOptions { size: 3 << 20, fixed: draw.one_in(3), preallocation: Preallocation::Off };
+    let mut world = image_in(World::new(), &ImageSpec::Vdi(options));
+    let mut bytes = world.disk(TOP).expect("it was made").view().to_vec();
+    for _ in 0..draw.below(4) {
+        let at = FIELDS[draw.below(FIELDS.len() as u64) as usize];
+        bytes[at..at + 4].copy_from_slice(&number(draw).to_le_bytes());
+    }
+    for _ in 0..draw.below(4) {
+        let at = 512 + 4 * draw.below(4) as usize;
+        bytes[at..at + 4].copy_from_slice(&number(draw).to_le_bytes());
+    }
+    if draw.one_in(4) {
+        bytes.truncate(draw.below(bytes.len() as u64) as usize);
+    }
+    world.add_file(TOP, &bytes);
+    world
+}
+
 /// A number near a limit, or any.
-fn number(draw: &mut Unstructured<'_>) -> u32 {
+fn number(draw: &mut dyn Draw) -> u32 {
     const LIMITS: [u32; 8] = [0, 3, 512, 1024, 1 << 20, 0x1fff_ff80, 0xffff_fffe, 0x7fff_ffff];
     match draw.below(3) {
         0 => draw.below(1 << 32) as u32,

@@ -28,6 +28,7 @@ mod preallocate;
 
 pub(crate) use blkdebug::config as rule_config;
 pub use blkdebug::{Blkdebug, BlkdebugOptions, Inject, IoType, Limits, Notice, Rules, SetState};
+pub use blklogwrites::layout as log_writes;
 pub use blklogwrites::{Blklogwrites, LogOptions};
 pub use blkverify::Blkverify;
 pub use compress::Compress;

@@ -161,11 +161,20 @@ fn long_name() -> String {
     format!("{}other", "./".repeat(300))
 }
 
-/// Commits into the image so many below, and empties the image where nothing stands between the two.
 async fn committed(guest: &Guest, down: usize) -> Result<()> {
-    let io = guest.io();
+    commit_top(&guest.io(), down).await
+}
+
+/// Opens [`TOP`], commits it into the image so many below, and empties it where nothing stands between the two.
+///
+/// # Errors
+/// What the images or the job say.
+///
+/// # Panics
+/// When the chain is not that long.
+pub async fn commit_top(io: &Io, down: usize) -> Result<()> {
     let top =
-        open(&io, &from_filename(TOP, Some("qcow2"), OpenMode { commits_down: down, ..WRITABLE })?).await?;
+        open(io, &from_filename(TOP, Some("qcow2"), OpenMode { commits_down: down, ..WRITABLE })?).await?;
     let base = (0..down).try_fold(top, |image, _| io.edge(image, Role::Backing));
     let plan = Commit {
         image: top,
@@ -174,7 +183,7 @@ async fn committed(guest: &Guest, down: usize) -> Result<()> {
         rate: 0,
         count: Count::Disk,
     };
-    let done = commit(&io, &plan, Rc::new(|_, _| {}), &|| false).await;
+    let done = commit(io, &plan, Rc::new(|_, _| {}), &|| false).await;
     let closed = io.close(top).await;
     done.map_err(|stopped| stopped.source).and(closed)
 }

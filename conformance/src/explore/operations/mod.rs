@@ -20,6 +20,7 @@ use super::{Guest, Operation, TOP};
 use crate::qemu::Folder;
 use crate::world::World;
 
+pub use jobs::commit_top;
 pub use qcow2::{Short, short_plans};
 
 const KIB: u64 = 1 << 10;

@@ -6,7 +6,7 @@
 //!                                                              breakpoint: who told the event waits
 //! ```
 
-use crate::filter::DebugEvent;
+use crate::filter::{DebugEvent, FilterError};
 use crate::intent::Errno;
 
 /// Kinds of requests that a failure is for.
@@ -78,6 +78,16 @@ pub struct Rules {
     pub injects: Vec<Inject>,
     /// Changes of state.
     pub states: Vec<SetState>,
+}
+
+impl Rules {
+    /// Reads a config file.
+    ///
+    /// # Errors
+    /// The first line that is no rule, or part of one.
+    pub fn parse(text: &str) -> Result<Self, FilterError> {
+        super::config::parse(text)
+    }
 }
 
 /// A failure for one request.

@@ -17,7 +17,7 @@ const MAGIC: u64 = 0x006a_7366_7773_6872;
 const VERSION: u64 = 1;
 
 /// Bytes of a superblock, and of an entry, at the start of their sectors.
-pub(super) const HEAD_LEN: usize = 32;
+pub const HEAD_LEN: usize = 32;
 
 /// Bytes of a sector of a log at the least.
 pub(super) const SECTOR_MIN: u64 = 512;
@@ -34,9 +34,11 @@ pub(super) const SECTOR_MAX: u64 = 8 << 20;
 /// | 16..24 | nr_entries  |                          |
 /// | 24..28 | sectorsize  | bytes                    |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Superblock {
-    pub(super) entries: u64,
-    pub(super) sector_size: u64,
+pub struct Superblock {
+    /// Entries that follow.
+    pub entries: u64,
+    /// Bytes of a sector of the log: a power of two.
+    pub sector_size: u64,
 }
 
 /// What is written down of one request.
@@ -48,19 +50,22 @@ pub(super) struct Superblock {
 /// | 16..24 | flags      | see [`flag`]                              |
 /// | 24..32 | data_len   | bytes of a mark's name; 0 for all others  |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Entry {
-    pub(super) sector: u64,
-    pub(super) sectors: u64,
-    pub(super) flags: u64,
+pub struct Entry {
+    /// Where the request begins.
+    pub sector: u64,
+    /// How long it is.
+    pub sectors: u64,
+    /// See [`flag`].
+    pub flags: u64,
 }
 
 /// Bits of an entry's flags. The fourth, a mark made by hand, never comes from a request, and what is to be durable is a
 /// write and a flush here.
-pub(super) mod flag {
+pub mod flag {
     /// All that completed before is durable.
-    pub(in super::super) const FLUSH: u64 = 1;
+    pub const FLUSH: u64 = 1;
     /// The range's content is given up; no data follows.
-    pub(in super::super) const DISCARD: u64 = 4;
+    pub const DISCARD: u64 = 4;
 }
 
 fn le_u64(bytes: &[u8], at: usize) -> u64 {
@@ -68,7 +73,8 @@ fn le_u64(bytes: &[u8], at: usize) -> u64 {
 }
 
 impl Superblock {
-    pub(super) fn encode(&self) -> [u8; HEAD_LEN] {
+    /// The bytes that [`parse`](Self::parse) reads.
+    pub fn encode(&self) -> [u8; HEAD_LEN] {
         let mut bytes = [0; HEAD_LEN];
         bytes[0..8].copy_from_slice(&MAGIC.to_le_bytes());
         bytes[8..16].copy_from_slice(&VERSION.to_le_bytes());
@@ -77,7 +83,11 @@ impl Superblock {
         bytes
     }
 
-    pub(super) fn parse(bytes: &[u8; HEAD_LEN]) -> Result<Self, FilterError> {
+    /// Parses the start of a log.
+    ///
+    /// # Errors
+    /// What is no log, or one of another kind.
+    pub fn parse(bytes: &[u8; HEAD_LEN]) -> Result<Self, FilterError> {
         if le_u64(bytes, 0) != MAGIC {
             return Err(FilterError::LogMagic);
         }
@@ -100,7 +110,8 @@ pub(super) fn check_sector_size(size: u64) -> Result<(), FilterError> {
 }
 
 impl Entry {
-    pub(super) fn encode(&self) -> [u8; HEAD_LEN] {
+    /// The bytes that [`parse`](Self::parse) reads.
+    pub fn encode(&self) -> [u8; HEAD_LEN] {
         let mut bytes = [0; HEAD_LEN];
         bytes[0..8].copy_from_slice(&self.sector.to_le_bytes());
         bytes[8..16].copy_from_slice(&self.sectors.to_le_bytes());
@@ -108,12 +119,13 @@ impl Entry {
         bytes
     }
 
-    pub(super) fn parse(bytes: &[u8; HEAD_LEN]) -> Self {
+    /// Parses an entry; all bytes are one.
+    pub fn parse(bytes: &[u8; HEAD_LEN]) -> Self {
         Self { sector: le_u64(bytes, 0), sectors: le_u64(bytes, 8), flags: le_u64(bytes, 16) }
     }
 
     /// Sectors of data that follow.
-    pub(super) fn data_sectors(&self) -> u64 {
+    pub fn data_sectors(&self) -> u64 {
         if self.flags & flag::DISCARD != 0 { 0 } else { self.sectors }
     }
 }

@@ -5,7 +5,7 @@
 //! order in which they may have reached the disk. The `log` child is flushed with the file, after the superblock says how
 //! many entries there are.
 
-mod layout;
+pub mod layout;
 
 use std::any::Any;
 use std::cell::Cell;
