@@ -1,4 +1,11 @@
 //! NVMe namespaces as leaves of every executor: the same bytes and refusals as files have, on a simulated controller.
+//!
+//! `DRYSTONE_TEST_NVME=0000:01:00.0/4` names a namespace of 8 MiB with blocks of 512 bytes on a real controller; the next one
+//! has blocks of 4096 bytes. **Both are overwritten.** Run with `--test-threads 1` then: a device is one process's, and each
+//! case opens it anew.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use drystone_core::buf::Buf;
 use drystone_core::error::Result;
@@ -7,6 +14,7 @@ use drystone_core::graph::open::{NodeSpec, OpenMode, open};
 use drystone_core::graph::options::from_filename;
 use drystone_core::intent::ZeroFlags;
 use drystone_drivers::nvme::sim::{Fault, Sim, SimConfig, SimNamespace};
+use drystone_drivers::nvme::{Device, Options};
 use drystone_exec_linux::{Client, Image};
 
 /// Makes a test of every case on every executor.
@@ -25,14 +33,12 @@ macro_rules! cases {
         mod $name {
             $(#[test]
             fn $case() {
-                let name = concat!(stringify!($name), "-", stringify!($case));
-                let sim = super::controller(name);
+                let target = super::Target::new(concat!(stringify!($name), "-", stringify!($case)));
                 let polling = drystone_exec_linux::Polling::$polling;
                 let config = drystone_exec_linux::Config { polling, ..Default::default() };
-                $run(config, async |client| super::$case(&client, &sim, name).await)
+                $run(config, async |client| super::$case(&client, &target).await)
                     .expect("the kernel has it all");
-                assert!(sim.controller().is_shut_down(), "the controller was shut down");
-                assert_eq!((sim.mapped(), sim.violations()), (0, 0), "nothing stays mapped");
+                target.end();
             })+
         }
     };
@@ -44,31 +50,68 @@ cases!(
     a_reset_beneath_an_image_goes_unnoticed,
     many_requests_at_once,
     other_threads_reach_it,
+    jobs_have_buffers_that_the_device_reaches,
+    a_namespace_that_is_formatted_anew_is_used_no_more,
     what_cannot_open_says_why
 );
 
-/// A controller of that name: namespace 1 has blocks of 512 bytes, 2 of 4096.
-fn controller(name: &str) -> Sim {
-    let namespaces = vec![SimNamespace::new(512, 8 << 20), SimNamespace::new(4096, 8 << 20)];
-    let sim = Sim::threaded(SimConfig { namespaces, seed: Some(7), ..SimConfig::default() });
-    sim.register(name);
-    sim
+/// A controller, simulated or not: its namespace 1 has blocks of 512 bytes, 2 of 4096.
+struct Target {
+    sim: Option<Sim>,
+    device: String,
+    /// The controller's number of namespace 1.
+    first: u32,
 }
 
-fn spec(name: &str, namespace: u32, format: &str, writable: bool) -> NodeSpec {
-    let mode = OpenMode { writable, ..OpenMode::default() };
-    from_filename(&format!("nvme://sim:{name}/{namespace}"), Some(format), mode).expect("legal")
+impl Target {
+    fn new(name: &str) -> Self {
+        if let Ok(named) = std::env::var("DRYSTONE_TEST_NVME") {
+            let (device, first) = named.rsplit_once('/').expect("DRYSTONE_TEST_NVME=0000:01:00.0/4");
+            return Self { sim: None, device: device.into(), first: first.parse().expect("a number") };
+        }
+        let namespaces = vec![SimNamespace::new(512, 8 << 20), SimNamespace::new(4096, 8 << 20)];
+        let sim = Sim::threaded(SimConfig { namespaces, seed: Some(7), ..SimConfig::default() });
+        sim.register(name);
+        Self { sim: Some(sim), device: format!("sim:{name}"), first: 1 }
+    }
+
+    fn path(&self, namespace: u32) -> String {
+        format!("nvme://{}/{}", self.device, self.first + namespace - 1)
+    }
+
+    fn spec(&self, namespace: u32, format: &str, writable: bool) -> NodeSpec {
+        let mode = OpenMode { writable, ..OpenMode::default() };
+        from_filename(&self.path(namespace), Some(format), mode).expect("legal")
+    }
+
+    /// The device, while an image has it open.
+    fn opened(&self) -> Arc<Device> {
+        drystone_drivers::nvme::open(&self.device, Options::default()).expect("it is open")
+    }
+
+    fn end(self) {
+        if let Some(sim) = self.sim {
+            assert!(sim.controller().is_shut_down(), "the controller was shut down");
+            assert_eq!((sim.mapped(), sim.violations()), (0, 0), "nothing stays mapped");
+        }
+    }
 }
 
-async fn bytes_are_those_of_a_vector(client: &Client, sim: &Sim, name: &str) {
+async fn bytes_are_those_of_a_vector(client: &Client, target: &Target) {
     for namespace in [1, 2] {
-        let disk = client.open(&spec(name, namespace, "raw", true)).await.expect("opens");
+        let disk = client.open(&target.spec(namespace, "raw", true)).await.expect("opens");
         assert_eq!(disk.len(), 8 << 20);
+        disk.write_zeroes(0, 8 << 20, ZeroFlags::default()).await.expect("a clean disk");
         let mut model = vec![0; 8 << 20];
         random_operations(client, &disk, &mut model, u64::from(namespace)).await;
+        let (data, result) = disk.read(0, client.buffer(8 << 20)).await;
+        result.expect("reads all of it");
+        assert!(*data.into_single() == model, "{namespace}");
         disk.close().await.expect("closes");
-        let mut controller = sim.controller();
-        assert!(controller.config().namespaces[namespace as usize - 1].bytes() == model, "{namespace}");
+        if let Some(sim) = &target.sim {
+            let mut controller = sim.controller();
+            assert!(controller.config().namespaces[namespace as usize - 1].bytes() == model, "{namespace}");
+        }
     }
 }
 
@@ -103,8 +146,8 @@ async fn random_operations(client: &Client, disk: &Image, model: &mut [u8], seed
 }
 
 /// Makes a qcow2 image of `size` bytes in a namespace.
-async fn make(client: &Client, name: &str, namespace: u32, size: u64) -> Result<()> {
-    let raw = spec(name, namespace, "raw", true);
+async fn make(client: &Client, target: &Target, namespace: u32, size: u64) -> Result<()> {
+    let raw = target.spec(namespace, "raw", true);
     client
         .run(async move |io| {
             let file = open(&io, &raw).await?;
@@ -114,14 +157,14 @@ async fn make(client: &Client, name: &str, namespace: u32, size: u64) -> Result<
         .await
 }
 
-async fn an_image_in_a_namespace_is_like_any_other(client: &Client, _: &Sim, name: &str) {
+async fn an_image_in_a_namespace_is_like_any_other(client: &Client, target: &Target) {
     for namespace in [1, 2] {
-        make(client, name, namespace, 6 << 20).await.expect("an empty image");
-        let disk = client.open(&spec(name, namespace, "qcow2", true)).await.expect("opens");
+        make(client, target, namespace, 6 << 20).await.expect("an empty image");
+        let disk = client.open(&target.spec(namespace, "qcow2", true)).await.expect("opens");
         let mut model = vec![0; 6 << 20];
         random_operations(client, &disk, &mut model, 10 + u64::from(namespace)).await;
         disk.close().await.expect("closes");
-        let disk = client.open(&spec(name, namespace, "qcow2", false)).await.expect("opens again");
+        let disk = client.open(&target.spec(namespace, "qcow2", false)).await.expect("opens again");
         let (data, result) = disk.read(0, Buf::zeroed(6 << 20)).await;
         result.expect("reads all of it");
         assert!(*data.into_single() == model, "{namespace}");
@@ -129,24 +172,45 @@ async fn an_image_in_a_namespace_is_like_any_other(client: &Client, _: &Sim, nam
     }
 }
 
-async fn a_reset_beneath_an_image_goes_unnoticed(client: &Client, sim: &Sim, name: &str) {
-    make(client, name, 1, 6 << 20).await.expect("an empty image");
-    let mut count = 0;
-    sim.controller().inject(move |queue, _| {
-        count += u32::from(queue > 0);
-        if queue > 0 && count % 50 == 0 { Fault::WrongCid(0x7777) } else { Fault::None }
-    });
-    let disk = client.open(&spec(name, 1, "qcow2", true)).await.expect("opens");
-    random_operations(client, &disk, &mut vec![0; 6 << 20], 20).await;
-    let device =
-        drystone_drivers::nvme::open(&format!("sim:{name}"), Default::default()).expect("it is open");
+async fn a_reset_beneath_an_image_goes_unnoticed(client: &Client, target: &Target) {
+    make(client, target, 1, 6 << 20).await.expect("an empty image");
+    let disk = client.open(&target.spec(1, "qcow2", true)).await.expect("opens");
+    let device = target.opened();
+    let thread = match &target.sim {
+        Some(sim) => {
+            let mut count = 0;
+            sim.controller().inject(move |queue, _| {
+                count += u32::from(queue > 0);
+                if queue > 0 && count % 50 == 0 { Fault::WrongCid(0x7777) } else { Fault::None }
+            });
+            None
+        }
+        None => Some(std::thread::spawn({
+            let device = Arc::clone(&device);
+            move || {
+                for _ in 0..4 {
+                    device.reset();
+                    std::thread::sleep(Duration::from_millis(50));
+                }
+            }
+        })),
+    };
+    let mut model = vec![0; 6 << 20];
+    random_operations(client, &disk, &mut model, 20).await;
+    if let Some(sim) = &target.sim {
+        sim.controller().relent();
+    }
+    thread.map(|thread| thread.join().expect("no panic"));
+    let (data, result) = disk.read(0, client.buffer(6 << 20)).await;
+    result.expect("reads all of it");
+    assert!(*data.into_single() == model);
     assert!(device.resets().0 > 2, "{:?}", device.resets());
-    sim.controller().relent();
+    drop(device);
     disk.close().await.expect("closes");
 }
 
-async fn many_requests_at_once(client: &Client, _: &Sim, name: &str) {
-    let disk = client.open(&spec(name, 2, "raw", true)).await.expect("opens");
+async fn many_requests_at_once(client: &Client, target: &Target) {
+    let disk = client.open(&target.spec(2, "raw", true)).await.expect("opens");
     let writes: Vec<_> =
         (0..600u64).map(|block| disk.write(block * 4096, Buf::from(vec![block as u8; 4096]))).collect();
     for write in writes {
@@ -161,9 +225,9 @@ async fn many_requests_at_once(client: &Client, _: &Sim, name: &str) {
     disk.close().await.expect("closes");
 }
 
-async fn other_threads_reach_it(client: &Client, _: &Sim, name: &str) {
+async fn other_threads_reach_it(client: &Client, target: &Target) {
     let handle = client.handle();
-    let spec = spec(name, 1, "raw", true);
+    let spec = target.spec(1, "raw", true);
     let thread = std::thread::spawn(move || {
         let disk = handle.open(&spec).expect("opens");
         disk.write(512, Buf::from(vec![7; 512])).1.expect("writes");
@@ -174,7 +238,7 @@ async fn other_threads_reach_it(client: &Client, _: &Sim, name: &str) {
     });
     while !thread.is_finished() {
         let sleep = async |io: drystone_core::engine::Io| {
-            io.sleep(std::time::Duration::from_millis(1)).await;
+            io.sleep(Duration::from_millis(1)).await;
             Ok(())
         };
         client.run(sleep).await.expect("time passes");
@@ -183,14 +247,64 @@ async fn other_threads_reach_it(client: &Client, _: &Sim, name: &str) {
     assert_eq!((bytes[511], bytes[512], bytes[1023]), (0, 7, 7));
 }
 
-async fn what_cannot_open_says_why(client: &Client, _: &Sim, name: &str) {
+async fn jobs_have_buffers_that_the_device_reaches(client: &Client, target: &Target) {
+    make(client, target, 2, 4 << 20).await.expect("an empty image");
+    for format in ["raw", "qcow2"] {
+        let disk = client.open(&target.spec(2, format, true)).await.expect("opens");
+        let (node, device) = (disk.node(), target.opened());
+        let before = device.arena().free_len();
+        let buffer = client.run(async move |io| Ok(io.buffer(&[node], 64 << 10))).await.expect("a buffer");
+        assert_eq!((buffer.len(), before - device.arena().free_len()), (64 << 10, 64 << 10), "{format}");
+        assert!(buffer.iter().all(|byte| *byte == 0));
+        // More than there is comes from elsewhere.
+        let large = client.run(async move |io| Ok(io.buffer(&[node], 64 << 20))).await.expect("a buffer");
+        assert_eq!((large.len(), before - device.arena().free_len()), (64 << 20, 64 << 10), "{format}");
+        drop((buffer, large));
+        assert_eq!(device.arena().free_len(), before);
+        drop(device);
+        disk.close().await.expect("closes");
+    }
+}
+
+async fn a_namespace_that_is_formatted_anew_is_used_no_more(client: &Client, target: &Target) {
+    let Some(sim) = &target.sim else {
+        return eprintln!("skipped: a controller that is not simulated stays as it is");
+    };
+    let first = client.open(&target.spec(1, "raw", true)).await.expect("opens");
+    let second = client.open(&target.spec(2, "raw", true)).await.expect("opens");
+    // It moves no data: what is read before the driver knows is of another length than asked for.
+    sim.controller().config().namespaces[0] = SimNamespace::nothing(4096, 8 << 20);
+    sim.controller().set_log(4, &[1, 0, 0, 0]);
+    let until = Instant::now() + Duration::from_secs(30);
+    let mut told = false;
+    let error = loop {
+        told = told || sim.controller().tell(2, 0, 4);
+        let (_, result) = second.read(0, Buf::zeroed(4096)).await;
+        result.expect("the other namespace is as it was");
+        if let Err(error) = first.read(0, Buf::zeroed(4096)).await.1
+            && error.to_string().contains("No such device")
+        {
+            break error;
+        }
+        assert!(Instant::now() < until, "the namespace is still used");
+    };
+    assert!(told, "{error}");
+    let error = first.write(0, Buf::zeroed(4096)).await.1.expect_err("it is used no more");
+    assert!(error.to_string().contains("No such device"), "{error}");
+    second.close().await.expect("closes");
+    // Whether that says so depends on whether there is anything to flush.
+    drop(first.close().await);
+}
+
+async fn what_cannot_open_says_why(client: &Client, target: &Target) {
     let check = async |path: &str, expected: &str| {
         let spec = from_filename(path, Some("raw"), OpenMode::default()).expect("legal");
         let error = client.open(&spec).await.err().expect("does not open");
         assert_eq!(error.to_string(), expected);
     };
-    let path = format!("nvme://sim:{name}/3");
-    check(&path, &format!("Could not open '{path}': the controller has no active namespace 3")).await;
+    let path = target.path(77);
+    let number = path.rsplit('/').next().expect("a number");
+    check(&path, &format!("Could not open '{path}': the controller has no active namespace {number}")).await;
     check(
         "nvme://ffff:ff:1f.7/1",
         "Could not open 'nvme://ffff:ff:1f.7/1': there is no PCI device ffff:ff:1f.7; `lspci -D` lists those that there \
@@ -203,13 +317,13 @@ async fn what_cannot_open_says_why(client: &Client, _: &Sim, name: &str) {
     )
     .await;
     // Two images that write cannot share a namespace, as with files.
-    make(client, name, 1, 1 << 20).await.expect("an empty image");
-    let first = client.open(&spec(name, 1, "qcow2", true)).await.expect("opens");
-    let error = client.open(&spec(name, 1, "qcow2", true)).await.err().expect("somebody writes to it");
+    make(client, target, 1, 1 << 20).await.expect("an empty image");
+    let first = client.open(&target.spec(1, "qcow2", true)).await.expect("opens");
+    let error = client.open(&target.spec(1, "qcow2", true)).await.err().expect("somebody writes to it");
     let expected =
-        format!("Failed to get \"write\" lock\nIs another process using the image [nvme://sim:{name}/1]?");
+        format!("Failed to get \"write\" lock\nIs another process using the image [{}]?", target.path(1));
     assert_eq!(error.to_string(), expected);
     first.close().await.expect("closes");
-    let again = client.open(&spec(name, 1, "qcow2", true)).await.expect("nobody else writes");
+    let again = client.open(&target.spec(1, "qcow2", true)).await.expect("nobody else writes");
     again.close().await.expect("closes");
 }

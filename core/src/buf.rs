@@ -127,16 +127,19 @@ impl Buf {
     }
 
     /// Length of the window in bytes.
+    #[inline]
     pub fn len(&self) -> usize {
         self.len
     }
 
     /// Tells whether the window holds no bytes.
+    #[inline]
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
     /// Address of the first byte, for alignment checks and for handing the window to a kernel or device.
+    #[inline]
     pub fn as_ptr(&self) -> *const u8 {
         self.start.as_ptr()
     }
@@ -280,6 +283,15 @@ impl BufList {
         match &self.0 {
             Windows::One(buf) => buf.is_empty(),
             Windows::Many(bufs) => bufs.iter().all(Buf::is_empty),
+        }
+    }
+
+    /// The only window, unless there are several or none.
+    #[inline]
+    pub fn only(&self) -> Option<&Buf> {
+        match &self.0 {
+            Windows::One(buf) if !buf.is_empty() => Some(buf),
+            _ => None,
         }
     }
 
@@ -500,6 +512,7 @@ mod tests {
                 [&bytes[..7], &bytes[7..8], &bytes[8..40]].into_iter().map(Buf::from).collect();
             let front = list.split_to(at);
             assert_eq!((front.len_bytes(), list.len_bytes()), (at, 40 - at));
+            assert_eq!(front.only().map(|buf| buf.len()), (1..8).contains(&at).then_some(at));
             let mut copy = [0xff; 40];
             front.copy_out(0, &mut copy[..at]);
             list.copy_out(0, &mut copy[at..]);

@@ -2,11 +2,10 @@
 //!
 //! The allocator counts for the thread that asks, so that tests beside each other do not count each other.
 
+mod counting;
 mod null;
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
-
+use counting::allocations;
 use drystone_core::buf::{Buf, BufList};
 use drystone_core::engine::Op;
 use drystone_core::format::qcow2::CreateOptions;
@@ -101,37 +100,7 @@ struct Cost {
 }
 
 fn counted(null: &mut Null, work: impl FnOnce(&mut Null)) -> Cost {
-    let before = (ALLOCATIONS.get(), null.engine().coroutines());
+    let before = (allocations(), null.engine().coroutines());
     work(null);
-    Cost { allocations: ALLOCATIONS.get() - before.0, coroutines: null.engine().coroutines() - before.1 }
-}
-
-thread_local! {
-    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-}
-
-/// The system's allocator, counting.
-struct Counting;
-
-#[global_allocator]
-static COUNTING: Counting = Counting;
-
-// SAFETY: every call goes to the system's allocator unchanged; counting touches a thread-local without a destructor.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
-        // SAFETY: the caller keeps the contract of `GlobalAlloc`, which is the system allocator's.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        // SAFETY: as in `alloc`; the pointer came from the system's allocator.
-        unsafe { System.dealloc(ptr, layout) }
-    }
-
-    unsafe fn realloc(&self, ptr: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
-        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
-        // SAFETY: as in `dealloc`.
-        unsafe { System.realloc(ptr, layout, new_size) }
-    }
+    Cost { allocations: allocations() - before.0, coroutines: null.engine().coroutines() - before.1 }
 }

@@ -1,27 +1,37 @@
 //! How long one 4 KiB read takes at a time, from submission to completion, on a real controller.
 //!
 //! `cargo run --release -p drystone-drivers --example latency -- 0000:01:00.0 1` reads the namespace, and writes nothing;
-//! first sleeping until interrupts come, then polling.
-//! In a machine that counts instructions rather than time (`drivers/vm-test --count`) the smallest figure is the number of
+//! first sleeping until interrupts come, then polling. With `--limits` it takes all queue pairs that there are, and reads
+//! through each while the controller is reset. With the name of a file alone, such as `/dev/nvme0n1`, it reads that
+//! through the kernel's io_uring, polled where the kernel has queues for that: the same loop, to compare with.
+//! In a machine that counts instructions rather than time (`conformance/vm/run --count`) the smallest figure is the number of
 //! instructions of the whole way.
 
+use std::io::IoSliceMut;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use drystone_core::buf::BufList;
+use drystone_core::buf::{Buf, BufList};
 use drystone_drivers::nvme::{self, Completions, NvmeError, Operation, Options, QueuePair, Request};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::fs::{Mode, OFlags, SeekFrom, open, seek};
+use rustix::io::{ReadWriteFlags, preadv2};
 
 const READS: u64 = 5000;
 const INTERRUPTED: u64 = 200;
 const BLOCK: u64 = 4096;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let mut args = std::env::args().skip(1);
-    let (Some(address), Some(namespace)) = (args.next(), args.next()) else {
-        return Err("arguments: PCI address, namespace".into());
-    };
-    let (address, namespace) = (address.as_str(), namespace.parse()?);
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        [file] => kernel(file),
+        [address, namespace] => ours(address, namespace.parse()?),
+        [address, namespace, "--limits"] => limits(address, namespace.parse()?),
+        _ => Err("arguments: PCI address and namespace, or a file".into()),
+    }
+}
+
+fn ours(address: &str, namespace: u32) -> Result<(), Box<dyn std::error::Error>> {
     let slept = interrupts(address, namespace)?;
     println!(
         "{INTERRUPTED} reads woke by interrupts: {} us each",
@@ -32,12 +42,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for shadow_doorbells in [false, true] {
         let mut times = measure(address, namespace, shadow_doorbells)?;
         times.sort_unstable();
+        let (least, looks) = times[0];
         println!(
-            "4 KiB read, shadow doorbells {}: min {} ns, median {} ns, 99th percentile {} ns",
+            "4 KiB read, shadow doorbells {}: min {} ns with {looks} looks in vain, median {} ns, 99th percentile {} ns",
             if shadow_doorbells { "where offered" } else { "off" },
-            times[0].as_nanos(),
-            times[times.len() / 2].as_nanos(),
-            times[times.len() * 99 / 100].as_nanos(),
+            least.as_nanos(),
+            times[times.len() / 2].0.as_nanos(),
+            times[times.len() * 99 / 100].0.as_nanos(),
         );
     }
     Ok(())
@@ -81,7 +92,8 @@ fn running(pair: &mut QueuePair) {
     }
 }
 
-fn measure(address: &str, namespace: u32, shadow_doorbells: bool) -> Result<Vec<Duration>, NvmeError> {
+/// The time of each read, and how often the queue pair was looked at before it was there.
+fn measure(address: &str, namespace: u32, shadow_doorbells: bool) -> Result<Vec<(Duration, u32)>, NvmeError> {
     let device = nvme::open(address, Options { shadow_doorbells, ..Options::default() })?;
     let namespace = device.namespace(namespace)?;
     let mut pair = QueuePair::new(&device)?;
@@ -94,14 +106,79 @@ fn measure(address: &str, namespace: u32, shadow_doorbells: bool) -> Result<Vec<
         let start = Instant::now();
         pair.submit(&namespace, Request { tag: read, op: Operation::Read, offset, len: BLOCK, data });
         pair.ring();
-        let mut back = None;
+        let (mut back, mut looks) = (None, 0);
         while !pair.poll(|answer| back = Some(answer)) {
-            std::hint::spin_loop();
+            looks += 1;
         }
-        times.push(start.elapsed());
+        times.push((start.elapsed(), looks));
         let answer = back.expect("polled until there was one");
         answer.result.map_err(|error| NvmeError::Unusable(format!("a read at {offset} failed: {error}")))?;
         data = answer.data;
     }
     Ok(times)
+}
+
+/// Reads through the kernel, which sleeps until an interrupt comes, or polls.
+fn kernel(file: &str) -> Result<(), Box<dyn std::error::Error>> {
+    let fd = open(file, OFlags::RDONLY | OFlags::DIRECT | OFlags::CLOEXEC, Mode::empty())?;
+    let blocks = seek(&fd, SeekFrom::End(0))? / BLOCK;
+    let mut data = Buf::zeroed(BLOCK as usize);
+    let mut measure = |flags: ReadWriteFlags| -> Result<u128, Box<dyn std::error::Error>> {
+        let mut times = Vec::with_capacity(READS as usize);
+        for read in 0..READS {
+            let offset = read.wrapping_mul(0x9e37_79b1) % blocks * BLOCK;
+            let start = Instant::now();
+            preadv2(&fd, &mut [IoSliceMut::new(&mut data)], offset, flags)?;
+            times.push(start.elapsed());
+        }
+        times.sort_unstable();
+        Ok(times[times.len() / 2].as_nanos())
+    };
+    println!("4 KiB read by the kernel, with interrupts: median {} ns", measure(ReadWriteFlags::empty())?);
+    println!("4 KiB read by the kernel, polled: half of them within {} ns", measure(ReadWriteFlags::HIPRI)?);
+    Ok(())
+}
+
+/// Takes all queue pairs that the controller grants, and reads through each, before and after a reset.
+fn limits(address: &str, namespace: u32) -> Result<(), Box<dyn std::error::Error>> {
+    let device = nvme::open(address, Options::default())?;
+    let namespace = device.namespace(namespace)?;
+    let mut pairs = Vec::new();
+    let refused = loop {
+        match QueuePair::new(&device) {
+            Ok(pair) => pairs.push(pair),
+            Err(error) => break error,
+        }
+    };
+    let granted = device.queues_granted();
+    if pairs.len() != usize::from(granted) || !matches!(refused, NvmeError::NoQueue { .. }) {
+        return Err(format!("{} of {granted} queue pairs, then: {refused}", pairs.len()).into());
+    }
+    for round in 0..4 {
+        let mut answers = 0;
+        for pair in &mut pairs {
+            let data = device.arena().buffer(BLOCK as usize).expect("an empty arena has room").into();
+            pair.submit(&namespace, Request { tag: 0, op: Operation::Read, offset: 0, len: BLOCK, data });
+            pair.ring();
+        }
+        // With requests in flight.
+        device.reset();
+        let until = Instant::now() + Duration::from_secs(60);
+        while answers < pairs.len() {
+            let mut done = |answer: nvme::Answer| {
+                answer.result.expect("a reset loses nothing");
+                answers += 1;
+            };
+            for pair in &mut pairs {
+                pair.poll(&mut done);
+                pair.tick(&mut done);
+            }
+            if Instant::now() > until {
+                return Err(format!("round {round}: {answers} of {granted} answers").into());
+            }
+        }
+    }
+    let (resets, trouble) = device.resets();
+    println!("{granted} queue pairs, {resets} resets, the last one because: {trouble:?}");
+    Ok(())
 }

@@ -4,9 +4,13 @@ mod world;
 
 use drystone_core::buf::{Buf, BufList};
 use drystone_core::intent::Errno;
-use drystone_drivers::nvme::layout::{Status, opcode};
+use drystone_drivers::nvme::layout::{
+    Arbitration, DataPointer, Priority, Sgl, SglKind, SglSupport, Status, offset, opcode,
+};
 use drystone_drivers::nvme::sim::{Fault, Sim, SimConfig, SimNamespace};
-use drystone_drivers::nvme::{Device, NvmeError, Operation, Options, QueuePair, Request, RequestError};
+use drystone_drivers::nvme::{
+    About, Device, NvmeError, Operation, Options, QueuePair, Request, RequestError,
+};
 use world::{World, config, options, pattern};
 
 #[test]
@@ -150,6 +154,65 @@ fn windows_that_prps_cannot_name_at_once_are_several_commands() {
 }
 
 #[test]
+fn an_sgl_names_any_windows_in_one_command() {
+    // Offset of the first window; whether the controller takes that.
+    for (sgl, first, taken) in [
+        (SglSupport::Bytes, 1, true),
+        (SglSupport::Bytes, 512, true),
+        (SglSupport::Dwords, 4, true),
+        (SglSupport::Dwords, 2, false),
+        (SglSupport::None, 4, false),
+    ] {
+        let mut world = World::new(SimConfig { log: true, sgl, ..config(512) });
+        let bytes = pattern(5, 60 * 512);
+        let mut list = Vec::new();
+        let mut rest = world.buffer(64 << 10);
+        // Windows with gaps, that begin and end within pages.
+        for (gap, len) in [(first, 9 * 512), (1024, 20 * 512), (8, 31 * 512)] {
+            drop(rest.split_to(gap));
+            list.push(rest.split_to(len));
+        }
+        drop(rest);
+        let mut data: BufList = list.into_iter().collect();
+        data.copy_in(0, &bytes);
+        world.write(4096, data).expect("a write");
+        assert_eq!(world.stored()[4096..4096 + bytes.len()], bytes, "{sgl:?} {first}");
+        let commands = world.sim.controller().log().len();
+        assert_eq!(commands == 1 && world.pair.counters().copied == 0, taken, "{sgl:?} {first}");
+        // One window, however long, is one data block in the command.
+        let mut window = world.buffer(64 << 10);
+        drop(window.split_to(first));
+        drop(window.split_off(60 * 512));
+        let (read, result) = world.read(4096, window);
+        assert_eq!((read == bytes, result), (true, Ok(())), "{sgl:?} {first}");
+        let last = world.sim.controller().log().last().expect("a read").1.data();
+        let block = matches!(last, Some(DataPointer::Sgl(Sgl { kind: SglKind::Block, .. })));
+        assert_eq!(block, taken, "{sgl:?} {first}");
+        world.end();
+    }
+}
+
+#[test]
+fn an_sgl_that_does_not_fit_its_page_is_several_commands() {
+    let mut world = World::new(SimConfig { log: true, sgl: SglSupport::Bytes, mdts: 0, ..config(512) });
+    let bytes = pattern(6, 300 * 512);
+    let mut rest = world.buffer(300 * 1024);
+    // Every other block of the arena: 300 windows, where a page holds 256 descriptors.
+    let take = |_| {
+        let window = rest.split_to(512);
+        drop(rest.split_to(512));
+        window
+    };
+    let mut data: BufList = (0..300).map(take).collect();
+    drop(rest);
+    data.copy_in(0, &bytes);
+    world.write(0, data).expect("a write");
+    assert_eq!(world.stored()[..bytes.len()], bytes);
+    assert_eq!((world.sim.controller().log().len(), world.pair.counters().copied), (2, 0));
+    world.end();
+}
+
+#[test]
 fn more_requests_than_slots_wait_their_turn() {
     let small = Options { queue_entries: 4, ..options() };
     let mut world = World::with(config(512), small);
@@ -231,26 +294,113 @@ fn shadow_doorbells_spare_registers() {
     world.end();
 }
 
-#[test]
-fn asynchronous_events_are_told_once_each() {
-    let mut world = World::new(config(512));
-    for info in 0..3 {
-        world.read(0, Buf::zeroed(512)).1.expect("a read");
-        // The request to be told is there as soon as the device is looked after.
-        while !world.sim.controller().tell(2, info, 4) {
-            let _ = world.device.next_event();
-            world.sim.step();
-        }
-        let event = loop {
-            if let Some(event) = world.device.next_event() {
-                break event;
-            }
-            world.sim.step();
-        };
-        assert_eq!((event.kind, event.info, event.log_page), (2, info, 4));
+/// Has the controller tell of something, and waits until the driver has followed that up.
+fn tell(world: &World, (kind, info, log_page): (u8, u8, u8)) -> About {
+    // The request to be told is there as soon as the device is looked after.
+    while !world.sim.controller().tell(kind, info, log_page) {
         assert_eq!(world.device.next_event(), None);
+        world.sim.step();
     }
+    let event = loop {
+        if let Some(event) = world.device.next_event() {
+            break event;
+        }
+        world.sim.step();
+    };
+    assert_eq!((event.told.kind, event.told.info, event.told.log_page), (kind, info, log_page));
+    assert_eq!(world.device.next_event(), None, "told once");
+    event.about
+}
+
+#[test]
+fn asynchronous_events_are_told_with_their_log_pages() {
+    let mut world = World::new(config(512));
+    let mut health = [0; 512];
+    health[..6].copy_from_slice(&[1 << 3, 0x2c, 0x01, 5, 10, 99]);
+    let mut errors = [0; 128];
+    errors[..16].copy_from_slice(&[2, 0, 0, 0, 0, 0, 0, 0, 1, 0, 9, 0, 0x02, 0x05, 0, 0]);
+    errors[24] = 1;
+    world.sim.controller().set_log(1, &errors);
+    world.sim.controller().set_log(2, &health);
+    for _ in 0..2 {
+        world.read(0, Buf::zeroed(512)).1.expect("a read");
+        let About::Health(health) = tell(&world, (1, 2, 2)) else { panic!("a health log") };
+        assert_eq!((health.is_read_only(), health.temperature, health.spare), (true, 300, 5));
+        let About::Errors(errors) = tell(&world, (0, 5, 1)) else { panic!("an error log") };
+        let [error] = errors[..] else { panic!("one error: {errors:?}") };
+        assert_eq!((error.count, error.queue, error.cid), (2, 1, 9));
+        assert_eq!((error.status, error.namespace), (Status::UNRECOVERED_READ, 1));
+        assert_eq!(tell(&world, (7, 1, 0xc0)), About::Unknown);
+    }
+    // A log page that cannot be read is an event all the same, and the next one comes.
+    world.sim.controller().inject(|_, command| match command.opcode() {
+        opcode::GET_LOG_PAGE => Fault::Status(Status::INTERNAL),
+        _ => Fault::None,
+    });
+    assert_eq!(tell(&world, (1, 2, 2)), About::Unknown);
+    world.sim.controller().relent();
+    assert!(matches!(tell(&world, (1, 2, 2)), About::Health(_)));
     world.end();
+}
+
+#[test]
+fn namespaces_that_change_are_identified_anew() {
+    let world = World::new(config(512));
+    let version = world.device.namespaces_version();
+    // One grows, and another one comes.
+    world.sim.controller().config().namespaces =
+        vec![SimNamespace::new(512, 2 << 20), SimNamespace::new(4096, 1 << 20)];
+    assert_eq!(world.device.namespace(1).expect("as it was").len_bytes(), 1 << 20);
+    world.sim.controller().set_log(4, &[1, 0, 0, 0, 2, 0, 0, 0]);
+    assert_eq!(tell(&world, (2, 0, 4)), About::Namespaces(vec![1, 2]));
+    assert_ne!(world.device.namespaces_version(), version);
+    assert_eq!(world.device.namespace(1).expect("active").len_bytes(), 2 << 20);
+    assert_eq!(world.device.namespace(2).expect("active").block(), 4096);
+    // More changed than can be listed, of which one went.
+    world.sim.controller().config().namespaces.pop();
+    world.sim.controller().set_log(4, &[0xff; 4]);
+    assert_eq!(tell(&world, (2, 0, 4)), About::Namespaces(vec![1, 2]));
+    assert_eq!(world.device.namespace(2), Err(NvmeError::NoNamespace { id: 2 }));
+    assert_eq!(world.device.namespaces(), [1]);
+    world.end();
+}
+
+#[test]
+fn a_write_cache_that_is_off_needs_no_flush() {
+    let mut world = World::new(SimConfig { write_cache_on: false, log: true, ..config(512) });
+    assert!(!world.device.identity().volatile_write_cache);
+    assert_eq!(world.request(Operation::Flush, 0, 0, BufList::new()).1, Ok(()));
+    assert!(world.sim.controller().log().is_empty());
+    world.end();
+}
+
+#[test]
+fn queue_pairs_take_turns_as_they_are_told_to() {
+    let arbitration = Arbitration { burst_bits: 3, weights: [0, 9, 99] };
+    for (weighted, arbitration, expected) in [
+        // CC.AMS, dword 11 of Set Features, QPRIO of Create I/O Submission Queue.
+        (true, Some(arbitration), (1, Some(0x6309_0003), 3)),
+        (false, Some(arbitration), (0, Some(0x6309_0003), 0)),
+        (true, None, (0, None, 0)),
+    ] {
+        let sim = Sim::stepwise(SimConfig { weighted_round_robin: weighted, log: true, ..config(512) });
+        let device = Device::open(sim.transport(), Options { arbitration, ..options() }).expect("opens");
+        let mut pair = QueuePair::with_priority(&device, Priority::Low).expect("the first queue pair");
+        while !pair.is_running() {
+            pair.tick(|_| unreachable!("nothing was asked for"));
+            sim.step();
+        }
+        let configuration = sim.transport().registers().read32(offset::CC);
+        let told = |code: u8, low: u32| {
+            let controller = sim.controller();
+            let mut commands = controller.admin_log().iter();
+            let found = commands.find(|one| one.opcode() == code && one.dword(10) & 0xff == low);
+            found.map(|command| command.dword(11))
+        };
+        let priority = told(opcode::CREATE_SQ, 1).expect("a queue") >> 1 & 3;
+        let found = (configuration >> 11 & 7, told(opcode::SET_FEATURES, 1), priority);
+        assert_eq!(found, expected, "{weighted} {arbitration:?}");
+    }
 }
 
 #[test]

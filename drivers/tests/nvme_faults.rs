@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use drystone_core::buf::{Buf, BufList};
 use drystone_core::intent::Errno;
-use drystone_drivers::nvme::layout::{Status, opcode};
+use drystone_drivers::nvme::layout::{SglSupport, Status, opcode};
 use drystone_drivers::nvme::sim::{Fault, SimConfig};
 use drystone_drivers::nvme::{Answer, NvmeError, Operation, Options, RequestError};
 use world::{World, config, options, pattern};
@@ -242,6 +242,7 @@ fn random_run(seed: u64, faults: bool) {
         mdts: random.u8(0..4),
         shadow_doorbells: random.bool(),
         doorbell_stride: random.u8(0..3),
+        sgl: [SglSupport::None, SglSupport::Bytes, SglSupport::Dwords][random.usize(..3)],
         ..config(BLOCK as u32)
     };
     let small = Options { queue_entries: random.u16(2..20), ..options() };

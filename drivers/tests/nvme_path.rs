@@ -1,41 +1,18 @@
 //! What the way of a request costs besides instructions: no allocation, no copy, no system call.
 
+#[path = "../../core/tests/counting/mod.rs"]
+mod counting;
 mod world;
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use counting::allocations;
 use drystone_core::buf::BufList;
 use drystone_drivers::nvme::sim::{SimConfig, SimNamespace};
 use drystone_drivers::nvme::{Operation, Request};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, apply_filter};
 use world::World;
-
-/// Counts the allocations of each thread.
-struct Counting;
-
-thread_local! {
-    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-}
-
-// SAFETY: passes everything on to the system's allocator.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.with(|count| count.set(count.get() + 1));
-        // SAFETY: the caller keeps the contract of `alloc`.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
-        // SAFETY: `memory` came from the system's allocator.
-        unsafe { System.dealloc(memory, layout) }
-    }
-}
-
-#[global_allocator]
-static COUNTING: Counting = Counting;
 
 /// A namespace whose data the controller does not touch: it allocates nothing then either.
 fn world() -> World {
@@ -80,9 +57,9 @@ fn warm() -> (World, Vec<BufList>) {
 #[test]
 fn transfers_allocate_and_copy_nothing_and_share_doorbells() {
     let (mut world, mut buffers) = warm();
-    let (before, counters) = (ALLOCATIONS.get(), world.pair.counters());
+    let (before, counters) = (allocations(), world.pair.counters());
     transfers(&mut world, &mut buffers, 32 * 100);
-    assert_eq!(ALLOCATIONS.get() - before, 0, "allocations");
+    assert_eq!(allocations() - before, 0, "allocations");
     let after = world.pair.counters();
     assert_eq!(after.copied, counters.copied, "copied bytes");
     assert_eq!((after.commands - counters.commands, after.doorbells - counters.doorbells), (3200, 100));

@@ -276,6 +276,11 @@ impl Backend {
         self.lanes.relax();
     }
 
+    /// Where memory comes from that the devices behind leaves reach.
+    pub(crate) fn supply(&self) -> impl Fn(LeafId, usize) -> Option<Buf> + use<> {
+        self.lanes.supply()
+    }
+
     /// Memory that a polled device reaches, if there is one with room; it holds anything.
     pub fn buffer(&self, len: usize) -> Option<Buf> {
         self.lanes.buffer(len)

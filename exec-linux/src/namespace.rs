@@ -4,7 +4,9 @@
 //! number. While anything is in flight, the thread of the engine looks for completions and does not sleep; or it sleeps
 //! after a while, until the device's interrupt rings the engine's bell.
 
+use std::cell::RefCell;
 use std::os::fd::AsFd;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -16,7 +18,7 @@ use drystone_core::intent::{
 };
 use drystone_drivers::nvme::layout::Namespace;
 use drystone_drivers::nvme::{
-    self, Answer, Completions, Device, NvmeError, Operation, Options, QueuePair, Request,
+    self, Answer, Arena, Completions, Device, NvmeError, Operation, Options, QueuePair, Request,
 };
 
 use crate::config::Polling;
@@ -101,14 +103,30 @@ pub(crate) struct Lanes {
     /// Wakes the engine from time to time, once there is a lane that it does not always look at.
     watch: Option<Watch>,
     /// Which lane and namespace a leaf is, at the place of its number.
-    leaves: Vec<Option<(usize, Namespace)>>,
+    leaves: Vec<Option<Place>>,
+    /// The memory that each leaf's device reaches, for who makes buffers.
+    arenas: Arenas,
 }
+
+/// Where requests to a leaf go.
+#[derive(Clone, Copy)]
+struct Place {
+    lane: usize,
+    namespace: Namespace,
+    /// It went, or was formatted anew: its blocks are not what the engine knows.
+    lost: bool,
+}
+
+/// Memory of devices, at the places of their leaves.
+type Arenas = Rc<RefCell<Vec<Option<Arc<Arena>>>>>;
 
 struct Lane {
     pair: QueuePair,
     device: Arc<Device>,
     leaves: usize,
     looks: u32,
+    /// The device's, when its namespaces were last looked at.
+    namespaces_version: u32,
     /// Looks in a row that found nothing, before which it is not worth to sleep; nothing where an interrupt never comes.
     patience: Option<u32>,
     in_vain: u32,
@@ -117,7 +135,7 @@ struct Lane {
 impl Lanes {
     /// There are none yet; `bell` wakes the engine's thread.
     pub(crate) fn new(bell: Arc<Doorbell>) -> Self {
-        Self { lanes: Vec::new(), bell, watch: None, leaves: Vec::new() }
+        Self { lanes: Vec::new(), bell, watch: None, leaves: Vec::new(), arenas: Arenas::default() }
     }
 
     /// Whether any leaf is a namespace.
@@ -142,7 +160,12 @@ impl Lanes {
         if self.leaves.len() <= place {
             self.leaves.resize(place + 1, None);
         }
-        self.leaves[place] = Some((index, open.namespace));
+        self.leaves[place] = Some(Place { lane: index, namespace: open.namespace, lost: false });
+        let mut arenas = self.arenas.borrow_mut();
+        if arenas.len() <= place {
+            arenas.resize(place + 1, None);
+        }
+        arenas[place] = Some(Arc::clone(open.device.arena()));
         Ok(())
     }
 
@@ -158,13 +181,16 @@ impl Lanes {
         if patience.is_some() && self.watch.is_none() {
             self.watch = Some(Watch::new(Arc::clone(&self.bell)));
         }
-        Ok(Lane { pair, device: Arc::clone(device), leaves: 0, looks: 0, patience, in_vain: 0 })
+        let namespaces_version = device.namespaces_version();
+        let device = Arc::clone(device);
+        Ok(Lane { pair, device, leaves: 0, looks: 0, namespaces_version, patience, in_vain: 0 })
     }
 
     /// Forgets a leaf that closes; the queue pair goes with the last one.
     pub(crate) fn close(&mut self, leaf: LeafId) {
         let place = self.leaves.get_mut(leaf.0 as usize).and_then(Option::take);
-        let Some((index, _)) = place else { return };
+        let Some(Place { lane: index, .. }) = place else { return };
+        self.arenas.borrow_mut()[leaf.0 as usize] = None;
         let lane = &mut self.lanes[index];
         lane.leaves -= 1;
         if lane.leaves > 0 {
@@ -172,9 +198,9 @@ impl Lanes {
         }
         self.lanes.swap_remove(index);
         let moved = self.lanes.len();
-        for (other, _) in self.leaves.iter_mut().flatten() {
-            if *other == moved {
-                *other = index;
+        for place in self.leaves.iter_mut().flatten() {
+            if place.lane == moved {
+                place.lane = index;
             }
         }
     }
@@ -205,9 +231,17 @@ impl Lanes {
             }
             other => return Pushed::Back(other),
         };
-        let Some(Some((index, namespace))) = self.leaves.get(leaf.0 as usize) else {
+        let Some(Some(Place { lane, namespace, lost })) = self.leaves.get(leaf.0 as usize) else {
             unreachable!("the caller has asked whether the leaf is a namespace")
         };
+        if *lost {
+            return Pushed::Done(match op {
+                Operation::Read | Operation::Write { .. } => {
+                    Outcome::Moved { data, result: Err(Errno::ENXIO) }
+                }
+                _ => Outcome::Done(Err(Errno::ENXIO)),
+            });
+        }
         let (mut offset, mut len) = (offset, len);
         if op == Operation::Deallocate {
             // Whole blocks of it: a discard is a hint.
@@ -219,7 +253,7 @@ impl Lanes {
             }
             len = end - offset;
         }
-        let lane = &mut self.lanes[*index];
+        let lane = &mut self.lanes[*lane];
         lane.in_vain = 0;
         lane.pair.submit(namespace, Request { tag: token.0, op, offset, len, data });
         Pushed::InFlight
@@ -260,7 +294,7 @@ impl Lanes {
     /// Hands over what came of earlier actions. Does not wait. Tells whether there was anything.
     #[inline]
     pub(crate) fn reap(&mut self, done: &mut impl FnMut(Token, Outcome)) -> bool {
-        let mut any = false;
+        let (mut any, mut changed) = (false, false);
         for lane in &mut self.lanes {
             let pair = &mut lane.pair;
             let found = pair.poll(|answer| answered(answer, done));
@@ -274,15 +308,39 @@ impl Lanes {
                     any = true;
                     answered(answer, done);
                 });
+                changed |= lane.device.namespaces_version() != lane.namespaces_version;
             }
         }
+        if changed {
+            self.look_again();
+        }
         any
+    }
+
+    /// Looks at namespaces that may have changed: one that grew or shrank is used as it is, any other no more.
+    #[cold]
+    fn look_again(&mut self) {
+        for (index, lane) in self.lanes.iter_mut().enumerate() {
+            lane.namespaces_version = lane.device.namespaces_version();
+            for place in self.leaves.iter_mut().flatten().filter(|place| place.lane == index) {
+                let found = lane.device.namespace(place.namespace.id);
+                let same = found.ok().filter(|found| found.block_bits == place.namespace.block_bits);
+                place.lost = same.is_none();
+                place.namespace = same.unwrap_or(place.namespace);
+            }
+        }
     }
 
     /// Lets the least time pass, after nothing was found.
     #[inline]
     pub(crate) fn relax(&self) {
         self.pairs().for_each(QueuePair::relax);
+    }
+
+    /// Where memory comes from that the devices behind leaves reach.
+    pub(crate) fn supply(&self) -> impl Fn(LeafId, usize) -> Option<Buf> + use<> {
+        let arenas = Rc::clone(&self.arenas);
+        move |leaf, len| arenas.borrow().get(leaf.0 as usize)?.as_ref()?.buffer(len)
     }
 
     /// Memory that a device reaches, if there is one with room; it holds anything.

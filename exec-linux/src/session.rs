@@ -87,9 +87,11 @@ impl Session {
     /// # Errors
     /// The kernel's, where it refuses what the configuration asks for.
     pub fn new(config: &Config) -> io::Result<Rc<Self>> {
+        let (engine, backend) = (Engine::new(), Backend::new(config)?);
+        engine.supply_buffers(backend.supply());
         Ok(Rc::new(Self {
-            engine: Engine::new(),
-            backend: RefCell::new(Backend::new(config)?),
+            engine,
+            backend: RefCell::new(backend),
             trace: config.trace,
             waiters: RefCell::default(),
             others: RefCell::default(),

@@ -1,35 +1,12 @@
 //! What a request allocates once everything is warm: nothing, in engine, executor and runtime together.
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
+#[path = "../../core/tests/counting/mod.rs"]
+mod counting;
 
+use counting::allocations;
 use drystone_core::buf::{Buf, BufList};
 use drystone_core::graph::open::{NodeSpec, OpenMode};
 use drystone_exec_tokio::{BackendKind, Config, run};
-
-/// Counts the allocations of each thread.
-struct Counting;
-
-thread_local! {
-    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-}
-
-// SAFETY: passes everything on to the system's allocator.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.with(|count| count.set(count.get() + 1));
-        // SAFETY: the caller keeps the contract of `alloc`.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
-        // SAFETY: `memory` came from the system's allocator.
-        unsafe { System.dealloc(memory, layout) }
-    }
-}
-
-#[global_allocator]
-static COUNTING: Counting = Counting;
 
 #[test]
 fn reads_and_writes_allocate_nothing() {
@@ -45,7 +22,7 @@ fn reads_and_writes_allocate_nothing() {
         // The first rounds fill slabs, queues and the runtime's own lists.
         for round in 0..40 {
             if round == 20 {
-                before = ALLOCATIONS.get();
+                before = allocations();
             }
             for (slot, data) in buffers.iter_mut().enumerate() {
                 let at = ((slot * 37 + round) % 256 * 4096) as u64;
@@ -56,7 +33,7 @@ fn reads_and_writes_allocate_nothing() {
                 *data = back;
             }
         }
-        let allocated = ALLOCATIONS.get() - before;
+        let allocated = allocations() - before;
         disk.close().await.expect("closes");
         allocated
     });

@@ -12,6 +12,7 @@
 //! | [`message`] | errors and warnings, exit codes |
 //! | [`object`] | `--object` definitions |
 //! | [`options`] | option strings: `a=b,c=d` lists, dotted keys, `json:{…}` names, JSON text in the reference's key order |
+//! | [`polling`] | the environment variable that says how devices are polled |
 //! | [`trace`] | `--trace`: the one module that writes |
 //! | [`size`] | sizes as people write them and as `info` prints them |
 
@@ -23,5 +24,6 @@ pub mod io;
 pub mod message;
 pub mod object;
 pub mod options;
+pub mod polling;
 pub mod size;
 pub mod trace;

@@ -8,7 +8,7 @@ use smallvec::SmallVec;
 use super::path::{Piece, Place, Verb};
 use super::serve::Held;
 use super::task::{Answer, LocalFuture, Promise};
-use super::{AnswerValue, ReplyTo, Shared};
+use super::{AnswerValue, ReplyTo, Shared, Supply};
 use crate::buf::{Buf, BufList};
 use crate::compute::{Compute, Computed};
 use crate::crypto::Secret;
@@ -122,6 +122,32 @@ impl Io {
     pub async fn read_bytes(&self, label: Label, node: NodeId, offset: u64, len: usize) -> Result<Buf> {
         let (data, result) = self.read(label, node, offset, Buf::zeroed(len)).await;
         result.map(|()| data.into_single())
+    }
+
+    /// A buffer of `len` zeros for reading from and writing to any of the nodes: where one of them lies on a device that the
+    /// executor drives itself, from memory which that device reaches, so that nothing is copied.
+    pub fn buffer(&self, nodes: &[NodeId], len: usize) -> Buf {
+        let supply = self.shared.supply.borrow().clone();
+        let supplied =
+            supply.and_then(|supply| nodes.iter().find_map(|node| self.supplied(&*supply, *node, len)));
+        match supplied {
+            Some(mut buf) => {
+                buf.fill(0);
+                buf
+            }
+            None => Buf::zeroed(len),
+        }
+    }
+
+    /// A buffer for the leaf that holds a node's data.
+    fn supplied(&self, supply: &Supply, mut node: NodeId, len: usize) -> Option<Buf> {
+        loop {
+            let here = self.shared.graph.node(node);
+            match &here.kind {
+                Kind::Leaf(leaf) => return supply(leaf.info.leaf, len),
+                Kind::Driver(_) => node = here.edges.at(Role::DataFile).or(here.edges.at(Role::File))?,
+            }
+        }
     }
 
     /// Writes to a node.

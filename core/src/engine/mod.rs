@@ -28,10 +28,10 @@ use slab::Slab;
 pub use io::{Io, Status};
 pub use task::LocalFuture;
 
-use crate::buf::BufList;
+use crate::buf::{Buf, BufList};
 use crate::error::{Error, Result};
 use crate::graph::{DetectZeroes, Graph, Kind, NodeId, NodeInfo};
-use crate::intent::{Fua, Intent, Label, Outcome, Token, ZeroFlags};
+use crate::intent::{Fua, Intent, Label, LeafId, Outcome, Token, ZeroFlags};
 use path::{Part, Piece, Slot, Verb};
 use task::{Answers, Promise, Tasks};
 
@@ -143,6 +143,9 @@ pub(crate) enum Flight {
     Task(u32),
 }
 
+/// Gives a buffer of so many bytes that the device behind a leaf reaches without copying, while there is one.
+pub(crate) type Supply = dyn Fn(LeafId, usize) -> Option<Buf>;
+
 /// The state behind [`Engine`] and [`Io`].
 #[derive(Default)]
 pub(crate) struct Shared {
@@ -161,6 +164,8 @@ pub(crate) struct Shared {
     pub(crate) secrets: RefCell<crate::crypto::Secrets>,
     /// Nodes that wait for events of the drivers above them; each counts itself while it lives.
     pub(crate) debugged: Rc<Cell<u32>>,
+    /// Where memory comes from that devices reach, if there is any.
+    pub(crate) supply: RefCell<Option<Rc<Supply>>>,
     /// The engine itself, for what outlives a call.
     pub(crate) this: RefCell<std::rc::Weak<Shared>>,
 }
@@ -186,6 +191,12 @@ impl Engine {
         let shared = Rc::new(Shared::default());
         *shared.this.borrow_mut() = Rc::downgrade(&shared);
         Self(shared)
+    }
+
+    /// Has jobs take their buffers from `supply`, which is asked for so many bytes for a leaf, and may have none. What it
+    /// gives holds anything.
+    pub fn supply_buffers(&self, supply: impl Fn(LeafId, usize) -> Option<Buf> + 'static) {
+        *self.0.supply.borrow_mut() = Some(Rc::new(supply));
     }
 
     /// Begins a request. Its intents are ready when this returns; so may be its reply.

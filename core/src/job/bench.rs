@@ -3,7 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-use crate::buf::{Buf, BufList};
+use crate::buf::BufList;
 use crate::engine::Io;
 use crate::engine::task::WaitList;
 use crate::error::{Error, Result};
@@ -90,7 +90,7 @@ pub async fn bench(io: &Io, plan: Bench) -> Result<()> {
 
 impl State {
     async fn work(&self, io: &Io) -> Result<()> {
-        let mut data = BufList::from(Buf::zeroed(self.plan.len as usize));
+        let mut data = BufList::from(io.buffer(&[self.plan.node], self.plan.len as usize));
         if let Some(pattern) = self.plan.write {
             data.windows_mut().iter_mut().for_each(|window| window.fill(pattern));
         }

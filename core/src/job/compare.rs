@@ -54,7 +54,7 @@ pub async fn compare(io: &Io, work: &Compare<'_>, progress: Progress) -> Result<
     let (a, b) = work.nodes;
     let (a_len, b_len) = (io.len(a), io.len(b));
     let (common, all) = (a_len.min(b_len), a_len.max(b_len));
-    let (mut a_buf, mut b_buf) = (Buf::zeroed(CHUNK as usize), Buf::zeroed(CHUNK as usize));
+    let (mut a_buf, mut b_buf) = (io.buffer(&[a], CHUNK as usize), io.buffer(&[b], CHUNK as usize));
     let mut at = 0;
     progress(0, all.max(1));
     while at < common {

@@ -174,7 +174,9 @@ impl State<'_> {
     }
 
     async fn work(&self) -> Result<(), Stopped> {
-        let mut buf = Buf::zeroed(self.chunk as usize);
+        let nodes: Vec<NodeId> =
+            [self.plan.target].into_iter().chain(self.plan.sources.iter().copied()).collect();
+        let mut buf = self.io.buffer(&nodes, self.chunk as usize);
         while !self.failed.get() {
             self.go_on()?;
             let Some(run) = self.next_chunk().await? else { return Ok(()) };

@@ -30,8 +30,9 @@ pub struct Dd {
 /// The first failure, and where it was in the source or the target.
 pub async fn dd(io: &Io, plan: &Dd, progress: Progress, stop: &dyn Fn() -> bool) -> Result<(), Stopped> {
     let piece_at = |at: u64| PIECE.min(plan.len - at) as usize;
-    let (mut at, mut spare) = (0, Buf::zeroed(PIECE as usize));
-    let (mut data, read) = read(io, plan, 0, Buf::zeroed(piece_at(0))).await;
+    let nodes = [plan.source, plan.target];
+    let (mut at, mut spare) = (0, io.buffer(&nodes, PIECE as usize));
+    let (mut data, read) = read(io, plan, 0, io.buffer(&nodes, piece_at(0))).await;
     read.map_err(Doing::Read.failed(0, plan.from))?;
     progress(0, plan.len.max(1));
     while at < plan.len {

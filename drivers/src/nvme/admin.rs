@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::error::NvmeError;
 use super::layout::{
     COMPLETION_ENTRY_LEN, Command, Completion, SUBMISSION_ENTRY_LEN, Status, admin_queue_attributes,
-    configuration, doorbells, offset,
+    doorbells, offset,
 };
 use super::memory::{DmaMemory, Registers};
 use super::ring::{CompletionRing, Doorbell, SubmissionRing};
@@ -54,14 +54,14 @@ impl Admin {
     }
 
     /// Enables the controller with empty admin queues. What was in flight is lost. The controller is disabled.
-    pub(super) fn enable(&mut self, registers: &Registers, stride: usize, page: usize) {
+    pub(super) fn enable(&mut self, registers: &Registers, stride: usize, configuration: u32) {
         self.life += 1;
         self.places = [Place::Free; ENTRIES as usize - 1];
         (self.submission, self.completion) = rings(&self.memory, registers, stride);
         registers.write32(offset::AQA, admin_queue_attributes(ENTRIES));
         registers.write64(offset::ASQ, self.submission.iova());
         registers.write64(offset::ACQ, self.completion.iova());
-        registers.write32(offset::CC, configuration(page));
+        registers.write32(offset::CC, configuration);
     }
 
     /// Sends a command; nothing when too many are in flight.
@@ -152,7 +152,7 @@ fn rings(memory: &DmaMemory, registers: &Registers, stride: usize) -> (Submissio
     let submission = memory.part(0, usize::from(ENTRIES) * SUBMISSION_ENTRY_LEN);
     let completion = memory.part(half, usize::from(ENTRIES) * COMPLETION_ENTRY_LEN);
     (
-        SubmissionRing::new(submission, Doorbell::new(registers.cell(tail), None)),
-        CompletionRing::new(completion, Doorbell::new(registers.cell(head), None)),
+        SubmissionRing::new(&submission, Doorbell::new(registers.cell(tail), None)),
+        CompletionRing::new(&completion, Doorbell::new(registers.cell(head), None)),
     )
 }

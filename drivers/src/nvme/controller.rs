@@ -11,25 +11,24 @@
 //! Owns the registers and the admin queue. Refuses to know about I/O queue pairs: they see by the
 //! [epoch](Controller::epoch) that queues made before are no more. Time is what the transport says.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use super::admin::{Admin, Call};
+use super::device::Options;
 use super::error::NvmeError;
 use super::layout::{
-    AsyncEvent, Capabilities, Command, ControllerIdentity, ControllerStatus, IDENTIFY_LEN, Namespace, Prp,
-    Shutdown, Status, active_namespaces, offset,
+    Arbitration, Capabilities, Command, ControllerIdentity, ControllerStatus, IDENTIFY_LEN, Namespace, Prp,
+    Shutdown, Status, active_namespaces, configuration, offset,
 };
 use super::memory::{DmaMemory, Registers};
 use super::transport::Transport;
+use super::watch::{Event, Watch};
 
 /// Namespaces that are looked at, at the most; no controller of today has as many.
 const NAMESPACES_MAX: usize = 1024;
-
-/// Asynchronous events that are kept for somebody to take; older ones go.
-const EVENTS_MAX: usize = 64;
 
 /// Resets in a row, without the controller becoming ready, after which it is given up.
 const RESETS_MAX: u32 = 3;
@@ -68,20 +67,12 @@ enum State {
 enum Step {
     Identify,
     Queues,
+    Arbitration,
+    WriteCache,
     AsyncEvents,
     Shadow,
     Active { after: u32 },
     Namespace { index: usize },
-}
-
-/// What happens to the controller by itself.
-enum Watch {
-    /// Nobody has asked to be told.
-    Idle,
-    /// A request to be told is with the controller.
-    Armed(Call),
-    /// The log page that clears an event is being read.
-    Reading(Call),
 }
 
 /// A controller, behind a lock that is not taken while all goes well.
@@ -89,13 +80,14 @@ pub(super) struct Controller {
     transport: Arc<dyn Transport>,
     registers: Registers,
     capabilities: Capabilities,
-    admin: Admin,
+    pub(super) admin: Admin,
     /// Where Identify and log pages go: a page each.
     identify_page: DmaMemory,
-    log_page: DmaMemory,
+    pub(super) log_page: DmaMemory,
     /// Shadow doorbells and event indices, once the controller has taken them.
     shadow: Option<[DmaMemory; 2]>,
     shadow_wanted: bool,
+    arbitration: Option<Arbitration>,
     state: State,
     /// Shared with the queue pairs, which look at it without the lock.
     epoch: Arc<AtomicU32>,
@@ -103,9 +95,10 @@ pub(super) struct Controller {
     queues_wanted: u16,
     queues_granted: u16,
     active: Vec<u32>,
-    namespaces: BTreeMap<u32, Result<Namespace, NvmeError>>,
-    watch: Watch,
-    events: VecDeque<AsyncEvent>,
+    pub(super) namespaces: BTreeMap<u32, Result<Namespace, NvmeError>>,
+    /// Changes when namespaces do, beneath who uses them.
+    pub(super) namespaces_version: Arc<AtomicU32>,
+    pub(super) watch: Watch,
     /// Resets since it was last ready; and all of them.
     resets_in_a_row: u32,
     resets: u32,
@@ -117,12 +110,8 @@ pub(super) struct Controller {
 }
 
 impl Controller {
-    /// Begins to bring a controller up; it asks for `queues` queue pairs.
-    pub(super) fn new(
-        transport: Arc<dyn Transport>,
-        queues: u16,
-        shadow_wanted: bool,
-    ) -> Result<Self, NvmeError> {
+    /// Begins to bring a controller up.
+    pub(super) fn new(transport: Arc<dyn Transport>, options: &Options) -> Result<Self, NvmeError> {
         let registers = transport.registers();
         if registers.len() < offset::DOORBELLS + 8 {
             return Err(NvmeError::NoDoorbell { queue: 0, len: registers.len() });
@@ -142,16 +131,17 @@ impl Controller {
             registers,
             capabilities,
             shadow: None,
-            shadow_wanted,
+            shadow_wanted: options.shadow_doorbells,
+            arbitration: options.arbitration,
             state: State::Off,
             epoch: Arc::default(),
             identity: None,
-            queues_wanted: queues.max(1),
+            queues_wanted: options.queue_pairs.max(1),
             queues_granted: 0,
             active: Vec::new(),
             namespaces: BTreeMap::new(),
-            watch: Watch::Idle,
-            events: VecDeque::new(),
+            namespaces_version: Arc::default(),
+            watch: Watch::default(),
             resets_in_a_row: 0,
             resets: 0,
             trouble: None,
@@ -162,7 +152,7 @@ impl Controller {
         Ok(this)
     }
 
-    /// Changes whenever all I/O queues are gone.
+    /// Changes whenever all I/O queues are gone; never 0 from then on.
     pub(super) fn epoch(&self) -> Arc<AtomicU32> {
         Arc::clone(&self.epoch)
     }
@@ -209,23 +199,34 @@ impl Controller {
         self.isolated
     }
 
+    /// Whether queue pairs have priorities.
+    pub(super) fn is_weighted(&self) -> bool {
+        self.capabilities.weighted_round_robin && self.arbitration.is_some()
+    }
+
     /// How often the controller was reset, and why the last time.
     pub(super) fn resets(&self) -> (u32, Option<&NvmeError>) {
         (self.resets, self.trouble.as_ref())
     }
 
-    pub(super) fn next_event(&mut self) -> Option<AsyncEvent> {
-        self.events.pop_front()
+    pub(super) fn next_event(&mut self) -> Option<Event> {
+        self.watch.next_event()
     }
 
     fn timeout(&self) -> Duration {
         Duration::from_millis(self.capabilities.timeout_ms.into())
     }
 
+    /// Begins another epoch. None is 0.
+    fn next_epoch(&self) {
+        let next = self.epoch.load(Ordering::Relaxed).wrapping_add(1).max(1);
+        self.epoch.store(next, Ordering::Release);
+    }
+
     /// Begins to disable the controller, whatever it is doing. All its queues are gone with that.
     fn disable(&mut self) {
-        self.epoch.fetch_add(1, Ordering::Release);
-        self.watch = Watch::Idle;
+        self.next_epoch();
+        self.watch.reset();
         self.registers.write32(offset::CC, 0);
         self.state = State::Disabling { until: self.transport.now() + self.timeout() };
     }
@@ -246,7 +247,7 @@ impl Controller {
         if self.state != State::Ready {
             return;
         }
-        self.epoch.fetch_add(1, Ordering::Release);
+        self.next_epoch();
         let configuration = self.registers.read32(offset::CC) & !Shutdown::MASK;
         self.registers.write32(offset::CC, configuration | Shutdown::NORMAL);
         let until = self.transport.now() + self.timeout().max(SHUTDOWN_MIN);
@@ -255,7 +256,7 @@ impl Controller {
 
     /// Gives the controller up.
     pub(super) fn fail(&mut self, error: NvmeError) {
-        self.epoch.fetch_add(1, Ordering::Release);
+        self.next_epoch();
         // A device that is not there does no DMA either.
         self.isolated = self.transport.isolate().is_ok() || error == NvmeError::Removed;
         self.state = State::Failed(error);
@@ -289,7 +290,8 @@ impl Controller {
             State::Disabling { until } => {
                 if !self.status()?.is_ready() {
                     let (stride, page) = (self.capabilities.doorbell_stride, self.capabilities.page);
-                    self.admin.enable(&self.registers, stride, page);
+                    let configuration = configuration(page, self.is_weighted());
+                    self.admin.enable(&self.registers, stride, configuration);
                     self.state = State::Enabling { until: now + self.timeout() };
                     return Ok(());
                 }
@@ -366,6 +368,14 @@ impl Controller {
             Step::Queues => {
                 ("Set Features, Number of Queues", Command::set_number_of_queues(self.queues_wanted))
             }
+            Step::Arbitration => match self.arbitration {
+                Some(arbitration) => ("Set Features, Arbitration", Command::set_arbitration(arbitration)),
+                None => return self.begin(Step::WriteCache),
+            },
+            Step::WriteCache => match self.identity.as_ref().is_some_and(|one| one.volatile_write_cache) {
+                true => ("Get Features, Volatile Write Cache", Command::get_write_cache()),
+                false => return self.begin(Step::AsyncEvents),
+            },
             Step::AsyncEvents => {
                 let offered = self.identity.as_ref().map_or(0, |identity| identity.async_events);
                 let events = offered & EVENTS_WANTED | WARNINGS_WANTED;
@@ -384,6 +394,8 @@ impl Controller {
                 Some(id) => ("Identify Namespace", Command::identify_namespace(*id, page)),
                 None => {
                     self.resets_in_a_row = 0;
+                    // They may not be what they were before a reset.
+                    self.namespaces_version.fetch_add(1, Ordering::Release);
                     self.state = State::Ready;
                     return Ok(());
                 }
@@ -410,6 +422,19 @@ impl Controller {
                 let pairs = (granted & 0xffff).min(granted >> 16) + 1;
                 let pairs = u16::try_from(pairs).unwrap_or(u16::MAX).min(self.queues_wanted);
                 self.queues_granted = pairs.max(1);
+                self.begin(Step::Arbitration)
+            }
+            Step::Arbitration => {
+                answer?;
+                self.begin(Step::WriteCache)
+            }
+            Step::WriteCache => {
+                // Bit 0: the cache is on. One that will not say has it on.
+                if let (Ok(feature), Some(identity)) = (answer, &mut self.identity)
+                    && feature & 1 == 0
+                {
+                    identity.volatile_write_cache = false;
+                }
                 self.begin(Step::AsyncEvents)
             }
             // A controller that will not tell is no worse than one that has nothing to tell.
@@ -479,42 +504,6 @@ impl Controller {
             (shadow.iova(), events.iova())
         });
         Ok(buffers)
-    }
-
-    /// Keeps a request for asynchronous events with the controller, and takes what it tells.
-    fn watch(&mut self) {
-        let now = self.transport.now();
-        match &self.watch {
-            Watch::Idle => {
-                if let Some(call) = self.admin.wait_for("Asynchronous Event Request", Command::async_event())
-                {
-                    self.watch = Watch::Armed(call);
-                }
-            }
-            Watch::Armed(call) => match self.admin.answer(*call) {
-                None => {}
-                // A controller that refuses is not asked again in this life.
-                Some(Err(_)) => {}
-                Some(Ok(result)) => {
-                    let event = AsyncEvent::parse(result);
-                    if self.events.len() == EVENTS_MAX {
-                        self.events.pop_front();
-                    }
-                    self.events.push_back(event);
-                    // Reading the page clears the event; without that it would not be told again.
-                    let command = Command::log_page(event.log_page, Prp::page(self.log_page.iova()));
-                    self.watch = match self.admin.call("Get Log Page", command, now) {
-                        Some(call) => Watch::Reading(call),
-                        None => Watch::Idle,
-                    };
-                }
-            },
-            Watch::Reading(call) => {
-                if self.admin.answer(*call).is_some() {
-                    self.watch = Watch::Idle;
-                }
-            }
-        }
     }
 
     /// Sends an admin command of a queue pair; nothing while the controller is not ready for one.

@@ -1,6 +1,6 @@
 //! A controller that is open: what all its queue pairs share.
 
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -9,10 +9,11 @@ use drystone_core::intent::{LockRefused, Permissions};
 use super::arena::Arena;
 use super::controller::Controller;
 use super::error::NvmeError;
-use super::layout::{AsyncEvent, Capabilities, Command, ControllerIdentity, Namespace, doorbells};
+use super::layout::{Arbitration, Capabilities, Command, ControllerIdentity, Namespace, doorbells};
+use super::mapper::TRANSFER_MAX;
 use super::memory::Registers;
-use super::prp::TRANSFER_MAX;
 use super::transport::Transport;
+use super::watch::Event;
 
 /// How a controller is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +31,8 @@ pub struct Options {
     pub shadow_doorbells: bool,
     /// How completions are found.
     pub completions: Completions,
+    /// How queue pairs take turns; nothing for as the controller has it.
+    pub arbitration: Option<Arbitration>,
 }
 
 impl Default for Options {
@@ -41,6 +44,7 @@ impl Default for Options {
             timeout: Duration::from_secs(30),
             shadow_doorbells: true,
             completions: Completions::Polled,
+            arbitration: None,
         }
     }
 }
@@ -62,6 +66,7 @@ pub struct Device {
     pub(super) transport: Arc<dyn Transport>,
     controller: Mutex<Controller>,
     epoch: Arc<AtomicU32>,
+    namespaces_version: Arc<AtomicU32>,
     /// Numbers of queue pairs that nobody has.
     free_queues: Mutex<Vec<u16>>,
     queues_granted: u16,
@@ -86,8 +91,7 @@ impl Device {
     /// # Errors
     /// What the controller or the host says; then the controller is left disabled.
     pub fn open(transport: Arc<dyn Transport>, options: Options) -> Result<Arc<Self>, NvmeError> {
-        let queues = options.queue_pairs;
-        let mut controller = Controller::new(Arc::clone(&transport), queues, options.shadow_doorbells)?;
+        let mut controller = Controller::new(Arc::clone(&transport), &options)?;
         while !controller.is_ready() {
             controller.poll();
             if let Some(error) = controller.failure() {
@@ -107,6 +111,7 @@ impl Device {
         Ok(Arc::new(Self {
             transport,
             epoch: controller.epoch(),
+            namespaces_version: Arc::clone(&controller.namespaces_version),
             controller: Mutex::new(controller),
             free_queues: Mutex::new((1..=granted).rev().collect()),
             queues_granted: granted,
@@ -200,8 +205,15 @@ impl Device {
         (resets, trouble.cloned())
     }
 
+    /// Changes whenever namespaces have come, gone or changed: what was asked of [`namespace`](Self::namespace) before has to
+    /// be asked anew.
+    #[inline]
+    pub fn namespaces_version(&self) -> u32 {
+        self.namespaces_version.load(Ordering::Acquire)
+    }
+
     /// The next thing that the controller told by itself.
-    pub fn next_event(&self) -> Option<AsyncEvent> {
+    pub fn next_event(&self) -> Option<Event> {
         let mut controller = self.controller();
         controller.poll();
         controller.next_event()

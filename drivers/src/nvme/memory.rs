@@ -180,6 +180,16 @@ impl DmaMemory {
         unsafe { std::slice::from_raw_parts(words, self.len / 8) }
     }
 
+    /// The memory as entries of so many words each.
+    ///
+    /// # Panics
+    /// When there is not one entry, or more than can be counted in 16 bits.
+    pub(super) fn entries<const WORDS: usize>(&self) -> Entries<WORDS> {
+        let count = u16::try_from(self.len / (8 * WORDS)).expect("queues are short");
+        assert!(count > 0, "no entry of {WORDS} words in {} bytes", self.len);
+        Entries { start: self.start.cast(), count, memory: self.clone() }
+    }
+
     /// One word of 32 bits.
     pub(super) fn cell(&self, at: usize) -> RegisterCell {
         assert!(at.is_multiple_of(4) && at + 4 <= self.len, "{at} of {}", self.len);
@@ -224,5 +234,41 @@ impl DmaMemory {
         let from = unsafe { self.start.add(at) };
         // SAFETY: inside the memory, which no command in flight names; `bytes` is elsewhere.
         unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), bytes.as_mut_ptr(), bytes.len()) }
+    }
+}
+
+/// Memory of a queue: entries of so many words, which the device may look at or change at any time.
+pub(super) struct Entries<const WORDS: usize> {
+    start: NonNull<[AtomicU64; WORDS]>,
+    count: u16,
+    memory: DmaMemory,
+}
+
+// SAFETY: the words are touched through atomics alone.
+unsafe impl<const WORDS: usize> Send for Entries<WORDS> {}
+
+impl<const WORDS: usize> Entries<WORDS> {
+    /// How many there are.
+    #[inline]
+    pub(super) fn count(&self) -> u16 {
+        self.count
+    }
+
+    /// The device's address of the first one.
+    pub(super) fn iova(&self) -> u64 {
+        self.memory.iova
+    }
+
+    /// One of them.
+    ///
+    /// # Panics
+    /// When there is none of that number.
+    #[inline]
+    pub(super) fn at(&self, index: u16) -> &[AtomicU64; WORDS] {
+        assert!(index < self.count, "entry {index} of {}", self.count);
+        // SAFETY: the entry is inside, as was just checked, and `entries` has counted only whole ones.
+        let entry = unsafe { self.start.add(usize::from(index)) };
+        // SAFETY: aligned to 8 and mapped while `memory` lives; touched through atomics alone.
+        unsafe { entry.as_ref() }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   engine's thread                                          all threads of a process
-//!   QueuePair ── Mapper (PRPs) ── rings, doorbells ──┐       Device ── Controller (bring-up, admin queue, reset)
+//!   QueuePair ── Mapper (PRPs, SGLs) ── rings, doorbells ──┐       Device ── Controller (bring-up, admin queue, reset)
 //!       └── recovery (timeouts, resets)              │          └── Arena (buffers that the device reaches)
 //!                                                    ▼          ▼
 //!                                  Transport: registers, DMA memory, interrupts
@@ -22,21 +22,28 @@ mod controller;
 mod device;
 mod error;
 pub mod layout;
+mod mapper;
 pub mod memory;
 mod prp;
 mod queue_pair;
 mod recovery;
+mod request;
 mod ring;
+mod sgl;
 mod shared;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
+mod slot;
 mod transport;
 mod vfio;
+mod watch;
 
 pub use arena::Arena;
 pub use device::{Completions, Device, Options};
 pub use error::{NvmeError, RequestError};
-pub use queue_pair::{Answer, Counters, Operation, QueuePair, Request};
+pub use queue_pair::QueuePair;
+pub use request::{Answer, Counters, Operation, Request};
 pub use shared::open;
 pub use transport::Transport;
 pub use vfio::Vfio;
+pub use watch::{About, Event};

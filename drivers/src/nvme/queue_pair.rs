@@ -23,12 +23,15 @@ use slab::Slab;
 use super::device::{Completions, Device, Lease};
 use super::error::{NvmeError, RequestError};
 use super::layout::{
-    COMPLETION_ENTRY_LEN, Command, Completion, Namespace, Prp, SUBMISSION_ENTRY_LEN, dataset_range, doorbells,
+    COMPLETION_ENTRY_LEN, Command, Completion, DataPointer, Namespace, Priority, SUBMISSION_ENTRY_LEN,
+    doorbells,
 };
+use super::mapper::Mapper;
 use super::memory::DmaMemory;
-use super::prp::{Mapper, Range};
 use super::recovery::State;
+use super::request::{Answer, Counters, Operation, Request};
 use super::ring::{CompletionRing, Doorbell, Shadow, SubmissionRing};
+use super::slot::{Owner, Slot, Split, Waiting, encode, encode_blocks, place};
 
 /// Requests that wait for a slot at the most, before [`QueuePair::has_room`] says no.
 const WAITING_MAX: usize = 1024;
@@ -39,88 +42,17 @@ pub(super) const ATTEMPTS_MAX: u8 = 4;
 /// Blocks of one command with a 16-bit count.
 const BLOCKS_MAX: u64 = 1 << 16;
 
-/// What a request asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Operation {
-    /// Read into the buffers.
-    Read,
-    /// Write the buffers.
-    Write {
-        /// Whether they must be durable on completion.
-        fua: bool,
-    },
-    /// Compare the buffers with what is stored.
-    Compare,
-    /// Make all writes that have completed durable.
-    Flush,
-    /// Make the range read as zeros.
-    WriteZeroes {
-        /// Whether blocks may be deallocated, as long as they read as zeros.
-        deallocate: bool,
-    },
-    /// Tell that the range is not needed.
-    Deallocate,
-}
-
-impl Operation {
-    pub(super) fn moves_data(self) -> bool {
-        matches!(self, Self::Read | Self::Write { .. } | Self::Compare)
-    }
-}
-
-/// A request to a namespace.
-#[derive(Debug)]
-pub struct Request {
-    /// Comes back with the answer.
-    pub tag: u64,
-    /// What to do.
-    pub op: Operation,
-    /// First byte; whole blocks.
-    pub offset: u64,
-    /// Bytes; whole blocks. For what moves data, the bytes of `data`.
-    pub len: u64,
-    /// The buffers. They are copied unless they lie in the device's [arena](Device::arena).
-    pub data: BufList,
-}
-
-/// The answer to a request.
-#[derive(Debug)]
-pub struct Answer {
-    /// The request's.
-    pub tag: u64,
-    /// The request's.
-    pub op: Operation,
-    /// The request's buffers.
-    pub data: BufList,
-    /// What came of it.
-    pub result: Result<(), RequestError>,
-}
-
-/// What a queue pair did so far.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counters {
-    /// Commands that were sent, again or for the first time.
-    pub commands: u64,
-    /// Times that the submission queue's doorbell was told a new tail.
-    pub doorbells: u64,
-    /// Bytes that were copied because their buffers lie outside of the arena.
-    pub copied: u64,
-    /// Commands that were sent again.
-    pub retries: u64,
-    /// Commands that were to be aborted because they took too long.
-    pub aborts: u64,
-    /// Times that the queues were made anew.
-    pub attached: u64,
-}
-
 /// A queue pair of a device.
 pub struct QueuePair {
     pub(super) device: Arc<Device>,
+    pub(super) priority: Priority,
     pub(super) lease: Lease,
     pub(super) state: State,
     pub(super) epoch: Arc<AtomicU32>,
     /// The epoch that the queues belong to.
     pub(super) epoch_seen: u32,
+    /// The same while the state is `Running`, and 0 else, which no epoch is: one look says whether both are well.
+    pub(super) running_in: u32,
     pub(super) submission: SubmissionRing,
     pub(super) completion: CompletionRing,
     pub(super) memory: DmaMemory,
@@ -139,59 +71,21 @@ pub struct QueuePair {
     transfer_max: usize,
 }
 
-/// A command in flight, by its identifier.
-pub(super) struct Slot {
-    pub(super) owner: Owner,
-    pub(super) op: Operation,
-    pub(super) attempts: u8,
-    pub(super) aborting: bool,
-    /// The tick that preceded it.
-    pub(super) since: Duration,
-    /// What of the owner's buffers it moves.
-    range: Range,
-    /// Pages that stand in for the buffers; keeps its memory.
-    pages: Vec<u32>,
-    /// As it was sent, to be sent again.
-    pub(super) command: Command,
-}
-
-/// Whose command it is.
-pub(super) enum Owner {
-    Nobody,
-    Whole { tag: u64, data: BufList },
-    Part { split: usize },
-}
-
-/// A request of several commands.
-pub(super) struct Split {
-    namespace: Namespace,
-    request: Request,
-    /// Bytes that commands were made for.
-    sent: u64,
-    outstanding: u32,
-    /// It is in the queue of those that wait.
-    waits: bool,
-    error: Option<RequestError>,
-}
-
-impl Split {
-    pub(super) fn abandon(&mut self) {
-        abandon(&mut self.request.data);
-    }
-}
-
-/// What waits for a slot.
-pub(super) enum Waiting {
-    Fresh(Namespace, Request),
-    Rest(usize),
-}
-
 impl QueuePair {
     /// Takes a queue pair of the device. Its queues are made by [`tick`](Self::tick); requests wait until then.
     ///
     /// # Errors
     /// [`NvmeError::NoQueue`] when all are taken; the host's, when it has no memory.
     pub fn new(device: &Arc<Device>) -> Result<Self, NvmeError> {
+        Self::with_priority(device, Priority::default())
+    }
+
+    /// As [`new`](Self::new). The priority matters where the device was opened with an
+    /// [arbitration](super::Options::arbitration), and the controller offers weighted round robin.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn with_priority(device: &Arc<Device>, priority: Priority) -> Result<Self, NvmeError> {
         let lease = device.take_queue()?;
         let capabilities = device.capabilities();
         let page = capabilities.page;
@@ -206,13 +100,15 @@ impl QueuePair {
         let (now, epoch) = (device.transport.now(), device.epoch());
         Ok(Self {
             device: Arc::clone(device),
+            priority,
             lease,
             state: State::Detached,
             epoch,
             epoch_seen: 0,
+            running_in: 0,
             submission,
             completion,
-            mapper: Mapper::new(&mapped, slots, page, device.arena().place()),
+            mapper: Mapper::new(&mapped, slots, page, device.identity().sgl, device.arena().place()),
             memory,
             slots: (0..slots).map(|_| Slot::default()).collect(),
             free: (0..slots).rev().collect(),
@@ -277,6 +173,40 @@ impl QueuePair {
     /// Takes a request. The controller is told by [`ring`](Self::ring).
     #[inline]
     pub fn submit(&mut self, namespace: &Namespace, request: Request) {
+        // In pieces, so that what goes the short way need never be together in memory.
+        let Request { tag, op, offset, len, data } = request;
+        if self.running_in != 0
+            && self.waiting.is_empty()
+            && let Some(window) = data.only()
+            && let Some(command) = self.small(namespace, op, (offset, len), window)
+            && let Some(cid) = self.free.pop()
+        {
+            return self.send(cid, command, op, Owner::Whole { tag }, data);
+        }
+        self.submit_any(namespace, Request { tag, op, offset, len, data });
+    }
+
+    /// The command for a legal read or write of one window, where the command itself can say where that is: most requests.
+    /// No controller moves less at a time than the two pages that this can be.
+    #[inline(always)]
+    fn small(
+        &self,
+        namespace: &Namespace,
+        op: Operation,
+        (offset, len): (u64, u64),
+        window: &Buf,
+    ) -> Option<Command> {
+        if !matches!(op, Operation::Read | Operation::Write { .. }) || window.len() as u64 != len {
+            return None;
+        }
+        let range = namespace.blocks_at(offset, len)?;
+        let prp = self.mapper.describe_small(window)?;
+        Some(encode_blocks(op, namespace, DataPointer::Prp(prp), range))
+    }
+
+    /// Takes a request of any kind.
+    #[inline(never)]
+    fn submit_any(&mut self, namespace: &Namespace, request: Request) {
         if let Some(result) = self.judge(namespace, &request) {
             let Request { tag, op, data, .. } = request;
             return self.answered.push_back(Answer { tag, op, data, result });
@@ -292,7 +222,6 @@ impl QueuePair {
     }
 
     /// What can be answered without a command.
-    #[inline]
     fn judge(&self, namespace: &Namespace, request: &Request) -> Option<Result<(), RequestError>> {
         if let State::Failed(error) = self.state {
             return Some(Err(error));
@@ -320,32 +249,30 @@ impl QueuePair {
     }
 
     /// Sends a request, or as much of it as one command holds. There is a free slot. Tells whether anything was sent.
-    #[inline]
     fn start(&mut self, namespace: &Namespace, request: Request) -> bool {
         let part = self.part(namespace, request.op, request.len);
         let cid = self.free.pop().expect("the caller has seen a free slot");
         let slot = &mut self.slots[usize::from(cid)];
-        let Some((prp, len)) = place(&mut self.mapper, slot, cid, namespace, &request, (0, part)) else {
+        let Some((data, len)) = place(&mut self.mapper, slot, cid, namespace, &request, (0, part)) else {
             self.free.push(cid);
             self.waiting.push_front(Waiting::Fresh(*namespace, request));
             return false;
         };
         let (op, offset) = (request.op, request.offset);
-        let owner = if len == request.len {
-            Owner::Whole { tag: request.tag, data: request.data }
+        let (owner, buffers) = if len == request.len {
+            (Owner::Whole { tag: request.tag }, request.data)
         } else {
             let namespace = *namespace;
             let split = Split { namespace, request, sent: len, outstanding: 1, waits: true, error: None };
             let split = self.splits.insert(split);
             self.waiting.push_front(Waiting::Rest(split));
-            Owner::Part { split }
+            (Owner::Part { split }, BufList::new())
         };
-        self.send(cid, encode(op, namespace, prp, offset, len), op, owner);
+        self.send_part(cid, encode(op, namespace, data, (offset, len)), op, owner, buffers);
         true
     }
 
     /// Bytes of one command at the most.
-    #[inline]
     fn part(&self, namespace: &Namespace, op: Operation, left: u64) -> u64 {
         let blocks = |count: u64| count << namespace.block_bits;
         match op {
@@ -356,20 +283,28 @@ impl QueuePair {
         }
     }
 
-    #[inline]
-    fn send(&mut self, cid: u16, command: Command, op: Operation, owner: Owner) {
+    /// Sends a command whose data is placed.
+    fn send_part(&mut self, cid: u16, command: Command, op: Operation, owner: Owner, data: BufList) {
+        let slot = &self.slots[usize::from(cid)];
+        if !slot.pages.is_empty() {
+            self.counters.copied += slot.range.len as u64;
+        }
+        self.send(cid, command, op, owner, data);
+    }
+
+    #[inline(always)]
+    fn send(&mut self, cid: u16, command: Command, op: Operation, owner: Owner, data: BufList) {
+        let command = command.with_cid(cid);
+        self.submission.push(&command);
         let slot = &mut self.slots[usize::from(cid)];
         slot.owner = owner;
+        slot.data = data;
         slot.op = op;
         slot.attempts = 1;
         slot.aborting = false;
         slot.since = self.now;
-        slot.command = command.with_cid(cid);
-        if !slot.pages.is_empty() {
-            self.counters.copied += slot.range.len as u64;
-        }
-        self.submission.push(&slot.command);
-        self.counters.commands += 1;
+        slot.command = command;
+        self.counters.commands = self.counters.commands.wrapping_add(1);
     }
 
     /// Sends a command of a slot again.
@@ -387,11 +322,9 @@ impl QueuePair {
     #[inline]
     pub fn ring(&mut self) {
         // Queues of an earlier epoch have no doorbells any more.
-        if self.state == State::Running
-            && self.epoch.load(Ordering::Relaxed) == self.epoch_seen
-            && self.submission.ring()
-        {
-            self.counters.doorbells += 1;
+        if self.submission.has_news() && self.epoch.load(Ordering::Relaxed) == self.running_in {
+            self.submission.ring();
+            self.counters.doorbells = self.counters.doorbells.wrapping_add(1);
         }
     }
 
@@ -403,34 +336,35 @@ impl QueuePair {
             done(answer);
             any = true;
         }
-        if self.state != State::Running {
-            return any;
-        }
-        if self.epoch.load(Ordering::Acquire) != self.epoch_seen {
-            self.state = State::Detached;
+        if self.epoch.load(Ordering::Acquire) != self.running_in {
+            if self.state == State::Running {
+                self.enter(State::Detached);
+            }
             return any;
         }
         // No more can be true: whoever writes more entries than there are commands is stopped.
         for _ in 0..self.slots.len() {
             let index = self.completion.head();
-            let Some(entry) = self.completion.next() else { break };
+            let Some(entry) = self.completion.next_without_result() else { break };
+            any = true;
             if let Err(error) = self.check(index, entry) {
                 self.fault(error);
                 return true;
             }
-            any = true;
             self.complete(entry, &mut done);
         }
         if any {
             self.completion.release();
-            self.refill(&mut done);
+            if !self.waiting.is_empty() {
+                self.refill(&mut done);
+            }
             self.ring();
         }
         any
     }
 
     /// Whether a completion is one that may come.
-    #[inline]
+    #[inline(always)]
     fn check(&self, index: u16, entry: Completion) -> Result<(), NvmeError> {
         let (queue, len) = (self.lease.number, self.submission.len());
         let in_flight =
@@ -447,22 +381,39 @@ impl QueuePair {
         Err(NvmeError::Completion { queue, index, field, found, expected })
     }
 
-    #[inline]
+    #[inline(always)]
     fn complete(&mut self, entry: Completion, done: &mut impl FnMut(Answer)) {
+        if !entry.status.is_success() {
+            return self.complete_otherwise(entry, done);
+        }
+        let slot = &mut self.slots[usize::from(entry.cid)];
+        match slot.owner {
+            Owner::Whole { tag } if slot.pages.is_empty() => {
+                slot.owner = Owner::Nobody;
+                let (op, data) = (slot.op, std::mem::take(&mut slot.data));
+                self.free.push(entry.cid);
+                done(Answer { tag, op, data, result: Ok(()) });
+            }
+            _ => self.finish(entry.cid, Ok(()), done),
+        }
+    }
+
+    /// Takes the completion of a command that the controller did not carry out.
+    #[cold]
+    fn complete_otherwise(&mut self, entry: Completion, done: &mut impl FnMut(Answer)) {
         let slot = &self.slots[usize::from(entry.cid)];
-        if !entry.status.is_success() && entry.status.may_retry() && slot.attempts < ATTEMPTS_MAX {
+        if entry.status.may_retry() && slot.attempts < ATTEMPTS_MAX {
             return self.send_again(entry.cid);
         }
-        let result = match entry.status {
-            status if status.is_success() => Ok(()),
-            status if slot.aborting && status.may_retry() => Err(RequestError::TimedOut),
-            status => Err(RequestError::Status(status)),
+        let error = match entry.status {
+            status if slot.aborting && status.may_retry() => RequestError::TimedOut,
+            status => RequestError::Status(status),
         };
-        self.finish(entry.cid, result, done);
+        self.finish(entry.cid, Err(error), done);
     }
 
     /// Ends a command. The controller does nothing more for it.
-    #[inline]
+    #[inline(never)]
     pub(super) fn finish(
         &mut self,
         cid: u16,
@@ -470,12 +421,12 @@ impl QueuePair {
         done: &mut impl FnMut(Answer),
     ) {
         let slot = &mut self.slots[usize::from(cid)];
-        let mut owner = std::mem::replace(&mut slot.owner, Owner::Nobody);
+        let owner = std::mem::replace(&mut slot.owner, Owner::Nobody);
+        let (op, mut data) = (slot.op, std::mem::take(&mut slot.data));
         if !slot.pages.is_empty() {
-            let data = match &mut owner {
-                Owner::Whole { data, .. } => data,
-                Owner::Part { split } => &mut self.splits[*split].request.data,
-                Owner::Nobody => unreachable!("a command in flight has an owner"),
+            let data = match owner {
+                Owner::Part { split } => &mut self.splits[split].request.data,
+                _ => &mut data,
             };
             if slot.op == Operation::Read && result.is_ok() {
                 self.mapper.copy_out(&slot.pages, data.windows_mut(), slot.range);
@@ -483,9 +434,8 @@ impl QueuePair {
             self.mapper.release(&mut slot.pages);
         }
         self.free.push(cid);
-        let op = slot.op;
         match owner {
-            Owner::Whole { tag, data } => done(Answer { tag, op, data, result }),
+            Owner::Whole { tag } => done(Answer { tag, op, data, result }),
             Owner::Part { split } => {
                 let part = &mut self.splits[split];
                 part.outstanding -= 1;
@@ -557,7 +507,7 @@ impl QueuePair {
         let cid = self.free.pop().expect("the caller has seen a free slot");
         let (split, slot) = (&mut self.splits[key], &mut self.slots[usize::from(cid)]);
         let placed = place(&mut self.mapper, slot, cid, &namespace, &split.request, (sent, part));
-        let Some((prp, len)) = placed else {
+        let Some((data, len)) = placed else {
             self.free.push(cid);
             self.waiting.push_front(Waiting::Rest(key));
             return false;
@@ -568,65 +518,9 @@ impl QueuePair {
         if split.waits {
             self.waiting.push_front(Waiting::Rest(key));
         }
-        self.send(cid, encode(op, &namespace, prp, offset, len), op, Owner::Part { split: key });
+        let command = encode(op, &namespace, data, (offset, len));
+        self.send_part(cid, command, op, Owner::Part { split: key }, BufList::new());
         true
-    }
-}
-
-/// Puts the data of a command, `part` bytes from `at` on of its request, where the controller finds it; nothing while
-/// there is no memory for that. Also says how many bytes it will be.
-#[inline]
-fn place(
-    mapper: &mut Mapper,
-    slot: &mut Slot,
-    cid: u16,
-    namespace: &Namespace,
-    request: &Request,
-    (at, part): (u64, u64),
-) -> Option<(Prp, u64)> {
-    if request.op.moves_data() {
-        let range = Range { at: at as usize, len: part as usize, block: namespace.block() as usize };
-        let windows = request.data.windows();
-        let described = match mapper.describe(cid, windows, range) {
-            Some(described) => described,
-            None => {
-                let described = mapper.bounce(cid, range, &mut slot.pages)?;
-                if request.op != Operation::Read {
-                    mapper.copy_in(&slot.pages, windows, Range { len: described.len, ..range });
-                }
-                described
-            }
-        };
-        slot.range = Range { len: described.len, ..range };
-        return Some((described.prp, described.len as u64));
-    }
-    if request.op != Operation::Deallocate {
-        return Some((Prp::default(), part));
-    }
-    let page = mapper.page_of(cid);
-    let blocks = u32::try_from(part >> namespace.block_bits).expect("one command's blocks");
-    let range = dataset_range((request.offset + at) >> namespace.block_bits, blocks);
-    for (word, value) in page.words().iter().zip(range) {
-        word.store(value.to_le(), Ordering::Relaxed);
-    }
-    Some((Prp::page(page.iova()), part))
-}
-
-/// The command for a part of a request.
-#[inline]
-fn encode(op: Operation, namespace: &Namespace, prp: Prp, offset: u64, len: u64) -> Command {
-    let id = namespace.id;
-    let range = (offset >> namespace.block_bits, (len >> namespace.block_bits) as u32);
-    match op {
-        Operation::Read => Command::read(id, prp, range),
-        Operation::Write { fua } => Command::write(id, prp, range, fua),
-        Operation::Compare => Command::compare(id, prp, range),
-        Operation::Flush => Command::flush(id),
-        Operation::WriteZeroes { deallocate } => {
-            let deallocate = deallocate && namespace.zeroes_deallocate && namespace.deallocated_reads_zero;
-            Command::write_zeroes(id, range, deallocate)
-        }
-        Operation::Deallocate => Command::deallocate(id, prp),
     }
 }
 
@@ -651,28 +545,7 @@ pub(super) fn rings(
     let submission_len = usize::from(entries) * SUBMISSION_ENTRY_LEN;
     let half = submission_len.next_multiple_of(capabilities.page);
     (
-        SubmissionRing::new(memory.part(0, submission_len), doorbell(tail)),
-        CompletionRing::new(memory.part(half, usize::from(entries) * COMPLETION_ENTRY_LEN), doorbell(head)),
+        SubmissionRing::new(&memory.part(0, submission_len), doorbell(tail)),
+        CompletionRing::new(&memory.part(half, usize::from(entries) * COMPLETION_ENTRY_LEN), doorbell(head)),
     )
-}
-
-/// Has buffers stay as they are for ever, and others of the same size take their place.
-pub(super) fn abandon(data: &mut BufList) {
-    let fresh = Buf::zeroed(data.len_bytes());
-    std::mem::forget(std::mem::replace(data, fresh.into()));
-}
-
-impl Default for Slot {
-    fn default() -> Self {
-        Self {
-            owner: Owner::Nobody,
-            op: Operation::Flush,
-            attempts: 0,
-            aborting: false,
-            since: Duration::ZERO,
-            range: Range { at: 0, len: 0, block: 1 },
-            pages: Vec::new(),
-            command: Command::default(),
-        }
-    }
 }

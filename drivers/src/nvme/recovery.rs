@@ -17,8 +17,10 @@ use smallvec::SmallVec;
 
 use super::admin::Call;
 use super::error::{NvmeError, RequestError};
-use super::layout::Command;
-use super::queue_pair::{ATTEMPTS_MAX, Answer, Owner, QueuePair, Waiting, abandon, rings};
+use super::layout::{Command, Priority};
+use super::queue_pair::{ATTEMPTS_MAX, QueuePair, rings};
+use super::request::Answer;
+use super::slot::{Owner, Waiting, abandon};
 
 /// How often a running queue pair goes on with what the controller tells by itself.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -48,6 +50,12 @@ impl QueuePair {
             State::Failed(_) => {}
             _ => self.attach(&mut done),
         }
+    }
+
+    /// Goes over to another state. Whatever that is, `running_in` says the same.
+    pub(super) fn enter(&mut self, state: State) {
+        self.state = state;
+        self.running_in = if state == State::Running { self.epoch_seen } else { 0 };
     }
 
     /// Whether requests go to the controller at once; while not, [`tick`](Self::tick) wants to be called.
@@ -112,7 +120,7 @@ impl QueuePair {
     #[cold]
     pub(super) fn fault(&mut self, error: NvmeError) {
         self.device.controller().reset(error);
-        self.state = State::Detached;
+        self.enter(State::Detached);
     }
 
     /// Goes on with making the queues, unless another thread is at the controller.
@@ -128,7 +136,7 @@ impl QueuePair {
         }
         let epoch = self.epoch.load(Ordering::Acquire);
         if epoch != self.epoch_seen {
-            self.state = State::Detached;
+            self.enter(State::Detached);
         }
         let (queue, entries) = (self.lease.number, self.submission.len());
         match self.state {
@@ -140,7 +148,7 @@ impl QueuePair {
                 let at = self.completion.iova();
                 let command = Command::create_completion_queue(queue, entries, at, self.vector());
                 if let Some(call) = controller.call("Create I/O Completion Queue", command) {
-                    self.state = State::CreatingCompletion(call);
+                    self.enter(State::CreatingCompletion(call));
                 }
             }
             State::CreatingCompletion(call) => match controller.answer(call) {
@@ -150,9 +158,13 @@ impl QueuePair {
                     self.refused(error, done);
                 }
                 Some(Ok(_)) => {
-                    let command = Command::create_submission_queue(queue, entries, self.submission.iova());
+                    let at = self.submission.iova();
+                    // Without weights all are alike, and the field has to be 0.
+                    let weighted = controller.is_weighted();
+                    let priority = if weighted { self.priority } else { Priority::Urgent };
+                    let command = Command::create_submission_queue(queue, entries, at, priority);
                     if let Some(call) = controller.call("Create I/O Submission Queue", command) {
-                        self.state = State::CreatingSubmission(call);
+                        self.enter(State::CreatingSubmission(call));
                     }
                 }
             },
@@ -173,7 +185,7 @@ impl QueuePair {
 
     /// Sends everything that was in flight again, and what waits.
     fn attached(&mut self, done: &mut impl FnMut(Answer)) {
-        self.state = State::Running;
+        self.enter(State::Running);
         self.counters.attached += 1;
         (self.scanned, self.looked) = (self.now, self.now);
         for cid in 0..self.slots.len() as u16 {
@@ -192,7 +204,7 @@ impl QueuePair {
     /// The controller will not make the queues.
     fn refused(&mut self, error: NvmeError, done: &mut impl FnMut(Answer)) {
         match error {
-            NvmeError::Lost { .. } => self.state = State::Detached,
+            NvmeError::Lost { .. } => self.enter(State::Detached),
             NvmeError::Admin { status, .. } => self.give_up(RequestError::Status(status), true, done),
             _ => self.give_up(RequestError::Removed, true, done),
         }
@@ -201,13 +213,13 @@ impl QueuePair {
     /// Answers everything with an error. Without isolation the controller may still write to what is in flight: then who
     /// asked gets other memory of the same size.
     fn give_up(&mut self, error: RequestError, isolated: bool, done: &mut impl FnMut(Answer)) {
-        self.state = State::Failed(error);
+        self.enter(State::Failed(error));
         for cid in 0..self.slots.len() as u16 {
             let slot = &mut self.slots[usize::from(cid)];
-            match &mut slot.owner {
+            match slot.owner {
                 _ if isolated => {}
-                Owner::Whole { data, .. } => abandon(data),
-                Owner::Part { split } => self.splits[*split].abandon(),
+                Owner::Whole { .. } => abandon(&mut slot.data),
+                Owner::Part { split } => self.splits[split].abandon(),
                 Owner::Nobody => {}
             }
             if !matches!(slot.owner, Owner::Nobody) {

@@ -11,7 +11,7 @@
 use std::sync::atomic::{Ordering, fence};
 
 use super::layout::{COMPLETION_ENTRY_LEN, Command, Completion, SUBMISSION_ENTRY_LEN};
-use super::memory::{DmaMemory, RegisterCell};
+use super::memory::{DmaMemory, Entries, RegisterCell};
 
 /// A doorbell, with its shadow in memory where the controller wants that.
 pub(super) struct Doorbell {
@@ -54,23 +54,30 @@ impl Doorbell {
     }
 }
 
+/// The place after `place` in a queue of `count`.
+#[inline]
+fn after(place: u16, count: u16) -> u16 {
+    // A place is below 65535, which is the most that a queue counts.
+    let next = place.wrapping_add(1);
+    if next == count { 0 } else { next }
+}
+
 /// A submission queue.
 pub(super) struct SubmissionRing {
-    entries: DmaMemory,
-    len: u16,
+    entries: Entries<{ SUBMISSION_ENTRY_LEN / 8 }>,
     tail: u16,
     doorbell: Doorbell,
 }
 
 impl SubmissionRing {
     /// Takes over `memory`, all of which is the queue.
-    pub(super) fn new(memory: DmaMemory, doorbell: Doorbell) -> Self {
-        let len = u16::try_from(memory.len() / SUBMISSION_ENTRY_LEN).expect("queues are short");
-        Self { entries: memory, len, tail: 0, doorbell }
+    pub(super) fn new(memory: &DmaMemory, doorbell: Doorbell) -> Self {
+        Self { entries: memory.entries(), tail: 0, doorbell }
     }
 
+    #[inline]
     pub(super) fn len(&self) -> u16 {
-        self.len
+        self.entries.count()
     }
 
     pub(super) fn iova(&self) -> u64 {
@@ -80,31 +87,28 @@ impl SubmissionRing {
     /// Puts a command at the tail. The caller has fewer commands in flight than the queue has places, less one.
     #[inline]
     pub(super) fn push(&mut self, command: &Command) {
-        let at = usize::from(self.tail) * 8;
-        for (word, value) in self.entries.words()[at..at + 8].iter().zip(command.0) {
+        for (word, value) in self.entries.at(self.tail).iter().zip(command.0) {
             word.store(value.to_le(), Ordering::Relaxed);
         }
-        self.tail += 1;
-        if self.tail == self.len {
-            self.tail = 0;
-        }
+        self.tail = after(self.tail, self.entries.count());
     }
 
-    /// Rings the doorbell, if there is something that the controller was not told of. Tells whether there was.
+    /// Whether there is something that the controller was not told of.
     #[inline]
-    pub(super) fn ring(&mut self) -> bool {
-        let news = self.tail != self.doorbell.told;
-        if news {
-            self.doorbell.tell(self.tail);
-        }
-        news
+    pub(super) fn has_news(&self) -> bool {
+        self.tail != self.doorbell.told
+    }
+
+    /// Rings the doorbell.
+    #[inline]
+    pub(super) fn ring(&mut self) {
+        self.doorbell.tell(self.tail);
     }
 }
 
 /// A completion queue.
 pub(super) struct CompletionRing {
-    entries: DmaMemory,
-    len: u16,
+    entries: Entries<{ COMPLETION_ENTRY_LEN / 8 }>,
     head: u16,
     phase: bool,
     doorbell: Doorbell,
@@ -112,10 +116,9 @@ pub(super) struct CompletionRing {
 
 impl CompletionRing {
     /// Takes over `memory`, all of which is the queue, and clears it: phase tags begin at 0.
-    pub(super) fn new(memory: DmaMemory, doorbell: Doorbell) -> Self {
+    pub(super) fn new(memory: &DmaMemory, doorbell: Doorbell) -> Self {
         memory.clear();
-        let len = u16::try_from(memory.len() / COMPLETION_ENTRY_LEN).expect("queues are short");
-        Self { entries: memory, len, head: 0, phase: true, doorbell }
+        Self { entries: memory.entries(), head: 0, phase: true, doorbell }
     }
 
     pub(super) fn iova(&self) -> u64 {
@@ -123,27 +126,30 @@ impl CompletionRing {
     }
 
     /// Where the next entry comes.
+    #[inline]
     pub(super) fn head(&self) -> u16 {
         self.head
     }
 
     /// Takes the next entry, if the controller has written it.
-    #[inline]
     pub(super) fn next(&mut self) -> Option<Completion> {
-        let at = usize::from(self.head) * 2;
-        let words = &self.entries.words()[at..at + 2];
-        // The word with the phase tag comes first: what is read after it is no older.
-        let high = u64::from_le(words[1].load(Ordering::Acquire));
-        if Completion::phase(high) != self.phase {
+        let place = self.head;
+        let entry = self.next_without_result()?;
+        // After the word with the phase tag: what is read now is no older.
+        let result = u64::from_le(self.entries.at(place)[0].load(Ordering::Relaxed));
+        Some(Completion { result: result as u32, ..entry })
+    }
+
+    /// As [`next`](Self::next), for commands that have no result of their own: half of the entry need not be read.
+    #[inline]
+    pub(super) fn next_without_result(&mut self) -> Option<Completion> {
+        let word = u64::from_le(self.entries.at(self.head)[1].load(Ordering::Acquire));
+        if Completion::phase(word) != self.phase {
             return None;
         }
-        let low = u64::from_le(words[0].load(Ordering::Relaxed));
-        self.head += 1;
-        if self.head == self.len {
-            self.head = 0;
-            self.phase = !self.phase;
-        }
-        Some(Completion::parse([low, high]))
+        self.head = after(self.head, self.entries.count());
+        self.phase ^= self.head == 0;
+        Some(Completion::parse([0, word]))
     }
 
     /// Gives the places of what was taken back to the controller.

@@ -49,11 +49,14 @@ mod cns {
 
 /// Feature identifiers. Source: \[NVMe\] 5.21.1.
 mod feature {
+    pub(super) const ARBITRATION: u32 = 0x01;
     pub(super) const VOLATILE_WRITE_CACHE: u32 = 0x06;
     pub(super) const NUMBER_OF_QUEUES: u32 = 0x07;
     pub(super) const ASYNC_EVENT_CONFIGURATION: u32 = 0x0b;
 }
 
+/// PSDT: SGLs, and no metadata. In the first word.
+const SGL: u64 = 1 << 14;
 /// Force unit access, in dword 12 of reads and writes.
 const FUA: u32 = 1 << 30;
 /// Deallocate, in dword 12 of Write Zeroes.
@@ -61,6 +64,39 @@ const DEAC: u32 = 1 << 25;
 
 /// Bytes of one range of a Dataset Management command.
 pub const DATASET_RANGE_LEN: usize = 16;
+
+/// How commands of several queues take turns. Source: \[NVMe\] 4.13.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Arbitration {
+    /// log2 of the commands that are taken from one queue at a time; 7 for no limit.
+    pub burst_bits: u8,
+    /// Commands, less one, that are taken in a round from queue pairs of low, medium and high priority, where the controller
+    /// offers weighted round robin.
+    pub weights: [u8; 3],
+}
+
+/// What a queue pair is to others, where there is an [`Arbitration`] by weights. Source: \[NVMe\] 5.4, QPRIO.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Priority {
+    /// Before all others.
+    Urgent = 0,
+    /// With the third weight.
+    High = 1,
+    /// With the second weight.
+    #[default]
+    Medium = 2,
+    /// With the first weight.
+    Low = 3,
+}
+
+/// The blocks of a command: 1 to 65536 of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockRange {
+    /// The first one.
+    pub lba: u64,
+    /// How many, less one: NLB.
+    pub less_one: u16,
+}
 
 /// Where the data of a command is: two PRP entries. Source: \[NVMe\] 4.3.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -78,18 +114,99 @@ impl Prp {
     }
 }
 
+/// Bytes of an SGL descriptor.
+pub const SGL_DESCRIPTOR_LEN: usize = 16;
+
+/// An SGL descriptor, its address being one of memory. Source: \[NVMe\] 4.4.1.
+///
+/// | bytes  | field   | meaning                                                          |
+/// |--------|---------|------------------------------------------------------------------|
+/// | 0..8   | address |                                                                  |
+/// | 8..12  | length  | bytes of data, or of the descriptors in a segment                |
+/// | 12..15 |         | reserved                                                         |
+/// | 15     | SGLID   | 7:4 type: 0 data block, 3 last segment; 3:0 subtype: 0 an address |
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sgl {
+    /// The device's address.
+    pub address: u64,
+    /// Bytes.
+    pub len: u32,
+    /// What is there.
+    pub kind: SglKind,
+}
+
+/// What an SGL descriptor describes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SglKind {
+    /// Data.
+    Block,
+    /// Descriptors of blocks, which are all there are.
+    LastSegment,
+}
+
+impl Sgl {
+    /// Some data.
+    pub const fn block(address: u64, len: u32) -> Self {
+        Self { address, len, kind: SglKind::Block }
+    }
+
+    /// Descriptors of so many bytes.
+    pub const fn last_segment(address: u64, len: u32) -> Self {
+        Self { address, len, kind: SglKind::LastSegment }
+    }
+
+    /// The descriptor as two words.
+    pub fn words(self) -> [u64; 2] {
+        let id = match self.kind {
+            SglKind::Block => 0,
+            SglKind::LastSegment => 3 << 4,
+        };
+        [self.address, u64::from(self.len) | id << 56]
+    }
+
+    /// Reads a descriptor; nothing for types that this driver does not use.
+    pub fn parse([address, word]: [u64; 2]) -> Option<Self> {
+        let kind = match word >> 56 {
+            0 => SglKind::Block,
+            0x30 => SglKind::LastSegment,
+            _ => return None,
+        };
+        Some(Self { address, len: word as u32, kind })
+    }
+}
+
+/// Where the data of a command is. Source: \[NVMe\] 4.2, fields PSDT and DPTR.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DataPointer {
+    /// PRP entries, or no data.
+    Prp(Prp),
+    /// The first descriptor of an SGL. Not for admin commands.
+    Sgl(Sgl),
+}
+
+impl DataPointer {
+    /// No data.
+    pub const NONE: Self = Self::Prp(Prp { first: 0, second: 0 });
+}
+
+impl From<Prp> for DataPointer {
+    fn from(prp: Prp) -> Self {
+        Self::Prp(prp)
+    }
+}
+
 /// A submission queue entry, as eight words of 64 bits. Source: \[NVMe\] 4.2, figure "Command Format".
 ///
 /// | bytes  | field        | meaning                                     |
 /// |--------|--------------|---------------------------------------------|
 /// | 0      | OPC          | opcode                                      |
-/// | 1      | FUSE, PSDT   | 0: not fused, PRPs                          |
+/// | 1      | FUSE, PSDT   | 1:0 0, not fused; 7:6 0 PRPs, 1 an SGL      |
 /// | 2..4   | CID          | command identifier                          |
 /// | 4..8   | NSID         | namespace                                   |
 /// | 8..16  |              | reserved                                    |
 /// | 16..24 | MPTR         | metadata: none                              |
-/// | 24..32 | PRP1         |                                             |
-/// | 32..40 | PRP2         |                                             |
+/// | 24..32 | DPTR         | PRP1, or the first half of SGL1             |
+/// | 32..40 |              | PRP2, or its second half                    |
 /// | 40..64 | CDW10..CDW15 | of each command's own                       |
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Command(pub [u64; 8]);
@@ -98,9 +215,15 @@ const _: () = assert!(size_of::<Command>() == SUBMISSION_ENTRY_LEN);
 
 impl Command {
     #[inline]
-    fn new(opcode: u8, namespace: u32, prp: Prp) -> Self {
+    fn new(opcode: u8, namespace: u32, data: impl Into<DataPointer>) -> Self {
         let head = u64::from(opcode) | u64::from(namespace) << 32;
-        Self([head, 0, 0, prp.first, prp.second, 0, 0, 0])
+        match data.into() {
+            DataPointer::Prp(Prp { first, second }) => Self([head, 0, 0, first, second, 0, 0, 0]),
+            DataPointer::Sgl(sgl) => {
+                let [first, second] = sgl.words();
+                Self([head | SGL, 0, 0, first, second, 0, 0, 0])
+            }
+        }
     }
 
     #[inline]
@@ -132,7 +255,16 @@ impl Command {
         (self.0[0] >> 32) as u32
     }
 
-    /// PRP1 and PRP2.
+    /// DPTR; nothing for an SGL that this driver does not make.
+    pub fn data(&self) -> Option<DataPointer> {
+        match self.0[0] >> 14 & 3 {
+            0 => Some(DataPointer::Prp(Prp { first: self.0[3], second: self.0[4] })),
+            1 => Sgl::parse([self.0[3], self.0[4]]).map(DataPointer::Sgl),
+            _ => None,
+        }
+    }
+
+    /// PRP1 and PRP2, of a command that has them.
     pub fn prp(&self) -> Prp {
         Prp { first: self.0[3], second: self.0[4] }
     }
@@ -143,39 +275,34 @@ impl Command {
     }
 
     #[inline]
-    fn ranged(opcode: u8, namespace: u32, prp: Prp, (lba, blocks): (u64, u32), flags: u32) -> Self {
-        let mut command = Self::new(opcode, namespace, prp);
-        command.0[5] = lba;
-        command.0[6] = u64::from((blocks - 1) & 0xffff | flags);
+    fn ranged(opcode: u8, namespace: u32, data: DataPointer, range: BlockRange, flags: u32) -> Self {
+        let mut command = Self::new(opcode, namespace, data);
+        command.0[5] = range.lba;
+        command.0[6] = u64::from(u32::from(range.less_one) | flags);
         command
     }
 
     /// Read, of 1 to 65536 blocks. Source: \[NVMe\] 6.9.
     #[inline]
-    pub fn read(namespace: u32, prp: Prp, range: (u64, u32)) -> Self {
-        Self::ranged(opcode::READ, namespace, prp, range, 0)
+    pub fn read(namespace: u32, data: DataPointer, range: BlockRange) -> Self {
+        Self::ranged(opcode::READ, namespace, data, range, 0)
     }
 
     /// Write, of 1 to 65536 blocks. Source: \[NVMe\] 6.15.
     #[inline]
-    pub fn write(namespace: u32, prp: Prp, range: (u64, u32), fua: bool) -> Self {
-        Self::ranged(opcode::WRITE, namespace, prp, range, if fua { FUA } else { 0 })
+    pub fn write(namespace: u32, data: DataPointer, range: BlockRange, fua: bool) -> Self {
+        Self::ranged(opcode::WRITE, namespace, data, range, if fua { FUA } else { 0 })
     }
 
     /// Compare, of 1 to 65536 blocks. Source: \[NVMe\] 6.6.
-    pub fn compare(namespace: u32, prp: Prp, range: (u64, u32)) -> Self {
-        Self::ranged(opcode::COMPARE, namespace, prp, range, 0)
+    pub fn compare(namespace: u32, data: DataPointer, range: BlockRange) -> Self {
+        Self::ranged(opcode::COMPARE, namespace, data, range, 0)
     }
 
     /// Write Zeroes, of 1 to 65536 blocks. Source: \[NVMe\] 6.17.
-    pub fn write_zeroes(namespace: u32, range: (u64, u32), deallocate: bool) -> Self {
-        Self::ranged(
-            opcode::WRITE_ZEROES,
-            namespace,
-            Prp::default(),
-            range,
-            if deallocate { DEAC } else { 0 },
-        )
+    pub fn write_zeroes(namespace: u32, range: BlockRange, deallocate: bool) -> Self {
+        let flags = if deallocate { DEAC } else { 0 };
+        Self::ranged(opcode::WRITE_ZEROES, namespace, DataPointer::NONE, range, flags)
     }
 
     /// Flush. Source: \[NVMe\] 6.8.
@@ -184,9 +311,9 @@ impl Command {
     }
 
     /// Dataset Management that deallocates the one range at `prp`. Source: \[NVMe\] 6.7.
-    pub fn deallocate(namespace: u32, prp: Prp) -> Self {
+    pub fn deallocate(namespace: u32, data: DataPointer) -> Self {
         const AD: u32 = 1 << 2;
-        Self::new(opcode::DATASET_MANAGEMENT, namespace, prp).with_10_11(0, AD)
+        Self::new(opcode::DATASET_MANAGEMENT, namespace, data).with_10_11(0, AD)
     }
 
     /// Identify: the controller. Source: \[NVMe\] 5.15.
@@ -216,6 +343,21 @@ impl Command {
         Self::new(opcode::GET_FEATURES, 0, Prp::default()).with_10_11(feature::VOLATILE_WRITE_CACHE, 0)
     }
 
+    /// Set Features: how commands of several queues take turns. Source: \[NVMe\] 5.21.1.1.
+    ///
+    /// | bits  | field          |                                                          |
+    /// |-------|----------------|----------------------------------------------------------|
+    /// | 2:0   | AB             | log2 of the commands from one queue at a time, 7 no limit |
+    /// | 15:8  | LPW            | low priority weight, less one                            |
+    /// | 23:16 | MPW            | medium                                                   |
+    /// | 31:24 | HPW            | high                                                     |
+    pub fn set_arbitration(arbitration: Arbitration) -> Self {
+        let [low, medium, high] = arbitration.weights.map(u32::from);
+        let burst = u32::from(arbitration.burst_bits.min(7));
+        Self::new(opcode::SET_FEATURES, 0, Prp::default())
+            .with_10_11(feature::ARBITRATION, burst | low << 8 | medium << 16 | high << 24)
+    }
+
     /// Set Features: which asynchronous events to tell of. Source: \[NVMe\] 5.21.1.11.
     pub fn set_async_events(events: u32) -> Self {
         Self::new(opcode::SET_FEATURES, 0, Prp::default())
@@ -227,10 +369,11 @@ impl Command {
         Self::new(opcode::ASYNC_EVENT, 0, Prp::default())
     }
 
-    /// Get Log Page, its first 512 bytes. Source: \[NVMe\] 5.14.
-    pub fn log_page(page: u8, prp: Prp) -> Self {
-        const DWORDS: u32 = 512 / 4;
-        Self::new(opcode::GET_LOG_PAGE, u32::MAX, prp).with_10_11(u32::from(page) | (DWORDS - 1) << 16, 0)
+    /// Get Log Page, its first `len` bytes, which are whole dwords. That also clears the event which named it.
+    /// Source: \[NVMe\] 5.14.
+    pub fn log_page(page: u8, len: usize, prp: Prp) -> Self {
+        let dwords = (len / 4) as u32;
+        Self::new(opcode::GET_LOG_PAGE, u32::MAX, prp).with_10_11(u32::from(page) | (dwords - 1) << 16, 0)
     }
 
     /// Create I/O Completion Queue, polled or with an interrupt vector. Source: \[NVMe\] 5.3.
@@ -243,10 +386,11 @@ impl Command {
     }
 
     /// Create I/O Submission Queue, for the completion queue of the same number. Source: \[NVMe\] 5.4.
-    pub fn create_submission_queue(queue: u16, entries: u16, at: u64) -> Self {
+    pub fn create_submission_queue(queue: u16, entries: u16, at: u64, priority: Priority) -> Self {
         const CONTIGUOUS: u32 = 1;
+        let flags = (priority as u32) << 1 | CONTIGUOUS;
         Self::new(opcode::CREATE_SQ, 0, Prp::page(at))
-            .with_10_11(u32::from(entries - 1) << 16 | u32::from(queue), u32::from(queue) << 16 | CONTIGUOUS)
+            .with_10_11(u32::from(entries - 1) << 16 | u32::from(queue), u32::from(queue) << 16 | flags)
     }
 
     /// Delete I/O Completion Queue. Source: \[NVMe\] 5.5.
@@ -288,7 +432,8 @@ mod tests {
     #[test]
     fn a_write_has_its_fields_where_the_specification_says() {
         let prp = Prp { first: 0x1000, second: 0x2000 };
-        let command = Command::write(7, prp, (0x1_0000_0002, 65536), true).with_cid(0xabcd);
+        let command = Command::write(7, prp.into(), BlockRange { lba: 0x1_0000_0002, less_one: 65535 }, true)
+            .with_cid(0xabcd);
         let mut bytes = [0; SUBMISSION_ENTRY_LEN];
         for (at, word) in command.0.iter().enumerate() {
             bytes[8 * at..8 * at + 8].copy_from_slice(&word.to_le_bytes());
@@ -305,11 +450,23 @@ mod tests {
     }
 
     #[test]
+    fn an_sgl_says_so_and_survives_the_wire() {
+        for sgl in [Sgl::block(0x1003, 777), Sgl::last_segment(0x9000, 48)] {
+            let range = BlockRange { lba: 5, less_one: 0 };
+            let command = Command::read(1, DataPointer::Sgl(sgl), range).with_cid(3);
+            assert_eq!(command.0[0], 0x1_0003_4002);
+            assert_eq!(command.data(), Some(DataPointer::Sgl(sgl)));
+        }
+        assert_eq!(Sgl::last_segment(0x9000, 48).words(), [0x9000, 0x3000_0000_0000_0030]);
+        assert_eq!(Sgl::parse([0x9000, 0x2000_0000_0000_0030]), None);
+    }
+
+    #[test]
     fn queues_are_created_with_zero_based_sizes() {
         let command = Command::create_completion_queue(3, 128, 0x9000, Some(2));
         assert_eq!((command.dword(10), command.dword(11)), (127 << 16 | 3, 2 << 16 | 3));
-        let command = Command::create_submission_queue(3, 128, 0x9000);
-        assert_eq!((command.dword(10), command.dword(11)), (127 << 16 | 3, 3 << 16 | 1));
+        let command = Command::create_submission_queue(3, 128, 0x9000, Priority::Medium);
+        assert_eq!((command.dword(10), command.dword(11)), (127 << 16 | 3, 3 << 16 | 2 << 1 | 1));
         assert_eq!(command.prp(), Prp::page(0x9000));
     }
 }

@@ -1,5 +1,6 @@
 //! Identify data structures. Source: \[NVMe\] 5.15.2.
 
+use super::command::BlockRange;
 use crate::nvme::error::NvmeError;
 
 /// Bytes of every Identify data structure.
@@ -25,6 +26,7 @@ const MDTS_BITS_MAX: u32 = 31;
 /// | 516..520 | NN     | the largest NSID                                        |
 /// | 520..522 | ONCS   | bit 0 Compare, 2 Dataset Management, 3 Write Zeroes     |
 /// | 525      | VWC    | bit 0: there is a volatile write cache                  |
+/// | 536..540 | SGLS   | 1:0 SGLs: 0 none, 1 any, 2 of whole dwords              |
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ControllerIdentity {
     /// SN, without its padding.
@@ -51,6 +53,20 @@ pub struct ControllerIdentity {
     pub write_zeroes: bool,
     /// Bit 0 of VWC.
     pub volatile_write_cache: bool,
+    /// Bits 1:0 of SGLS.
+    pub sgl: SglSupport,
+}
+
+/// What SGLs a controller takes for I/O commands. Source: \[NVMe\] 5.15.2.2, SGLS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum SglSupport {
+    /// None.
+    #[default]
+    None,
+    /// Blocks of any address and length.
+    Bytes,
+    /// Blocks whose address and length are multiples of 4.
+    Dwords,
 }
 
 impl ControllerIdentity {
@@ -83,6 +99,11 @@ impl ControllerIdentity {
             dataset_management: oncs >> 2 & 1 != 0,
             write_zeroes: oncs >> 3 & 1 != 0,
             volatile_write_cache: data[525] & 1 != 0,
+            sgl: match data[536] & 3 {
+                1 => SglSupport::Bytes,
+                2 => SglSupport::Dwords,
+                _ => SglSupport::None,
+            },
         })
     }
 }
@@ -160,11 +181,25 @@ impl Namespace {
     }
 
     /// Size in bytes.
+    #[inline]
     pub fn len_bytes(&self) -> u64 {
         self.blocks << self.block_bits
     }
 
+    /// The blocks that `len` bytes at `offset` are; nothing unless they are whole ones, inside, one at least, and no more
+    /// than a command can name.
+    #[inline]
+    pub fn blocks_at(&self, offset: u64, len: u64) -> Option<BlockRange> {
+        // No more than 16 bits, so that nothing wraps.
+        let (lba, count) = (offset.wrapping_shr(self.block_bits), len.wrapping_shr(self.block_bits));
+        let whole = (offset | len).trailing_zeros() >= self.block_bits;
+        let inside = lba <= self.blocks && count <= self.blocks - lba;
+        let less_one = u16::try_from(count.wrapping_sub(1)).ok()?;
+        (whole && inside).then_some(BlockRange { lba, less_one })
+    }
+
     /// Bytes of a block.
+    #[inline]
     pub fn block(&self) -> u32 {
         1 << self.block_bits
     }
@@ -179,15 +214,15 @@ pub fn active_namespaces(data: &[u8; IDENTIFY_LEN], after: u32) -> Vec<u32> {
     numbers.take_while(|number| *number > std::mem::replace(&mut last, *number)).collect()
 }
 
-fn u16_at(data: &[u8], at: usize) -> u16 {
+pub(super) fn u16_at(data: &[u8], at: usize) -> u16 {
     u16::from_le_bytes([data[at], data[at + 1]])
 }
 
-fn u32_at(data: &[u8], at: usize) -> u32 {
+pub(super) fn u32_at(data: &[u8], at: usize) -> u32 {
     u32::from(u16_at(data, at)) | u32::from(u16_at(data, at + 2)) << 16
 }
 
-fn u64_at(data: &[u8], at: usize) -> u64 {
+pub(super) fn u64_at(data: &[u8], at: usize) -> u64 {
     u64::from(u32_at(data, at)) | u64::from(u32_at(data, at + 4)) << 32
 }
 

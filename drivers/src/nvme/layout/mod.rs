@@ -6,11 +6,16 @@
 mod command;
 mod completion;
 mod identify;
+mod log;
 mod registers;
 
-pub use command::{Command, DATASET_RANGE_LEN, Prp, dataset_range, opcode};
+pub use command::{
+    Arbitration, BlockRange, Command, DATASET_RANGE_LEN, DataPointer, Priority, Prp, SGL_DESCRIPTOR_LEN, Sgl,
+    SglKind, dataset_range, opcode,
+};
 pub use completion::{AsyncEvent, Completion, Status};
-pub use identify::{ControllerIdentity, IDENTIFY_LEN, Namespace, active_namespaces};
+pub use identify::{ControllerIdentity, IDENTIFY_LEN, Namespace, SglSupport, active_namespaces};
+pub use log::{ErrorEntry, Health, LOG_LEN, changed_namespaces, log_page};
 pub use registers::{
     Capabilities, ControllerStatus, Shutdown, admin_queue_attributes, configuration, doorbells, offset,
 };

@@ -44,6 +44,7 @@ const MPSMIN_MAX: u64 = 4;
 /// | bits   | field  | unit, limits                            |
 /// |--------|--------|-----------------------------------------|
 /// | 15:0   | MQES   | entries of a queue less one, at least 1 |
+/// | 18:17  | AMS    | bit 17: weighted round robin            |
 /// | 31:24  | TO     | 500 ms                                  |
 /// | 35:32  | DSTRD  | log2 of the doorbell stride less 2      |
 /// | 44:37  | CSS    | bit 0: the NVM command set              |
@@ -58,6 +59,8 @@ pub struct Capabilities {
     pub doorbell_stride: usize,
     /// Bytes of a memory page as both sides use it: the smallest that the controller takes.
     pub page: usize,
+    /// Queue pairs may have priorities.
+    pub weighted_round_robin: bool,
 }
 
 impl Capabilities {
@@ -86,6 +89,7 @@ impl Capabilities {
             timeout_ms: ((cap >> 24 & 0xff) as u32).max(1) * 500,
             doorbell_stride: 4 << (cap >> 32 & 0xf),
             page: 4096 << mpsmin,
+            weighted_round_robin: cap >> 17 & 1 != 0,
         })
     }
 }
@@ -104,12 +108,13 @@ pub fn doorbells(queue: u16, stride: usize) -> (usize, usize) {
 /// | 0     | EN     | enable                                 |
 /// | 6:4   | CSS    | 0: the NVM command set                 |
 /// | 10:7  | MPS    | log2 of the page less 12               |
+/// | 13:11 | AMS    | 0 round robin, 1 weighted round robin  |
 /// | 15:14 | SHN    | shutdown notification: 1 normal        |
 /// | 19:16 | IOSQES | log2 of a submission queue entry: 6    |
 /// | 23:20 | IOCQES | log2 of a completion queue entry: 4    |
-pub fn configuration(page: usize) -> u32 {
+pub fn configuration(page: usize, weighted: bool) -> u32 {
     let mps = page.trailing_zeros() - 12;
-    1 | mps << 7 | 6 << 16 | 4 << 20
+    1 | mps << 7 | u32::from(weighted) << 11 | 6 << 16 | 4 << 20
 }
 
 /// The field CC.SHN.
@@ -170,9 +175,16 @@ mod tests {
     #[test]
     fn what_an_emulated_controller_says() {
         // QEMU 10.0.2, `-device nvme`.
-        let expected =
-            Capabilities { queue_entries_max: 2048, timeout_ms: 7500, doorbell_stride: 4, page: 4096 };
+        let expected = Capabilities {
+            queue_entries_max: 2048,
+            timeout_ms: 7500,
+            doorbell_stride: 4,
+            page: 4096,
+            weighted_round_robin: false,
+        };
         assert_eq!(Capabilities::parse(0x0040_0820_0f01_07ff).expect("legal"), expected);
+        assert_eq!(configuration(4096, false), 0x0046_0001);
+        assert_eq!(configuration(8192, true), 0x0046_0881);
     }
 
     #[test]

@@ -3,6 +3,9 @@
 use super::controller::{CompletionQueue, SimController, Submission};
 use crate::nvme::layout::{Command, IDENTIFY_LEN, Status, opcode};
 
+/// Feature: volatile write cache.
+const WRITE_CACHE: u32 = 6;
+
 /// Feature: number of queues.
 const NUMBER_OF_QUEUES: u32 = 7;
 
@@ -22,8 +25,11 @@ impl SimController {
                 let result = granted(wanted >> 16) << 16 | granted(wanted & 0xffff);
                 return Some((result, Status::SUCCESS));
             }
+            opcode::GET_FEATURES if command.dword(10) & 0xff == WRITE_CACHE => {
+                return Some((u32::from(self.config.write_cache_on), Status::SUCCESS));
+            }
             opcode::SET_FEATURES | opcode::GET_FEATURES => Status::SUCCESS,
-            opcode::GET_LOG_PAGE => self.give(command, &[0; IDENTIFY_LEN][..512]),
+            opcode::GET_LOG_PAGE => self.log_page(command),
             opcode::ASYNC_EVENT => {
                 self.event_requests.push_back(command.cid());
                 return None;
@@ -45,9 +51,21 @@ impl SimController {
         true
     }
 
+    /// What a log page says from now on.
+    pub fn set_log(&mut self, page: u8, bytes: &[u8]) {
+        self.logs.insert(page, bytes.to_vec());
+    }
+
+    fn log_page(&mut self, command: &Command) -> Status {
+        let (page, len) = (command.dword(10) as u8, ((command.dword(10) >> 16) as usize + 1) * 4);
+        let mut data = self.logs.get(&page).cloned().unwrap_or_default();
+        data.resize(len, 0);
+        self.give(command, &data)
+    }
+
     /// Writes data for the driver.
     fn give(&mut self, command: &Command, data: &[u8]) -> Status {
-        let Some(pieces) = self.pieces(command.prp(), data.len()) else {
+        let Some(pieces) = self.pieces(command, data.len()) else {
             return Status::DATA_TRANSFER.not_to_retry();
         };
         let mut data = data;
@@ -98,6 +116,7 @@ impl SimController {
         put(516, &(self.config.namespaces.len() as u32).to_le_bytes());
         put(520, &self.config.optional_commands.to_le_bytes());
         put(525, &[u8::from(self.config.write_cache)]);
+        put(536, &[self.config.sgl as u8]);
         data
     }
 

@@ -1,14 +1,14 @@
 //! The controller: what registers and doorbells say, and I/O commands. What comes over the admin queue is in `admin`.
 
-use std::collections::VecDeque;
-use std::sync::atomic::Ordering;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::SimConfig;
 use super::bus::{Reach, Vectors};
 use super::namespace::Storage;
 use crate::nvme::layout::{
-    COMPLETION_ENTRY_LEN, Command, Completion, DATASET_RANGE_LEN, Prp, SUBMISSION_ENTRY_LEN, Status,
-    doorbells, offset, opcode,
+    COMPLETION_ENTRY_LEN, Command, Completion, DATASET_RANGE_LEN, DataPointer, Prp, SUBMISSION_ENTRY_LEN,
+    Sgl, SglKind, SglSupport, Status, doorbells, offset, opcode,
 };
 use crate::nvme::memory::Registers;
 
@@ -87,6 +87,8 @@ pub struct SimController {
     pending: VecDeque<(u16, Command)>,
     /// Done, and not answered until they are aborted.
     pub(super) lost: Vec<(u16, Command)>,
+    /// What log pages say; those that are not here are all zeros.
+    pub(super) logs: BTreeMap<u8, Vec<u8>>,
     /// Asynchronous Event Requests.
     pub(super) event_requests: VecDeque<u16>,
     /// Addresses of shadow doorbells and event indices.
@@ -94,6 +96,7 @@ pub struct SimController {
     faults: Option<Faults>,
     random: u64,
     log: Vec<(u16, Command)>,
+    admin_log: Vec<Command>,
     commands: u64,
 }
 
@@ -102,6 +105,7 @@ impl SimController {
         let queues = usize::from(config.queue_pairs) + 1;
         let cap = u64::from(config.queue_entries - 1)
             | 1 << 16
+            | u64::from(config.weighted_round_robin) << 17
             | u64::from(config.timeout) << 24
             | u64::from(config.doorbell_stride) << 32
             | 1 << 37;
@@ -118,10 +122,12 @@ impl SimController {
             completion: (0..queues).map(|_| None).collect(),
             pending: VecDeque::new(),
             lost: Vec::new(),
+            logs: BTreeMap::new(),
             event_requests: VecDeque::new(),
             shadow: None,
             faults: None,
             log: Vec::new(),
+            admin_log: Vec::new(),
             commands: 0,
         }
     }
@@ -144,6 +150,11 @@ impl SimController {
     /// I/O commands so far, by queue, where the configuration asks for them.
     pub fn log(&self) -> &[(u16, Command)] {
         &self.log
+    }
+
+    /// Admin commands so far, where the configuration asks for them.
+    pub fn admin_log(&self) -> &[Command] {
+        &self.admin_log
     }
 
     /// Commands that were done so far.
@@ -335,6 +346,9 @@ impl SimController {
             Fault::Remove => return self.remove(),
             _ => {}
         }
+        if queue == 0 && self.config.log {
+            self.admin_log.push(command);
+        }
         let answer = match queue {
             0 => self.admin(&command),
             _ => Some((0, self.io(queue, &command))),
@@ -395,7 +409,7 @@ impl SimController {
         }
     }
 
-    /// Moves a range between a namespace and the driver's memory, piece by piece as the PRPs say.
+    /// Moves a range between a namespace and the driver's memory, piece by piece as the command says.
     fn move_data(
         &mut self,
         index: usize,
@@ -404,7 +418,7 @@ impl SimController {
         mut piece: impl FnMut(&mut [u8], &crate::nvme::memory::DmaMemory, usize) -> bool,
     ) -> Status {
         let len = (blocks * u64::from(self.config.namespaces[index].block)) as usize;
-        let Some(pieces) = self.pieces(command.prp(), len) else {
+        let Some(pieces) = self.pieces(command, len) else {
             return Status::DATA_TRANSFER.not_to_retry();
         };
         let Some(mut stored) = self.config.namespaces[index].range(lba, blocks) else {
@@ -423,8 +437,36 @@ impl SimController {
         Status::SUCCESS
     }
 
-    /// The pieces of memory that PRPs name; nothing where they break the rules. Source: \[NVMe\] 4.3.
-    pub(super) fn pieces(&mut self, prp: Prp, len: usize) -> Option<Vec<(u64, usize)>> {
+    /// The pieces of memory that a command names; nothing where it breaks the rules.
+    pub(super) fn pieces(&mut self, command: &Command, len: usize) -> Option<Vec<(u64, usize)>> {
+        match command.data()? {
+            DataPointer::Prp(prp) => self.pages(prp, len),
+            DataPointer::Sgl(_) if self.config.sgl == SglSupport::None => None,
+            DataPointer::Sgl(sgl) => self.blocks(sgl, len),
+        }
+    }
+
+    /// The pieces of memory that an SGL names, `len` bytes to the byte. Source: \[NVMe\] 4.4.
+    fn blocks(&mut self, sgl: Sgl, len: usize) -> Option<Vec<(u64, usize)>> {
+        let mut blocks = vec![sgl];
+        if sgl.kind == SglKind::LastSegment {
+            let (memory, at) = self.reach.at(sgl.address, sgl.len as usize)?;
+            let words = &memory.words()[at / 8..at / 8 + sgl.len as usize / 8];
+            let word = |word: &AtomicU64| u64::from_le(word.load(Ordering::Acquire));
+            let read = words.chunks_exact(2).map(|pair| Sgl::parse([word(&pair[0]), word(&pair[1])]));
+            blocks = read.collect::<Option<_>>()?;
+        }
+        let legal = blocks.iter().all(|block| {
+            let whole =
+                self.config.sgl == SglSupport::Bytes || (block.address | u64::from(block.len)) & 3 == 0;
+            whole && block.kind == SglKind::Block
+        });
+        let pieces: Vec<_> = blocks.iter().map(|block| (block.address, block.len as usize)).collect();
+        (legal && pieces.iter().map(|(_, len)| len).sum::<usize>() == len).then_some(pieces)
+    }
+
+    /// The pieces of memory that PRPs name. Source: \[NVMe\] 4.3.
+    fn pages(&mut self, prp: Prp, len: usize) -> Option<Vec<(u64, usize)>> {
         const PAGE: usize = 4096;
         if prp.first & 3 != 0 {
             return None;

@@ -18,6 +18,8 @@ pub use bus::{Sim, SimTransport};
 pub use controller::{Fault, Faults, SimController};
 pub use namespace::{SimNamespace, Storage};
 
+use super::layout::SglSupport;
+
 /// What the controller says of itself.
 #[derive(Clone, Debug)]
 pub struct SimConfig {
@@ -37,13 +39,19 @@ pub struct SimConfig {
     pub shadow_doorbells: bool,
     /// Whether there is a volatile write cache.
     pub write_cache: bool,
+    /// Whether that is on.
+    pub write_cache_on: bool,
+    /// Whether it offers weighted round robin.
+    pub weighted_round_robin: bool,
     /// ONCS.
     pub optional_commands: u16,
+    /// What SGLs it takes.
+    pub sgl: SglSupport,
     /// Steps from CC.EN to CSTS.RDY.
     pub ready_after: u32,
     /// Chooses which command comes next, where that is not the oldest.
     pub seed: Option<u64>,
-    /// Keeps every I/O command for a test to look at.
+    /// Keeps every command for a test to look at.
     pub log: bool,
     /// Interrupt vectors.
     pub vectors: u16,
@@ -60,8 +68,11 @@ impl Default for SimConfig {
             timeout: 1,
             shadow_doorbells: false,
             write_cache: true,
+            write_cache_on: true,
+            weighted_round_robin: false,
             // Compare, Dataset Management, Write Zeroes.
             optional_commands: 0b1101,
+            sgl: SglSupport::None,
             ready_after: 3,
             seed: None,
             log: false,

@@ -12,6 +12,8 @@ const VFIO_PCI: &str = "vfio-pci";
 pub(super) struct Place {
     /// Its IOMMU group.
     pub(super) group: u32,
+    /// Its own file, where the kernel has one for each device.
+    pub(super) file: Option<PathBuf>,
 }
 
 /// Whether a name is a PCI address: domain, bus, device, function.
@@ -54,7 +56,11 @@ impl Place {
             return unusable(text);
         };
         match name_of(&folder.join("driver")).as_deref() {
-            Some(VFIO_PCI) => Ok(Self { group }),
+            Some(VFIO_PCI) => {
+                let name = entries(&folder.join("vfio-dev")).into_iter().next().map(file_name);
+                let file = name.map(|name| root.join("dev/vfio/devices").join(name));
+                Ok(Self { group, file })
+            }
             Some(other) => unusable(format!(
                 "{address} is bound to the driver '{other}': give it to vfio-pci with `echo vfio-pci > \
                  /sys/bus/pci/devices/{address}/driver_override; echo {address} > \
@@ -178,7 +184,10 @@ mod tests {
         let tree = Tree::new("ready");
         symlink("../../../kernel/iommu_groups/17", tree.device().join("iommu_group")).expect("a link");
         symlink("../../../bus/pci/drivers/vfio-pci", tree.device().join("driver")).expect("a link");
-        assert_eq!(tree.find(), Ok(Place { group: 17 }));
+        assert_eq!(tree.find(), Ok(Place { group: 17, file: None }));
+        std::fs::create_dir_all(tree.device().join("vfio-dev/vfio3")).expect("a folder");
+        let file = Some(tree.0.join("dev/vfio/devices/vfio3"));
+        assert_eq!(tree.find(), Ok(Place { group: 17, file }));
     }
 
     #[test]

@@ -1,25 +1,28 @@
-//! The kernel's VFIO interface: one function a call.
+//! The kernel's VFIO interface: one function a call. Source: linux/vfio.h.
 #![allow(unsafe_code)]
 
-use std::ffi::{CString, c_void};
+use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
 use rustix::fs::{Mode, OFlags, open};
 use rustix::io::{pread, pwrite};
-use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, ioctl, opcode};
-use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use vfio_bindings::bindings::vfio::{
     VFIO_API_VERSION, VFIO_BASE, VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE, VFIO_GROUP_FLAGS_VIABLE,
     VFIO_IRQ_SET_ACTION_TRIGGER, VFIO_IRQ_SET_DATA_EVENTFD, VFIO_PCI_BAR0_REGION_INDEX,
     VFIO_PCI_CONFIG_REGION_INDEX, VFIO_PCI_MSIX_IRQ_INDEX, VFIO_REGION_INFO_FLAG_MMAP, VFIO_TYPE,
-    VFIO_TYPE1v2_IOMMU, vfio_group_status, vfio_iommu_type1_dma_map, vfio_irq_info, vfio_region_info,
+    VFIO_TYPE1v2_IOMMU, vfio_device_attach_iommufd_pt, vfio_device_bind_iommufd, vfio_group_status,
+    vfio_iommu_type1_dma_map, vfio_irq_info, vfio_region_info,
 };
 
+use super::call::call;
 use super::host;
+use super::iommufd::AddressSpace;
+use super::pages::Pages;
 use crate::nvme::error::NvmeError;
-use crate::nvme::memory::{DmaMemory, Registers};
+use crate::nvme::memory::Registers;
 
 /// Calls, by their number after `VFIO_BASE`. Source: linux/vfio.h.
 mod call {
@@ -35,6 +38,8 @@ mod call {
     pub(super) const DEVICE_RESET: u32 = 11;
     pub(super) const IOMMU_MAP_DMA: u32 = 13;
     pub(super) const IOMMU_UNMAP_DMA: u32 = 14;
+    pub(super) const DEVICE_BIND_IOMMUFD: u32 = 18;
+    pub(super) const DEVICE_ATTACH_IOMMUFD_PT: u32 = 19;
 }
 
 /// Registers of PCI configuration space. Source: \[PCI\] 6.1.
@@ -50,46 +55,16 @@ const NVME_CLASS: [u8; 3] = [0x02, 0x08, 0x01];
 /// Interrupt vectors that are asked for at the most.
 const VECTORS_MAX: u32 = 128;
 
-/// Bytes from which memory is worth large pages.
-const HUGE_PAGE: usize = 2 << 20;
-
-/// Any call, with a number or an address as its argument.
-struct Call {
-    number: u32,
-    argument: *mut c_void,
-}
-
-// SAFETY: the opcode is one of `_IO`, whose argument the kernel takes as it is; the result is the call's own.
-unsafe impl Ioctl for Call {
-    type Output = i32;
-
-    const IS_MUTATING: bool = true;
-
-    fn opcode(&self) -> Opcode {
-        opcode::none(VFIO_TYPE, (VFIO_BASE + self.number) as u8)
-    }
-
-    fn as_ptr(&mut self) -> *mut c_void {
-        self.argument
-    }
-
-    unsafe fn output_from_ptr(out: IoctlOutput, _: *mut c_void) -> rustix::io::Result<i32> {
-        Ok(out)
-    }
-}
-
-/// A call whose argument is a number.
+/// A call of VFIO whose argument is a number.
 fn with_number(fd: impl AsFd, number: u32, argument: usize) -> rustix::io::Result<i32> {
-    let call = Call { number, argument: std::ptr::without_provenance_mut(argument) };
     // SAFETY: calls with a number as their argument touch no memory of this process.
-    unsafe { ioctl(fd, call) }
+    unsafe { call(fd, VFIO_TYPE, VFIO_BASE + number, std::ptr::without_provenance_mut(argument)) }
 }
 
-/// A call whose argument is a structure that says its own size.
+/// A call of VFIO whose argument is a structure that says its own size.
 fn with<T>(fd: impl AsFd, number: u32, argument: &mut T) -> rustix::io::Result<i32> {
-    let call = Call { number, argument: std::ptr::from_mut(argument).cast() };
     // SAFETY: the kernel touches no more than the structure, whose size is in its first field.
-    unsafe { ioctl(fd, call) }
+    unsafe { call(fd, VFIO_TYPE, VFIO_BASE + number, std::ptr::from_mut(argument).cast()) }
 }
 
 /// What the kernel maps for devices of one group.
@@ -152,40 +127,20 @@ impl Container {
         Ok(Group(group))
     }
 
-    /// Takes memory, and maps it at `iova` for the devices.
-    pub(super) fn allocate(self: &Arc<Self>, len: usize, iova: u64) -> Result<DmaMemory, NvmeError> {
-        let pages = Pages::new(len)?;
+    /// Maps memory for the devices.
+    pub(super) fn map(&self, pages: &Pages, iova: u64) -> Result<(), rustix::io::Errno> {
         let mut map = vfio_iommu_type1_dma_map {
             argsz: size_of::<vfio_iommu_type1_dma_map>() as u32,
             flags: VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE,
-            vaddr: pages.start.as_ptr() as u64,
+            vaddr: pages.start().as_ptr() as u64,
             iova,
-            size: pages.len as u64,
+            size: pages.len() as u64,
         };
-        with(&self.0, call::IOMMU_MAP_DMA, &mut map).map_err(|error| {
-            let hint = match error {
-                rustix::io::Errno::NOMEM => "; raise the limit on locked memory (ulimit -l)",
-                rustix::io::Errno::NOSPC => "; the module's parameter dma_entry_limit is reached",
-                _ => "",
-            };
-            host(format!("mapping {} bytes for the device", pages.len), error, hint)
-        })?;
-        let (start, len) = (pages.start, pages.len);
-        let mapping = Mapping { container: Arc::clone(self), iova, pages };
-        // SAFETY: page-aligned zero memory that the mapping keeps, and that nobody else knows.
-        Ok(unsafe { DmaMemory::new(start, len, iova, Arc::new(mapping)) })
+        with(&self.0, call::IOMMU_MAP_DMA, &mut map).map(drop)
     }
-}
 
-/// Memory while the devices reach it.
-struct Mapping {
-    container: Arc<Container>,
-    iova: u64,
-    pages: Pages,
-}
-
-impl Drop for Mapping {
-    fn drop(&mut self) {
+    /// Takes memory from the devices.
+    pub(super) fn unmap(&self, len: usize, iova: u64) -> Result<(), rustix::io::Errno> {
         /// `vfio_iommu_type1_dma_unmap` without the data that may follow.
         #[repr(C)]
         struct Unmap {
@@ -195,64 +150,8 @@ impl Drop for Mapping {
             size: u64,
         }
         let argsz = size_of::<Unmap>() as u32;
-        let mut unmap = Unmap { argsz, flags: 0, iova: self.iova, size: self.pages.len as u64 };
-        if with(&self.container.0, call::IOMMU_UNMAP_DMA, &mut unmap).is_err() {
-            // Still within reach of the device: better it is never anything else.
-            self.pages.leak = true;
-        }
-    }
-}
-
-/// Pages of the kernel.
-struct Pages {
-    start: NonNull<u8>,
-    len: usize,
-    leak: bool,
-}
-
-// SAFETY: the pages are touched only as `DmaMemory` allows.
-unsafe impl Send for Pages {}
-// SAFETY: as above.
-unsafe impl Sync for Pages {}
-
-impl Pages {
-    fn new(len: usize) -> Result<Self, NvmeError> {
-        let protection = ProtFlags::READ | ProtFlags::WRITE;
-        let map = |len: usize, flags: MapFlags| {
-            // SAFETY: an anonymous mapping at a place of the kernel's choice touches nothing that is there.
-            unsafe { mmap_anonymous(std::ptr::null_mut(), len, protection, MapFlags::PRIVATE | flags) }
-        };
-        let huge_len = len.next_multiple_of(HUGE_PAGE);
-        let huge = match len >= HUGE_PAGE {
-            true => map(huge_len, MapFlags::HUGETLB).ok().map(|start| (start, huge_len)),
-            false => None,
-        };
-        let (start, len) = match huge {
-            Some(huge) => huge,
-            None => {
-                let len = len.next_multiple_of(rustix::param::page_size());
-                let start = map(len, MapFlags::empty())
-                    .map_err(|error| host(format!("taking {len} bytes of memory"), error, ""))?;
-                // SAFETY: the advice is about the mapping that was just made, and changes no content.
-                let advised = unsafe { madvise(start, len, Advice::LinuxHugepage) };
-                // Advice that the kernel does not take costs nothing but speed.
-                let _ = advised;
-                (start, len)
-            }
-        };
-        let start = NonNull::new(start.cast()).expect("the kernel maps nothing at 0");
-        Ok(Self { start, len, leak: false })
-    }
-}
-
-impl Drop for Pages {
-    fn drop(&mut self) {
-        if self.leak {
-            return;
-        }
-        // SAFETY: mapped in `new` with this very length; whoever uses it keeps it.
-        let unmapped = unsafe { munmap(self.start.as_ptr().cast(), self.len) };
-        debug_assert!(unmapped.is_ok(), "what was mapped can be unmapped");
+        let mut unmap = Unmap { argsz, flags: 0, iova, size: len as u64 };
+        with(&self.0, call::IOMMU_UNMAP_DMA, &mut unmap).map(drop)
     }
 }
 
@@ -260,14 +159,13 @@ impl Group {
     /// Takes a device of the group, which stays ours as long as the device is open.
     pub(super) fn device(self, address: &str) -> Result<PciDevice, NvmeError> {
         let name = CString::new(address).expect("an address has no zero byte");
-        let call = Call { number: call::GROUP_GET_DEVICE_FD, argument: name.as_ptr().cast_mut().cast() };
+        let number = VFIO_BASE + call::GROUP_GET_DEVICE_FD;
         // SAFETY: the kernel reads the name up to its zero byte.
-        let fd = unsafe { ioctl(&self.0, call) }
+        let fd = unsafe { call(&self.0, VFIO_TYPE, number, name.as_ptr().cast_mut().cast()) }
             .map_err(|error| host(format!("taking {address}"), error, "; another process may use it"))?;
         // SAFETY: the kernel has just made this descriptor for us.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        let config = region(&fd, VFIO_PCI_CONFIG_REGION_INDEX)?;
-        Ok(PciDevice { fd: Arc::new(fd), _group: self, config: config.offset })
+        PciDevice::new(fd, Some(self))
     }
 }
 
@@ -281,17 +179,50 @@ fn region(fd: &OwnedFd, index: u32) -> Result<vfio_region_info, NvmeError> {
 
 /// A PCI device that is ours.
 pub(super) struct PciDevice {
-    fd: Arc<OwnedFd>,
-    _group: Group,
+    fd: OwnedFd,
+    /// What it was taken from, where that keeps it ours.
+    _group: Option<Group>,
     /// Where configuration space is in the descriptor.
     config: u64,
 }
 
 impl PciDevice {
+    fn new(fd: OwnedFd, group: Option<Group>) -> Result<Self, NvmeError> {
+        let config = region(&fd, VFIO_PCI_CONFIG_REGION_INDEX)?;
+        Ok(Self { fd, _group: group, config: config.offset })
+    }
+
+    /// Takes a device by its own file, and has it reach what is mapped in an address space of iommufd.
+    pub(super) fn attach(fd: OwnedFd, space: &AddressSpace) -> Result<Self, NvmeError> {
+        let mut bind = vfio_device_bind_iommufd {
+            argsz: size_of::<vfio_device_bind_iommufd>() as u32,
+            iommufd: space.as_fd().as_raw_fd(),
+            ..vfio_device_bind_iommufd::default()
+        };
+        with(&fd, call::DEVICE_BIND_IOMMUFD, &mut bind).map_err(|error| {
+            let hint = match error {
+                rustix::io::Errno::PERM => {
+                    "; without interrupt remapping, /sys/module/iommufd/parameters/allow_unsafe_interrupts has to be Y"
+                }
+                rustix::io::Errno::BUSY => "; another process uses the device, or one of its IOMMU group",
+                _ => "",
+            };
+            host("binding the device to iommufd", error, hint)
+        })?;
+        let mut attach = vfio_device_attach_iommufd_pt {
+            argsz: size_of::<vfio_device_attach_iommufd_pt>() as u32,
+            pt_id: space.id(),
+            ..vfio_device_attach_iommufd_pt::default()
+        };
+        with(&fd, call::DEVICE_ATTACH_IOMMUFD_PT, &mut attach)
+            .map_err(|error| host("attaching the device to an address space", error, ""))?;
+        Self::new(fd, None)
+    }
+
     /// Refuses what is no NVMe controller.
     pub(super) fn check_class(&self, address: &str) -> Result<(), NvmeError> {
         let mut class = [0; 3];
-        pread(&*self.fd, &mut class, self.config + PCI_CLASS)
+        pread(&self.fd, &mut class, self.config + PCI_CLASS)
             .map_err(|error| host("reading configuration space", error, ""))?;
         if class == NVME_CLASS {
             return Ok(());
@@ -304,13 +235,13 @@ impl PciDevice {
 
     fn command(&self) -> Result<u16, NvmeError> {
         let mut command = [0; 2];
-        pread(&*self.fd, &mut command, self.config + PCI_COMMAND)
+        pread(&self.fd, &mut command, self.config + PCI_COMMAND)
             .map_err(|error| host("reading configuration space", error, ""))?;
         Ok(u16::from_le_bytes(command))
     }
 
     fn set_command(&self, command: u16) -> Result<(), NvmeError> {
-        pwrite(&*self.fd, &command.to_le_bytes(), self.config + PCI_COMMAND)
+        pwrite(&self.fd, &command.to_le_bytes(), self.config + PCI_COMMAND)
             .map_err(|error| host("writing configuration space", error, ""))?;
         Ok(())
     }
@@ -318,7 +249,7 @@ impl PciDevice {
     /// Resets the device, and lets it answer and reach memory.
     pub(super) fn enable(&self) -> Result<(), NvmeError> {
         // Not every device can be reset; disabling the controller does what is needed.
-        let _ = with_number(&*self.fd, call::DEVICE_RESET, 0);
+        let _ = with_number(&self.fd, call::DEVICE_RESET, 0);
         self.set_command(self.command()? | MEMORY_AND_MASTER)
     }
 
@@ -341,7 +272,7 @@ impl PciDevice {
         let protection = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: a mapping at a place of the kernel's choice touches nothing that is there.
         let start =
-            unsafe { mmap(std::ptr::null_mut(), len, protection, MapFlags::SHARED, &*self.fd, info.offset) }
+            unsafe { mmap(std::ptr::null_mut(), len, protection, MapFlags::SHARED, &self.fd, info.offset) }
                 .map_err(|error| host(format!("mapping {len} bytes of registers"), error, ""))?;
         let start = NonNull::new(start.cast::<u8>()).expect("the kernel maps nothing at 0");
         let keeper = Arc::new(Bar { start, len });
@@ -353,7 +284,7 @@ impl PciDevice {
     pub(super) fn enable_interrupts(&self) -> Result<u16, NvmeError> {
         let argsz = size_of::<vfio_irq_info>() as u32;
         let mut info = vfio_irq_info { argsz, index: VFIO_PCI_MSIX_IRQ_INDEX, ..vfio_irq_info::default() };
-        with(&*self.fd, call::DEVICE_GET_IRQ_INFO, &mut info)
+        with(&self.fd, call::DEVICE_GET_IRQ_INFO, &mut info)
             .map_err(|error| host("asking for interrupts", error, ""))?;
         let count = info.count.min(VECTORS_MAX);
         if count > 0 {
@@ -379,9 +310,10 @@ impl PciDevice {
             events.len() as u32,
         ];
         set.extend(events.iter().map(|event| event.cast_unsigned()));
-        let call = Call { number: call::DEVICE_SET_IRQS, argument: set.as_mut_ptr().cast() };
+        let number = VFIO_BASE + call::DEVICE_SET_IRQS;
         // SAFETY: the kernel touches no more than the words, whose size is in the first one.
-        unsafe { ioctl(&*self.fd, call) }.map_err(|error| host("setting up MSI-X interrupts", error, ""))?;
+        unsafe { call(&self.fd, VFIO_TYPE, number, set.as_mut_ptr().cast()) }
+            .map_err(|error| host("setting up MSI-X interrupts", error, ""))?;
         Ok(())
     }
 }

@@ -5,7 +5,6 @@ use std::any::Any;
 use drystone_core::error::Error;
 use drystone_core::format;
 use drystone_core::format::qcow2::{Qcow2Error, check};
-use drystone_core::format::qed;
 use drystone_core::graph::open::{DriverSpec, NodeSpec, OpenMode};
 use drystone_exec_linux::{Client, Image};
 use drystone_tools::img::args::{self, CheckArgs, OutputFormat};

@@ -26,6 +26,7 @@ use drystone_tools::img::args::{self, Action, Command, Common, Executor};
 use drystone_tools::img::progress::{Line, Progress};
 use drystone_tools::message::{Failure, Message, legible};
 use drystone_tools::object::secrets;
+use drystone_tools::polling::{POLLING_VARIABLE, polling};
 
 /// What the tool calls its formats, for `--help` and for checking `-f` and `-O`.
 const FORMATS: &[&str] = &[
@@ -62,10 +63,11 @@ fn main() -> ExitCode {
             say(&Message::Warning(warning).render(&name));
         }
         let trace = invocation.tracing.start()?;
+        let polling = polling(std::env::var_os(POLLING_VARIABLE).as_deref())?;
         match invocation.action {
             Action::Help => print(&args::tool_help(&name, FORMATS)).map(|()| 0),
             Action::Print(text) => print(&text).map(|()| 0),
-            Action::Run(command) => run(*command, &name, Config { trace, ..Config::default() }),
+            Action::Run(command) => run(*command, &name, Config { trace, polling, ..Config::default() }),
         }
     });
     match outcome {

@@ -16,6 +16,7 @@ use drystone_tools::img::args::{Executor, tool_name, words};
 use drystone_tools::io::args::{self, Action, IoArgs};
 use drystone_tools::message::{Failure, Message, legible};
 use drystone_tools::object::secrets;
+use drystone_tools::polling::{POLLING_VARIABLE, polling};
 use shell::Shell;
 
 fn main() -> ExitCode {
@@ -32,12 +33,13 @@ fn main() -> ExitCode {
             say(&Message::Warning(warning).render(&name));
         }
         let trace = invocation.tracing.start()?;
+        let polling = polling(std::env::var_os(POLLING_VARIABLE).as_deref())?;
         match invocation.action {
             Action::Print(text) => {
                 print(&text);
                 Ok(true)
             }
-            Action::Run(args) => run(*args, name.clone(), Config { trace, ..Config::default() }),
+            Action::Run(args) => run(*args, name.clone(), Config { trace, polling, ..Config::default() }),
         }
     });
     match outcome {
