@@ -324,7 +324,7 @@ pub const RULES: &[Rule] = &[
     barrier(
         "vhdx.flush/before_entry",
         "a block is durable before a log entry leads to it",
-        "new blocks of a VHDX image",
+        "parts of blocks above a VHDX parent",
     ),
     barrier(
         "vhdx.flush/before_entry",
@@ -372,7 +372,6 @@ pub const RULES: &[Rule] = &[
         "the headers tell of a change before it is made",
         "overwrites in a VHDX image",
     ),
-    awaited("vhdx.create/bat", "a new image's BAT is written before its name", "create a VHDX image"),
     awaited(
         "vhdx.create/metadata",
         "a new image's metadata is written before its name",
@@ -395,11 +394,6 @@ pub const RULES: &[Rule] = &[
         "a VHDX log is replayed",
     ),
     awaited(
-        "vhdx.bitmap/zeros",
-        "a sector bitmap is zeros before an entry leads to it",
-        "parts of blocks above a VHDX parent",
-    ),
-    awaited(
         "vhdx.zero/partial",
         "the rest of a block is zeros before an entry shows it",
         "zeros above a VHDX parent",
@@ -417,7 +411,7 @@ pub const RULES: &[Rule] = &[
     barrier(
         "vpc.flush/before_bat",
         "a block and its bitmap are durable before the BAT names it",
-        "new blocks of a VHD image",
+        "parts of blocks above a VHD parent",
     ),
     barrier("vpc.flush", "what a flush covers is durable when it is answered", "new blocks of a VHD image"),
     barrier(
@@ -457,6 +451,10 @@ pub const RULES: &[Rule] = &[
 /// Intents that no crash here can tell from their absence, with why they are there all the same. A row moves to [`RULES`]
 /// with the first operation that needs it.
 pub const PROMISES: &[(Label, &str)] = &[
+    (
+        "vhdx.create/bat",
+        "the BAT of a new image is there before its name; one that is not is zeros, which say that nothing is there",
+    ),
     (
         "vpc.flush/footer",
         "the footer stands behind the blocks for readers that look for it there; ours, as the reference, goes by the copy at the \
