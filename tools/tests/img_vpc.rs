@@ -48,12 +48,23 @@ fn commands_say_the_same() {
         "amend -f vpc -o size=3 filled.vhd",
         "compare r theirs.vhd",
         "compare filled.vhd theirs.vhd",
-        "info --image-opts driver=vpc,file.filename=filled.vhd,force_size_calc=chs",
-        "info --image-opts driver=vpc,file.filename=empty.vhd,force_size_calc=current_size",
         "info --image-opts driver=vpc,file.filename=empty.vhd,force_size_calc=foo",
         "info --image-opts driver=vpc,file.filename=empty.vhd,foo=bar",
     ] {
         side.both("vpc", line);
+    }
+    // Which size counts, of an image whose two sizes differ.
+    let mut bytes = side.read("empty.vhd");
+    bytes[48..56].copy_from_slice(&(9u64 << 20).to_be_bytes());
+    seal(&mut bytes[..512], 64);
+    side.write("both.vhd", &bytes);
+    for (option, size) in
+        [("", 10_514_432), (",force_size_calc=chs", 10_514_432), (",force_size_calc=current_size", 9 << 20)]
+    {
+        let line = format!("info --image-opts driver=vpc,file.filename=both.vhd{option}");
+        for run in [side.ours(&line), side.theirs(&line)] {
+            assert!(run.stdout.contains(&format!("({size} bytes)")), "{line}: {run:?}");
+        }
     }
     side.finish();
 }

@@ -76,6 +76,19 @@ pub(super) fn operations() -> Vec<Operation> {
                 guest.zero(MIB, MIB, true).await?;
                 guest.flush().await
             }),
+        Operation::new("an image above a VHDX parent is emptied", "vhdx", above())
+            .unknown_to_qemu()
+            .after(|guest| async move {
+                // The parent's own bytes: nothing changes when they go.
+                let (io, node) = (guest.io(), guest.node());
+                let same = io.read_bytes("explore/same", node, 0, 4096).await?;
+                io.write("explore/same", node, 0, same, Fua::No).await.1
+            })
+            .doing(|guest| async move {
+                guest.io().make_empty(guest.node()).await?;
+                guest.write(0, 512).await?;
+                guest.flush().await
+            }),
     ]
 }
 

@@ -6,7 +6,7 @@ pub(super) const RULES: &[Rule] = &[
     barrier(
         "vhdx.flush/before_entry",
         "a block is durable before a log entry leads to it",
-        "new blocks of a VHDX image",
+        "parts of blocks above a VHDX parent",
     ),
     barrier(
         "vhdx.flush/before_entry",
@@ -54,7 +54,6 @@ pub(super) const RULES: &[Rule] = &[
         "the headers tell of a change before it is made",
         "overwrites in a VHDX image",
     ),
-    awaited("vhdx.create/bat", "a new image's BAT is written before its name", "create a VHDX image"),
     awaited(
         "vhdx.create/metadata",
         "a new image's metadata is written before its name",
@@ -77,11 +76,6 @@ pub(super) const RULES: &[Rule] = &[
         "a VHDX log is replayed",
     ),
     awaited(
-        "vhdx.bitmap/zeros",
-        "a sector bitmap is zeros before an entry leads to it",
-        "parts of blocks above a VHDX parent",
-    ),
-    awaited(
         "vhdx.zero/partial",
         "the rest of a block is zeros before an entry shows it",
         "zeros above a VHDX parent",
@@ -94,6 +88,10 @@ pub(super) const RULES: &[Rule] = &[
 ];
 
 pub(super) const PROMISES: &[Promise] = &[
+    (
+        "vhdx.create/bat",
+        "the BAT of a new image is there before its name; one that is not is zeros, which say that nothing is there",
+    ),
     (
         "vhdx.log/header",
         "the headers name a log before what it changes is written in its place; replay makes whole what a crash tears there, and \

@@ -11,7 +11,7 @@ pub(super) const RULES: &[Rule] = &[
     barrier(
         "vpc.flush/before_bat",
         "a block and its bitmap are durable before the BAT names it",
-        "new blocks of a VHD image",
+        "parts of blocks above a VHD parent",
     ),
     barrier("vpc.flush", "what a flush covers is durable when it is answered", "new blocks of a VHD image"),
     barrier(

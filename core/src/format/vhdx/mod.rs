@@ -20,6 +20,7 @@
 
 mod check;
 mod create;
+mod empty;
 mod error;
 mod flush;
 pub mod layout;
@@ -230,6 +231,10 @@ impl Driver for Vhdx {
     /// What is in the file goes to the file; what is not reads as zeros or as the parent, and goes on doing so.
     fn discard<'a>(&'a self, _: &'a Io, _: u64, _: u64) -> LocalFuture<'a, Result<()>> {
         Box::pin(async { Ok(()) })
+    }
+
+    async fn make_empty(&self, io: &Io) -> Result<()> {
+        self.take_all_out(io).await
     }
 
     async fn resize(&self, io: &Io, len: u64, how: Preallocate) -> Result<()> {

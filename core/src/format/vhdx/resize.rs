@@ -27,7 +27,7 @@ impl Vhdx {
         self.begin(io).await?;
         self.zero_behind(io, size).await?;
         self.add_blocks(io, size, len).await?;
-        self.flush_all(io).await?;
+        self.commit(io).await?;
         let file = io.child(Role::File);
         let sector = self.size_at / SECTOR as u64 * SECTOR as u64;
         let within = (self.size_at - sector) as usize;

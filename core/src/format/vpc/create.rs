@@ -60,7 +60,10 @@ impl CreateOptions {
         if self.force_size || self.parent.is_some() {
             return Ok((sectors * SECTOR, (*b"qem2", Geometry::LARGEST)));
         }
-        let geometry = if sectors == 0 { Geometry::of(0) } else { Geometry::holding(sectors) };
+        let geometry = match sectors {
+            0 => Geometry { cylinders: 0, heads: 0, sectors: 0 },
+            _ => Geometry::holding(sectors),
+        };
         let sectors = if sectors > Geometry::LARGEST.total() { sectors } else { geometry.total() };
         Ok((sectors * SECTOR, (*b"qemu", geometry)))
     }

@@ -265,11 +265,10 @@ impl Footer {
     /// When there are more than the format can have.
     pub fn size(&self, rule: SizeRule) -> Result<u64, VpcError> {
         let by_geometry = match rule {
+            _ if self.geometry == Geometry::LARGEST => false,
             SizeRule::Chs => true,
             SizeRule::CurrentSize => false,
-            SizeRule::ByCreator => {
-                matches!(&self.creator, b"vpc " | b"qemu") && self.geometry != Geometry::LARGEST
-            }
+            SizeRule::ByCreator => matches!(&self.creator, b"vpc " | b"qemu"),
         };
         let sectors = if by_geometry { self.geometry.total() } else { self.current_size / SECTOR };
         match sectors <= SECTORS_MAX {
@@ -498,6 +497,7 @@ mod tests {
         for creator in [b"vpc ", b"qemu"] {
             check(creator, geometry, SizeRule::ByCreator, Ok(by_chs));
             check(creator, Geometry::LARGEST, SizeRule::ByCreator, Ok(9 << 20));
+            check(creator, Geometry::LARGEST, SizeRule::Chs, Ok(9 << 20));
             check(creator, geometry, SizeRule::CurrentSize, Ok(9 << 20));
         }
         for creator in [b"qem2", b"win ", b"d2v\0", b"tap\0", b"CTXS", b"wa\0\0", b"who?"] {

@@ -191,6 +191,10 @@ impl Driver for Vpc {
         Box::pin(async { Ok(()) })
     }
 
+    async fn make_empty(&self, io: &Io) -> Result<()> {
+        self.take_all_out(io).await
+    }
+
     fn is_clean(&self) -> bool {
         self.durable.get() == self.changes.get()
     }

@@ -182,4 +182,27 @@ impl Vpc {
         space.zeros_from = if grows_as_zeroes { end + SECTOR } else { u64::MAX };
         Ok(())
     }
+
+    /// Takes all blocks out of the BAT. Whoever asks knows that guests see the same before and after, so that each entry may
+    /// change by itself. The space is used again once no entry names it durably.
+    pub(super) async fn take_all_out(&self, io: &Io) -> Result<()> {
+        self.find_end(io).await?;
+        for block in 0..u64::from(self.header.entries) {
+            let (slice, byte) = self.slice_of(block);
+            while self.bat.borrow().find(slice).is_none() {
+                self.load_slice(io, slice).await?;
+            }
+            let mut bat = self.bat.borrow_mut();
+            let slot = bat.find(slice).expect("found above");
+            if bat.bytes(slot)[byte..byte + 4] != UNALLOCATED.to_be_bytes() {
+                bat.bytes_mut(slot)[byte..byte + 4].copy_from_slice(&UNALLOCATED.to_be_bytes());
+                self.changes.set(self.changes.get() + 1);
+            }
+        }
+        self.flush_all(io).await?;
+        *self.space.borrow_mut() = Space::default();
+        // What is put where these were has bits of its own.
+        self.bitmaps.borrow_mut().clear();
+        Ok(())
+    }
 }

@@ -1,0 +1,35 @@
+//! Empty: an image that holds nothing, so that its parent, or zeros, show through.
+
+use super::Vhdx;
+use super::layout::PayloadEntry;
+use super::space::Space;
+use crate::engine::Io;
+use crate::error::{Error, Result};
+
+impl Vhdx {
+    /// Takes all blocks out of the BAT. Whoever asks knows that guests see the same before and after, so that each entry may
+    /// change by itself. The space is used again once no entry names it durably.
+    pub(super) async fn take_all_out(&self, io: &Io) -> Result<()> {
+        if self.metadata.leave_allocated {
+            let (node, driver) = (self.name.clone(), "vhdx");
+            return Err(Box::new(Error::Unsupported { node, driver, what: "emptying a fixed disk" }));
+        }
+        self.begin(io).await?;
+        for index in 0..self.entries_for(self.size.get()) {
+            let (slice, byte) = self.slice_of(index);
+            let entry = loop {
+                if let Some(slot) = self.cache.borrow().find(slice) {
+                    let bytes = &self.cache.borrow().bytes(slot)[byte..byte + 8];
+                    break u64::from_le_bytes(bytes.try_into().expect("eight bytes"));
+                }
+                self.load_slice(io, slice).await?;
+            };
+            if entry != PayloadEntry::NotPresent.encode() {
+                self.set_entry(index, PayloadEntry::NotPresent.encode());
+            }
+        }
+        self.flush_all(io).await?;
+        *self.space.borrow_mut() = Space::default();
+        Ok(())
+    }
+}
