@@ -458,6 +458,9 @@ errnos! {
     ENOMEDIUM = 123, "No medium found";
     ENOTSUP = 95, "Operation not supported";
     ETIMEDOUT = 110, "Connection timed out";
+    ECONNRESET = 104, "Connection reset by peer";
+    ESHUTDOWN = 108, "Cannot send after transport endpoint shutdown";
+    ECONNREFUSED = 111, "Connection refused";
     ECANCELED = 125, "Operation canceled";
     EDQUOT = 122, "Disk quota exceeded";
 }
