@@ -18,11 +18,13 @@ pub mod client;
 mod error;
 pub mod layout;
 pub mod limits;
+mod location;
 mod outgoing;
 mod payload;
 pub mod server;
 
 pub use error::NbdError;
+pub use location::{NbdAddress, NbdLocation, NbdTls};
 pub use outgoing::Outgoing;
 pub use payload::windows_between;
 

@@ -27,7 +27,7 @@ use drystone_tools::img::progress::{Line, Progress};
 use drystone_tools::message::{Failure, Message, legible};
 
 /// What the tool calls its formats, for `--help` and for checking `-f` and `-O`.
-const FORMATS: &[&str] = &["file", "host_device", "null-co", "nvme", "qcow2", "raw", "vdi"];
+const FORMATS: &[&str] = &["file", "host_device", "nbd", "null-co", "nvme", "qcow2", "raw", "vdi"];
 
 fn main() -> ExitCode {
     let argv = match args::words(std::env::args_os()) {

@@ -151,8 +151,19 @@ impl Transmission {
         self.out.advance(count, |_, data| done(data));
     }
 
-    /// Whether further requests are taken.
+    /// Whether an order is a read.
+    ///
+    /// # Panics
+    /// When it was answered.
+    pub fn reads(&self, id: OrderId) -> bool {
+        self.pending[id.0].read
+    }
+
+    /// Whether further bytes are taken: the rest of a request is, and new ones while there is not too much in flight.
     pub fn has_room(&self) -> bool {
+        if !matches!(self.state, State::Header) {
+            return true;
+        }
         self.pending.len() < REQUESTS_MAX && self.bytes + (self.out.len() as u64) < REQUEST_BYTES_MAX
     }
 
