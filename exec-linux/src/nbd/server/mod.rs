@@ -26,6 +26,7 @@ use drystone_core::buf::BufList;
 use drystone_core::error::Result;
 use drystone_core::protocol::nbd::limits::HANDSHAKE_MAX;
 use drystone_core::protocol::nbd::server::{Answer, Export, OrderId};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{SocketFlags, accept_with, sockopt::set_tcp_nodelay};
 
 use super::Ready;
@@ -210,7 +211,8 @@ impl Server {
             client.ready(hangup);
             self.touched.push(number);
         } else if self.stopper == Some(number) {
-            self.state.stop.set(true);
+            let asked = self.plan.stop.as_ref().is_some_and(is_readable);
+            self.state.stop.set(asked || self.state.stop.get());
         } else if let Some(listener) = self.listeners.iter_mut().find(|listener| listener.number == number) {
             listener.ready = true;
         }
@@ -365,4 +367,10 @@ impl Server {
             }
         }
     }
+}
+
+/// Whether there is something to read, or the other end has gone. A socket is also told of when it can be written to.
+fn is_readable(fd: &OwnedFd) -> bool {
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut [PollFd::new(fd, PollFlags::IN)], Some(&now)).is_ok_and(|count| count > 0)
 }
