@@ -594,15 +594,15 @@ impl World {
 
     fn block_status(&self, id: LeafId, offset: u64, len: u64, rng: &mut Rng) -> LeafStatus {
         let leaf = self.leaf(id);
-        let Storage::Disk(disk) = leaf.storage else { return LeafStatus { len, hole: false } };
+        let Storage::Disk(disk) = leaf.storage else { return LeafStatus::of(len, false) };
         let view = self.disks[disk].view();
         if self.changed_under && offset >= view.len() {
-            return LeafStatus { len, hole: true };
+            return LeafStatus::of(len, true);
         }
         assert!(offset < view.len() && len > 0, "contract: status of {offset}+{len} in {} bytes", view.len());
         let (there, hole) = view.status(offset, len);
         // An answer may always cover less.
-        LeafStatus { len: if rng.u8(..8) == 0 { rng.u64(1..=there) } else { there }, hole }
+        LeafStatus::of(if rng.u8(..8) == 0 { rng.u64(1..=there) } else { there }, hole)
     }
 
     fn copy(

@@ -38,6 +38,16 @@ pub enum Error {
         /// Why, and what to do.
         reason: Box<str>,
     },
+    /// A server cannot be reached, or does not give what is asked for.
+    #[error("{reason}")]
+    Server {
+        /// Name of what was asked for.
+        location: String,
+        /// The number that says the same.
+        errno: Errno,
+        /// Why, and what to do.
+        reason: Box<str>,
+    },
     /// `aio=io_uring` was asked for, and there is none.
     #[error("Unable to use linux io_uring: failed to init linux io_uring ring: {errno}")]
     NoIoUring {
@@ -205,6 +215,7 @@ impl Error {
             Self::Leaf { .. }
             | Self::Open { .. }
             | Self::Device { .. }
+            | Self::Server { .. }
             | Self::NoIoUring { .. }
             | Self::Create { .. }
             | Self::Locked { .. } => FaultKind::Io,
@@ -221,6 +232,7 @@ impl Error {
             Self::Leaf { errno, .. }
             | Self::Open { errno, .. }
             | Self::Device { errno, .. }
+            | Self::Server { errno, .. }
             | Self::NoIoUring { errno, .. }
             | Self::Create { errno, .. } => *errno,
             Self::Locked { .. } => Errno::EAGAIN,

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use crate::buf::BufList;
 use crate::compute::{Compute, Computed};
+use crate::protocol::nbd::NbdLocation;
 
 /// Names one intent while it is in flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -225,6 +226,8 @@ pub enum Location {
         /// The namespace's number.
         namespace: u32,
     },
+    /// A disk that a server exports.
+    Nbd(Box<NbdLocation>),
 }
 
 impl fmt::Display for Location {
@@ -233,6 +236,7 @@ impl fmt::Display for Location {
             Self::Path(path) => f.write_str(path),
             Self::Null { .. } => f.write_str("null-co://"),
             Self::Namespace { device, namespace } => write!(f, "nvme://{device}/{namespace}"),
+            Self::Nbd(location) => location.fmt(f),
         }
     }
 }
@@ -299,6 +303,8 @@ pub enum LeafKind {
     Null,
     /// An NVMe namespace, QEMU's `nvme`.
     Namespace,
+    /// A disk that a server exports, QEMU's `nbd`.
+    Nbd,
 }
 
 /// What backs a range of a leaf.
@@ -306,8 +312,17 @@ pub enum LeafKind {
 pub struct LeafStatus {
     /// Bytes from the offset asked about that the answer covers; above zero.
     pub len: u64,
-    /// Whether the range is a hole, and so reads as zeros.
-    pub hole: bool,
+    /// Whether something is stored for the range.
+    pub data: bool,
+    /// Whether the range reads as zeros.
+    pub zero: bool,
+}
+
+impl LeafStatus {
+    /// A range that is stored and may hold anything, or a hole, which reads as zeros.
+    pub const fn of(len: u64, hole: bool) -> Self {
+        Self { len, data: !hole, zero: hole }
+    }
 }
 
 /// QEMU's permissions on a node, which its image locks publish to other processes.
@@ -458,6 +473,9 @@ errnos! {
     ENOMEDIUM = 123, "No medium found";
     ENOTSUP = 95, "Operation not supported";
     ETIMEDOUT = 110, "Connection timed out";
+    ECONNRESET = 104, "Connection reset by peer";
+    ESHUTDOWN = 108, "Cannot send after transport endpoint shutdown";
+    ECONNREFUSED = 111, "Connection refused";
     ECANCELED = 125, "Operation canceled";
     EDQUOT = 122, "Disk quota exceeded";
 }

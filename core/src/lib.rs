@@ -12,4 +12,5 @@ pub mod format;
 pub mod graph;
 pub mod intent;
 pub mod job;
+pub mod protocol;
 pub mod trace;

@@ -413,7 +413,7 @@ fn carry_out(leaves: &mut Vec<File>, action: Action) -> Outcome {
             let len = len.min(64 << 10);
             let mut bytes = vec![0; len as usize];
             leaves[leaf.0 as usize].read_exact_at(&mut bytes, offset).unwrap();
-            Outcome::Status(Ok(LeafStatus { len, hole: bytes.iter().all(|byte| *byte == 0) }))
+            Outcome::Status(Ok(LeafStatus::of(len, bytes.iter().all(|byte| *byte == 0))))
         }
         other => panic!("a check asks for nothing of the sort: {other:?}"),
     }

@@ -96,7 +96,7 @@ impl World {
                 file[offset as usize..end].fill(0);
                 Outcome::Done(Ok(()))
             }
-            Action::BlockStatus { len, .. } => Outcome::Status(Ok(LeafStatus { len, hole: false })),
+            Action::BlockStatus { len, .. } => Outcome::Status(Ok(LeafStatus::of(len, false))),
             Action::Lock { .. } => Outcome::Locked(Ok(())),
             Action::Compute(work) => Outcome::Computed(work.run(&mut Workspace::default())),
             _ => Outcome::Done(Ok(())),

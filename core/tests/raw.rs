@@ -432,7 +432,7 @@ impl Disk {
                 self.log.push("flush".into());
                 Outcome::Done(failed(()))
             }
-            Action::BlockStatus { len, .. } => Outcome::Status(Ok(LeafStatus { len, hole: false })),
+            Action::BlockStatus { len, .. } => Outcome::Status(Ok(LeafStatus::of(len, false))),
             other => panic!("not asked for here: {other:?}"),
         }
     }

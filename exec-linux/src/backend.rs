@@ -17,6 +17,7 @@ use crate::gather::Gather;
 use crate::host::{Carried, Host};
 use crate::leaf::OpenLeaf;
 use crate::namespace::{Lanes, Pushed};
+use crate::nbd::{Links, Ready, Sockets};
 use crate::pool::{Finished, Job, Outbox, Pool};
 use crate::ring::{Completion, Ring};
 use crate::timer::Timer;
@@ -36,6 +37,10 @@ pub struct Backend {
     blocking: Pool,
     compute: Pool,
     lanes: Lanes,
+    links: Links,
+    sockets: Option<Sockets>,
+    /// Sockets that can go on and are no leaf's.
+    ready_sockets: Vec<Ready>,
     timer: Timer,
     bell: Arc<Doorbell>,
     outbox: Arc<Outbox>,
@@ -77,6 +82,9 @@ impl Backend {
             blocking: Pool::new("io", BLOCKING_THREADS_MAX, Arc::clone(&outbox)),
             compute: Pool::new("codec", workers, Arc::clone(&outbox)),
             lanes: Lanes::new(Arc::clone(&bell)),
+            links: Links::new(Arc::clone(&bell)),
+            sockets: None,
+            ready_sockets: Vec::new(),
             timer: Timer::new(Arc::clone(&outbox)),
             bell,
             outbox,
@@ -101,7 +109,10 @@ impl Backend {
     /// Whether another intent may be pushed.
     #[inline]
     pub fn has_room(&self) -> bool {
-        self.jobs < JOBS_MAX && self.ring.as_ref().is_none_or(Ring::has_room) && self.lanes.has_room()
+        self.jobs < JOBS_MAX
+            && self.ring.as_ref().is_none_or(Ring::has_room)
+            && self.lanes.has_room()
+            && self.links.has_room()
     }
 
     /// Tells whether nothing is in flight.
@@ -110,6 +121,7 @@ impl Backend {
             && self.ready.is_empty()
             && self.ring.as_ref().is_none_or(Ring::is_idle)
             && self.lanes.is_idle()
+            && self.links.is_idle()
     }
 
     /// Takes an intent; it may begin only with [`submit`](Self::submit). There must be [room](Self::has_room).
@@ -119,22 +131,28 @@ impl Backend {
     #[inline]
     pub fn push(&mut self, intent: Intent) -> io::Result<()> {
         let Intent { token, action, .. } = intent;
-        if !self.lanes.is_empty() {
-            return self.push_polled(token, action);
+        if !self.lanes.is_empty() || !self.links.is_empty() {
+            return self.push_past_kernel(token, action);
         }
         self.push_to_kernel(token, action)
     }
 
-    /// Takes an intent while some leaves are polled.
-    fn push_polled(&mut self, token: Token, action: Action) -> io::Result<()> {
-        let polled = match &action {
+    /// Takes an intent while some leaves are namespaces or exports.
+    fn push_past_kernel(&mut self, token: Token, action: Action) -> io::Result<()> {
+        let (polled, linked) = match &action {
             Action::Read { leaf, .. }
             | Action::Write { leaf, .. }
             | Action::Flush { leaf }
             | Action::Discard { leaf, .. }
-            | Action::WriteZeroes { leaf, .. } => self.lanes.has(*leaf),
-            _ => false,
+            | Action::WriteZeroes { leaf, .. } => (self.lanes.has(*leaf), self.links.has(*leaf)),
+            Action::BlockStatus { leaf, .. } => (false, self.links.has(*leaf)),
+            _ => (false, false),
         };
+        if linked {
+            let answered = self.links.push(token, action);
+            self.ready.extend(answered.map(|outcome| (token, outcome)));
+            return Ok(());
+        }
         if !polled {
             return self.push_to_kernel(token, action);
         }
@@ -201,6 +219,7 @@ impl Backend {
                     ring.close(leaf)?;
                 }
                 self.lanes.close(leaf);
+                self.links.close(leaf);
                 let outcome = Outcome::Done(self.host.close(leaf));
                 self.ready.push_back((token, outcome));
                 return Ok(());
@@ -243,6 +262,7 @@ impl Backend {
     /// The kernel's, when it takes no requests at all.
     pub fn hurry(&mut self) -> io::Result<()> {
         self.timer.hurry();
+        self.links.hurry();
         if std::mem::replace(&mut self.hurried, true) {
             return Ok(());
         }
@@ -256,6 +276,17 @@ impl Backend {
             let closed = self.host.close(info.leaf);
             debug_assert!(closed.is_ok(), "it has just been opened");
             return Outcome::Unusable(errno, reason);
+        }
+        if let Some(connection) = self.host.leaf(info.leaf).and_then(|open| open.take_connection()) {
+            let watched = match sockets(&mut self.sockets, &self.bell, self.ring.is_some()) {
+                Ok(sockets) => self.links.admit(info.leaf, connection, sockets),
+                Err(error) => Err(error),
+            };
+            if let Err(error) = watched {
+                let closed = self.host.close(info.leaf);
+                debug_assert!(closed.is_ok(), "it has just been opened");
+                return Outcome::Opened(Err(error.raw_os_error().map_or(Errno::EIO, Errno)));
+            }
         }
         if let Some(ring) = &mut self.ring
             && let Some(fd) = self.host.leaf(info.leaf).and_then(|open| open.async_fd())
@@ -297,6 +328,10 @@ impl Backend {
             }
         }
         self.lanes.ring();
+        if let Some(sockets) = &mut self.sockets {
+            self.links.submit();
+            sockets.arm(self.ring.as_mut())?;
+        }
         self.ring.as_mut().map_or(Ok(()), Ring::submit)
     }
 
@@ -314,6 +349,9 @@ impl Backend {
         if !self.lanes.is_empty() {
             any |= self.lanes.reap(&mut done);
         }
+        if self.sockets.is_some() {
+            any |= self.reap_sockets(&mut done);
+        }
         while let Some(ring) = &mut self.ring
             && let Some(completion) = ring.next()
         {
@@ -321,6 +359,7 @@ impl Backend {
             match completion {
                 Completion::Outcome(token, outcome) => done(token, outcome),
                 Completion::Again(token, action) => self.push_to_threads(token, action)?,
+                Completion::Sockets => self.sockets.iter_mut().for_each(Sockets::changed),
             }
         }
         if self.bell.answer() {
@@ -328,6 +367,28 @@ impl Backend {
             self.reap_threads(done);
         }
         Ok(any)
+    }
+
+    fn reap_sockets(&mut self, done: &mut impl FnMut(Token, Outcome)) -> bool {
+        let Some(sockets) = &mut self.sockets else { return false };
+        let known = self.ready_sockets.len();
+        sockets.take(&mut self.ready_sockets);
+        let any = self.ready_sockets.len() > known;
+        self.ready_sockets.retain(|ready| !self.links.ready(*ready));
+        self.links.reap(sockets, done) || any
+    }
+
+    /// Takes a socket, which [`take_ready`](Self::take_ready) tells of by its number until it is closed.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(crate) fn add_socket(&mut self, socket: BorrowedFd<'_>) -> io::Result<u32> {
+        sockets(&mut self.sockets, &self.bell, self.ring.is_some())?.add(socket)
+    }
+
+    /// Takes the sockets that can go on, other than those of leaves.
+    pub(crate) fn take_ready(&mut self, ready: &mut Vec<Ready>) {
+        ready.append(&mut self.ready_sockets);
     }
 
     fn reap_threads(&mut self, mut done: impl FnMut(Token, Outcome)) {
@@ -382,6 +443,18 @@ impl Backend {
         }
         self.disarm();
         Ok(())
+    }
+}
+
+/// The sockets; there are some from now on.
+fn sockets<'a>(
+    sockets: &'a mut Option<Sockets>,
+    bell: &Arc<Doorbell>,
+    ringed: bool,
+) -> io::Result<&'a mut Sockets> {
+    match sockets {
+        Some(sockets) => Ok(sockets),
+        none => Ok(none.insert(Sockets::new(bell, ringed)?)),
     }
 }
 

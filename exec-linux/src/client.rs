@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
+use std::io;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -15,6 +16,7 @@ use drystone_core::graph::{NodeId, NodeInfo};
 
 use crate::handle::Handle;
 use crate::image::Image;
+use crate::nbd::server::{NbdPlan, NbdServer};
 use crate::session::Session;
 
 /// A program's access to the engine of its thread.
@@ -105,6 +107,14 @@ impl Client {
     /// an NVMe namespace, from memory that the device reaches, so that nothing is copied.
     pub fn buffer(&self, len: usize) -> Buf {
         self.session().buffer(len)
+    }
+
+    /// Serves images to NBD clients, as long as this client's session is driven.
+    ///
+    /// # Errors
+    /// The kernel's, when it does not watch a socket.
+    pub fn serve(&self, plan: NbdPlan) -> io::Result<NbdServer> {
+        self.session().serve(plan)
     }
 
     /// Access to the same engine from other threads.

@@ -34,9 +34,9 @@ impl Host {
     ///
     /// # Errors
     /// The kernel's; `EISDIR` for a directory, `ENXIO` for a pipe or socket, `EINVAL` where direct I/O is asked for and
-    /// the file system has none. `ENOTSUP` for a namespace, which needs a queue pair.
+    /// the file system has none. `ENOTSUP` for a namespace or an export, which need more than this.
     pub fn open(&mut self, location: &Location, access: LeafAccess) -> Result<LeafInfo, Errno> {
-        if matches!(location, Location::Namespace { .. }) {
+        if matches!(location, Location::Namespace { .. } | Location::Nbd(_)) {
             return Err(Errno::ENOTSUP);
         }
         match OpenLeaf::open(location, access, self.polling) {

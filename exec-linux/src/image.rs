@@ -33,6 +33,10 @@ impl Image {
         Self { client, opened: Rc::new(opened) }
     }
 
+    pub(crate) fn opened(&self) -> &Rc<Opened> {
+        &self.opened
+    }
+
     /// The node, for coroutines that work on it.
     pub fn node(&self) -> NodeId {
         self.opened.node()

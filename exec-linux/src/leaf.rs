@@ -24,6 +24,7 @@ use crate::gather::{Gather, Gathered, RESERVE_FROM, run_len};
 use crate::limits::DeviceLimits;
 use crate::lock::{self, ImageLocks};
 use crate::namespace::OpenNamespace;
+use crate::nbd::{self, Connection};
 
 /// Windows in one call at the most; the kernel's limit (`IOV_MAX`). More make a short transfer.
 pub(crate) const WINDOWS_MAX: usize = 1024;
@@ -72,6 +73,15 @@ enum Storage {
     File { fd: OwnedFd, kind: LeafKind },
     Null { read_zeroes: bool },
     Namespace(OpenNamespace),
+    Nbd(OpenExport),
+}
+
+/// An export of a server.
+#[derive(Debug)]
+struct OpenExport {
+    /// Until the leaf has its number.
+    connection: Mutex<Option<Connection>>,
+    len: u64,
 }
 
 /// Why a leaf does not open.
@@ -111,6 +121,12 @@ impl OpenLeaf {
                 let opened = OpenNamespace::open(device, *namespace, polling);
                 let (namespace, info) = opened.map_err(|(errno, reason)| Unopened::Device(errno, reason))?;
                 Ok((Self::new(Storage::Namespace(namespace), &info, Aio::Auto), info))
+            }
+            Location::Nbd(location) => {
+                let opened = nbd::open(location, access.writable);
+                let (connection, info) = opened.map_err(|(errno, reason)| Unopened::Device(errno, reason))?;
+                let export = OpenExport { connection: Mutex::new(Some(connection)), len: info.len };
+                Ok((Self::new(Storage::Nbd(export), &info, Aio::Auto), info))
             }
             &Location::Null { len, read_zeroes } => {
                 let info = LeafInfo { len, discard_zeroes: true, ..info_of(LeafKind::Null) };
@@ -177,7 +193,7 @@ impl OpenLeaf {
     pub(crate) fn fd(&self) -> Option<BorrowedFd<'_>> {
         match &self.storage {
             Storage::File { fd, .. } => Some(fd.as_fd()),
-            Storage::Null { .. } | Storage::Namespace(_) => None,
+            Storage::Null { .. } | Storage::Namespace(_) | Storage::Nbd(_) => None,
         }
     }
 
@@ -189,14 +205,22 @@ impl OpenLeaf {
         }
     }
 
+    /// The connection to the server whose export it is, for who has not had it yet.
+    pub(crate) fn take_connection(&self) -> Option<Connection> {
+        match &self.storage {
+            Storage::Nbd(export) => export.connection.lock().expect("taking does not panic").take(),
+            _ => None,
+        }
+    }
+
     /// The descriptor, where asynchronous requests are welcome.
     pub(crate) fn async_fd(&self) -> Option<BorrowedFd<'_>> {
         if self.blocking { None } else { self.fd() }
     }
 
-    /// Whether no call waits for anything; reads and writes of a namespace go elsewhere.
+    /// Whether no call waits for anything; reads and writes of a namespace or an export go elsewhere.
     pub(crate) fn is_instant(&self) -> bool {
-        matches!(self.storage, Storage::Null { .. } | Storage::Namespace(_))
+        matches!(self.storage, Storage::Null { .. } | Storage::Namespace(_) | Storage::Nbd(_))
     }
 
     pub(crate) fn is_regular(&self) -> bool {
@@ -296,7 +320,7 @@ impl OpenLeaf {
     pub(crate) fn discard(&self, offset: u64, len: u64) -> Result<(), Errno> {
         match &self.storage {
             Storage::Null { .. } => Ok(()),
-            Storage::Namespace(_) => Err(Errno::ENOTSUP),
+            Storage::Namespace(_) | Storage::Nbd(_) => Err(Errno::ENOTSUP),
             Storage::File { fd, kind: LeafKind::File } => punch(fd.as_fd(), offset, len),
             Storage::File { fd, .. } => device_discard(fd.as_fd(), self.limits, offset, len),
         }
@@ -305,7 +329,7 @@ impl OpenLeaf {
     pub(crate) fn write_zeroes(&self, offset: u64, len: u64, flags: ZeroFlags) -> Result<(), Errno> {
         match &self.storage {
             Storage::Null { .. } => Ok(()),
-            Storage::Namespace(_) => Err(Errno::ENOTSUP),
+            Storage::Namespace(_) | Storage::Nbd(_) => Err(Errno::ENOTSUP),
             Storage::File { fd, kind: LeafKind::File } => file_zeroes(fd.as_fd(), offset, len, flags),
             Storage::File { fd, .. } => device_zeroes(fd.as_fd(), offset, len, flags),
         }
@@ -317,6 +341,7 @@ impl OpenLeaf {
             Storage::Namespace(namespace) => {
                 return if len <= namespace.len() { Ok(()) } else { Err(Errno::EINVAL) };
             }
+            Storage::Nbd(export) => return if len <= export.len { Ok(()) } else { Err(Errno::EINVAL) },
             Storage::File { fd, kind: LeafKind::File } => fd.as_fd(),
             Storage::File { fd, .. } => {
                 let there = seek(fd, SeekFrom::End(0)).map_err(errno)?;
@@ -339,8 +364,9 @@ impl OpenLeaf {
     pub(crate) fn block_status(&self, offset: u64, len: u64) -> Result<LeafStatus, Errno> {
         match &self.storage {
             Storage::File { fd, kind: LeafKind::File } => Ok(file_status(fd.as_fd(), offset, len)),
-            Storage::File { .. } | Storage::Namespace(_) => Ok(LeafStatus { len, hole: false }),
-            Storage::Null { read_zeroes } => Ok(LeafStatus { len, hole: *read_zeroes }),
+            Storage::File { .. } | Storage::Namespace(_) => Ok(LeafStatus::of(len, false)),
+            Storage::Nbd(_) => Err(Errno::ENOTSUP),
+            Storage::Null { read_zeroes } => Ok(LeafStatus { len, data: false, zero: *read_zeroes }),
         }
     }
 
@@ -381,7 +407,7 @@ fn create_unlocked(
 ) -> Result<Result<(), LockRefused>, Errno> {
     let path = match location {
         Location::Path(path) => path,
-        Location::Namespace { .. } => {
+        Location::Namespace { .. } | Location::Nbd(_) => {
             let opened = OpenLeaf::open(location, LeafAccess::default(), Polling::Always);
             let (leaf, _) = opened.map_err(|unopened| {
                 let (Unopened::Errno(errno) | Unopened::Device(errno, _)) = unopened;
@@ -619,14 +645,14 @@ fn preallocate(fd: BorrowedFd<'_>, from: u64, to: u64, how: Preallocation) -> Re
 fn file_status(fd: BorrowedFd<'_>, offset: u64, len: u64) -> LeafStatus {
     let end = offset.saturating_add(len);
     match seek(fd, SeekFrom::Data(offset)) {
-        Ok(data) if data > offset => LeafStatus { len: data.min(end) - offset, hole: true },
+        Ok(data) if data > offset => LeafStatus::of(data.min(end) - offset, true),
         // No data from here to the end of the file.
-        Err(rustix::io::Errno::NXIO) => LeafStatus { len, hole: true },
+        Err(rustix::io::Errno::NXIO) => LeafStatus::of(len, true),
         Ok(_) => match seek(fd, SeekFrom::Hole(offset)) {
-            Ok(hole) if hole > offset => LeafStatus { len: hole.min(end) - offset, hole: false },
-            _ => LeafStatus { len, hole: false },
+            Ok(hole) if hole > offset => LeafStatus::of(hole.min(end) - offset, false),
+            _ => LeafStatus::of(len, false),
         },
-        Err(_) => LeafStatus { len, hole: false },
+        Err(_) => LeafStatus::of(len, false),
     }
 }
 

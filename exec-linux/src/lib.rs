@@ -7,7 +7,8 @@
 //!                intents▼ │outcomes
 //!                     Backend ─▶ Ring (io_uring) ─▶ kernel
 //!                       ├──────▶ Pool (threads)  ─▶ OpenLeaf: blocking calls
-//!                       └──────▶ Lanes (NVMe queue pairs, polled on this thread)
+//!                       ├──────▶ Lanes (NVMe queue pairs, polled on this thread)
+//!                       └──────▶ Links (NBD connections)
 //! ```
 //!
 //! Knows nothing of any async runtime: a runtime's crate waits until [`Session::as_fd`](session::Session) is readable
@@ -31,6 +32,7 @@ mod namespace;
 #[cfg(not(feature = "nvme"))]
 #[path = "no_namespace.rs"]
 mod namespace;
+mod nbd;
 mod opened;
 mod pool;
 mod promise;
@@ -46,6 +48,8 @@ pub use config::{BackendKind, Config, Polling, Trace};
 pub use handle::{Handle, RemoteImage};
 pub use host::Host;
 pub use image::{Image, Transfer};
+pub use nbd::list_exports;
+pub use nbd::server::{NbdExport, NbdPlan, NbdServer};
 pub use promise::Ticket;
 pub use ring::try_io_uring;
 pub use session::{Session, drive};

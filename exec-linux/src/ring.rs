@@ -38,6 +38,8 @@ pub(crate) struct Ring {
     slots: Box<[Slot]>,
     /// Slots that are not in flight.
     free: Vec<u32>,
+    /// Slots that wait for sockets: one, or none.
+    watching: usize,
     /// Which leaves are in the kernel's table of files, at the place of their number.
     files: Vec<bool>,
     /// The ring belongs to the thread that made it.
@@ -85,6 +87,8 @@ enum RingOp {
     Sleep {
         duration: Duration,
     },
+    /// Waits for sockets; nobody's request.
+    Watch,
 }
 
 /// What came of a request.
@@ -93,6 +97,8 @@ pub(crate) enum Completion {
     Outcome(Token, Outcome),
     /// The ring cannot do this; blocking calls have more ways.
     Again(Token, Action),
+    /// Sockets can go on.
+    Sockets,
 }
 
 impl Ring {
@@ -112,6 +118,7 @@ impl Ring {
             ring,
             slots,
             free: (0..depth).rev().collect(),
+            watching: 0,
             files,
             _not_send: std::marker::PhantomData,
         };
@@ -156,8 +163,9 @@ impl Ring {
         }
     }
 
+    /// Whether no request is in flight; sockets may be waited for.
     pub(crate) fn is_idle(&self) -> bool {
-        self.free.len() == self.slots.len()
+        self.free.len() + self.watching == self.slots.len()
     }
 
     /// Puts a read into the submission queue. There must be room.
@@ -277,6 +285,19 @@ impl Ring {
         unsafe { self.push(key, entry) }
     }
 
+    /// Has the kernel tell once when the epoll of all sockets has events; tells whether there was room.
+    pub(crate) fn watch(&mut self, epoll: BorrowedFd<'_>, flags: u32) -> io::Result<bool> {
+        if self.free.is_empty() {
+            return Ok(false);
+        }
+        let (key, _) = self.take_slot(Token(0), RingOp::Watch, BufList::new());
+        self.watching += 1;
+        let entry = opcode::PollAdd::new(Fd(epoll.as_raw_fd()), flags).build();
+        // SAFETY: the entry names no memory.
+        unsafe { self.push(key, entry) }?;
+        Ok(true)
+    }
+
     #[inline]
     fn take_slot(&mut self, token: Token, op: RingOp, data: BufList) -> (u32, &mut Slot) {
         let key = self.free.pop().expect("a caller asks for room first");
@@ -353,6 +374,10 @@ impl Ring {
         let result = usize::try_from(result).map_err(|_| Errno(result.wrapping_neg()));
         let outcome = match (op, result) {
             (RingOp::Sleep { .. }, _) => Outcome::Done(Ok(())),
+            (RingOp::Watch, _) => {
+                self.watching -= 1;
+                return Completion::Sockets;
+            }
             // Blocking calls look whether this is the end of the leaf.
             (RingOp::Read { block, .. }, Ok(moved)) if moved < block as usize && block > 1 => {
                 return Completion::Again(token, op.action(data));
@@ -397,7 +422,7 @@ impl Ring {
         for key in self.in_flight() {
             self.cancel(opcode::AsyncCancel::new(key as u64).build())?;
         }
-        while !self.is_idle() {
+        while self.free.len() < self.slots.len() {
             self.wait()?;
             while self.next().is_some() {}
         }
@@ -426,7 +451,7 @@ impl Ring {
 
 impl Drop for Ring {
     fn drop(&mut self) {
-        if self.is_idle() {
+        if self.free.len() == self.slots.len() {
             return;
         }
         if self.drain().is_err() {
@@ -481,6 +506,7 @@ impl RingOp {
                 Action::WriteZeroes { leaf, offset, len, flags }
             }
             Self::Sleep { duration } => Action::Sleep { duration },
+            Self::Watch => unreachable!("waiting for a socket is no action"),
         }
     }
 }

@@ -7,7 +7,7 @@
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -24,6 +24,7 @@ use crate::backend::Backend;
 use crate::config::{Config, Trace};
 use crate::doorbell::Doorbell;
 use crate::handle::{COMMANDS_MAX, Command, Gate, Handle, RemoteRequest};
+use crate::nbd::server::{Finished, Job as ClientJob, NbdPlan, NbdServer, Server};
 use crate::opened::Opened;
 use crate::promise::Answer;
 use crate::sync::Mutex;
@@ -47,6 +48,9 @@ pub struct Session {
     closing: Cell<bool>,
     /// Somebody was answered, and may want to do something.
     answered: Cell<bool>,
+    /// NBD servers of this engine's images, and what came of their clients' requests.
+    servers: RefCell<Vec<Server>>,
+    finished: Rc<RefCell<Finished>>,
 }
 
 /// What other threads ask, and the images that they use.
@@ -75,6 +79,11 @@ enum Waiter {
         answer: Answer<(BufList, Result<()>)>,
         image: Rc<Opened>,
     },
+    /// A client of a server waits.
+    Client {
+        job: ClientJob,
+        image: Rc<Opened>,
+    },
     /// The future was dropped; the answer is dropped too.
     Abandoned {
         image: Option<Rc<Opened>>,
@@ -100,6 +109,8 @@ impl Session {
             failed: Cell::new(false),
             closing: Cell::new(false),
             answered: Cell::new(false),
+            servers: RefCell::default(),
+            finished: Rc::default(),
         }))
     }
 
@@ -201,7 +212,58 @@ impl Session {
         drop(backend);
         let answered = self.deliver();
         let asked = self.hear_others();
-        Ok(moved || answered || asked)
+        let served = self.serve_clients();
+        Ok(moved || answered || asked || served)
+    }
+
+    /// Gives servers their turn. Tells whether they did anything.
+    fn serve_clients(self: &Rc<Self>) -> bool {
+        let mut servers = self.servers.borrow_mut();
+        if servers.is_empty() {
+            return false;
+        }
+        let mut ready = Vec::new();
+        self.backend.borrow_mut().take_ready(&mut ready);
+        let mut finished = std::mem::take(&mut *self.finished.borrow_mut());
+        let mut any = !ready.is_empty();
+        for server in servers.iter_mut() {
+            ready.iter().for_each(|ready| server.ready(*ready));
+            any |= server.turn(self, &mut finished);
+        }
+        servers.retain(|server| !server.has_ended());
+        any
+    }
+
+    /// Serves images to clients from now on.
+    ///
+    /// # Errors
+    /// The kernel's, when it does not watch a socket.
+    pub(crate) fn serve(self: &Rc<Self>, plan: NbdPlan) -> io::Result<NbdServer> {
+        let state = Rc::default();
+        let server = Server::new(plan, Rc::clone(&state), self)?;
+        self.servers.borrow_mut().push(server);
+        self.kick();
+        Ok(NbdServer::new(state, Rc::clone(self)))
+    }
+
+    /// Has a socket watched; it is known by the number returned.
+    pub(crate) fn add_socket(&self, socket: BorrowedFd<'_>) -> io::Result<u32> {
+        self.backend.borrow_mut().add_socket(socket)
+    }
+
+    /// Where answers to clients' orders are put that are no plain requests.
+    pub(crate) fn finished(&self) -> Rc<RefCell<Finished>> {
+        Rc::clone(&self.finished)
+    }
+
+    /// Begins a request of a client; what comes of it is told when servers have their turn.
+    pub(crate) fn submit_for_client(&self, image: &Rc<Opened>, request: Request, job: ClientJob) {
+        if let Err(error) = image.check_open() {
+            return self.finished.borrow_mut().requests.push_back((job, request.data, Err(error)));
+        }
+        image.enter();
+        let key = self.waiters.borrow_mut().insert(Waiter::Client { job, image: Rc::clone(image) });
+        self.engine.submit(Request { tag: key as u64, ..request });
     }
 
     /// Begins what other threads ask for. Tells whether there was anything.
@@ -352,7 +414,9 @@ impl Session {
                 Waiter::Answered(data, result) => Poll::Ready((data, result)),
                 _ => unreachable!("matched above"),
             },
-            Waiter::Remote { .. } | Waiter::Abandoned { .. } => unreachable!("who waits has not given up"),
+            Waiter::Remote { .. } | Waiter::Client { .. } | Waiter::Abandoned { .. } => {
+                unreachable!("who waits has not given up")
+            }
         }
     }
 
@@ -384,7 +448,9 @@ impl Session {
                 drop(waiters);
                 drop(answered);
             }
-            Waiter::Remote { .. } | Waiter::Abandoned { .. } => unreachable!("a future is dropped once"),
+            Waiter::Remote { .. } | Waiter::Client { .. } | Waiter::Abandoned { .. } => {
+                unreachable!("a future is dropped once")
+            }
         }
     }
 
@@ -417,6 +483,10 @@ impl Session {
                 Waiter::Remote { answer, image } => {
                     image.leave();
                     answer.give((data, result));
+                }
+                Waiter::Client { job, image } => {
+                    image.leave();
+                    self.finished.borrow_mut().requests.push_back((job, data, result));
                 }
                 Waiter::Abandoned { image: Some(image) } => image.leave(),
                 Waiter::Abandoned { image: None } => {}

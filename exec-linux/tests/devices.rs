@@ -24,7 +24,7 @@ fn a_device_is_what_the_kernel_says() {
     let info = host.open(&location, direct).expect("opens");
     assert!([512, 4096].contains(&info.request_align), "{}", info.request_align);
     let leaf = info.leaf;
-    assert_eq!(status(&mut host, leaf), LeafStatus { len: LEN, hole: false });
+    assert_eq!(status(&mut host, leaf), LeafStatus::of(LEN, false));
     let set_len =
         |host: &mut Host, len| done(host, Action::SetLen { leaf, len, preallocation: Preallocation::Off });
     assert_eq!(set_len(&mut host, LEN), Ok(()));

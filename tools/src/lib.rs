@@ -9,6 +9,7 @@
 //! | [`img`] | `drystone-img`: arguments and output |
 //! | [`io`] | `drystone-io`: commands and output |
 //! | [`getopt`] | option parsing as C's `getopt_long` does it |
+//! | [`nbd`] | `drystone-nbd`: arguments and output |
 //! | [`message`] | errors and warnings, exit codes |
 //! | [`object`] | `--object` definitions |
 //! | [`options`] | option strings: `a=b,c=d` lists, dotted keys, `json:{…}` names, JSON text in the reference's key order |
@@ -22,6 +23,7 @@ pub mod getopt;
 pub mod img;
 pub mod io;
 pub mod message;
+pub mod nbd;
 pub mod object;
 pub mod options;
 pub mod polling;

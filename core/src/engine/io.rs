@@ -443,7 +443,10 @@ impl Io {
                 result.map_err(|errno| Box::new(Error::Open { location: title.clone(), errno }))?
             }
             Outcome::Unusable(errno, reason) => {
-                return Err(Box::new(Error::Device { location: title, errno, reason }));
+                return Err(Box::new(match location {
+                    Location::Nbd(_) => Error::Server { location: title, errno, reason },
+                    _ => Error::Device { location: title, errno, reason },
+                }));
             }
             Outcome::NoIoUring(errno) => return Err(Box::new(Error::NoIoUring { location: title, errno })),
             other => panic!("an executor answered open with {other:?}"),
@@ -780,9 +783,7 @@ impl Io {
         offset: u64,
         len: u64,
     ) -> Result<(Status, Option<(NodeId, u64)>)> {
-        let (len, zero) = self.hole(leaf, offset, len).await?;
-        // A leaf without storage answers, with nobody knows what.
-        let data = !zero && leaf.info.kind != LeafKind::Null;
+        let LeafStatus { len, data, zero } = self.leaf_status(leaf, offset, len).await?;
         let status = Status { len, allocated: true, zero, data, compressed: false, depth: 0, place: None };
         Ok((status, Some((node.id, offset))))
     }
@@ -871,15 +872,15 @@ impl Io {
         }
     }
 
-    async fn hole(&self, leaf: &Leaf, offset: u64, len: u64) -> Result<(u64, bool)> {
+    async fn leaf_status(&self, leaf: &Leaf, offset: u64, len: u64) -> Result<LeafStatus> {
         let end = leaf.len.get();
         if offset >= end {
-            return Ok((len, true));
+            return Ok(LeafStatus::of(len, true));
         }
         let within = len.min(end - offset);
         let action = Action::BlockStatus { leaf: leaf.info.leaf, offset, len: within };
         match self.outcome("block_status", action).await {
-            Outcome::Status(Ok(LeafStatus { len: covered, hole })) => Ok((covered.clamp(1, within), hole)),
+            Outcome::Status(Ok(status)) => Ok(LeafStatus { len: status.len.clamp(1, within), ..status }),
             Outcome::Status(Err(errno)) => Err(leaf.error("block status", offset, within, errno)),
             other => panic!("an executor answered block_status with {other:?}"),
         }

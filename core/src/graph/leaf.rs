@@ -112,6 +112,7 @@ impl Leaf {
             LeafKind::HostDevice => "host_device",
             LeafKind::Null => "null-co",
             LeafKind::Namespace => "nvme",
+            LeafKind::Nbd => "nbd",
             LeafKind::File => "file",
         }
     }

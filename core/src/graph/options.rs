@@ -9,6 +9,7 @@
 
 mod filters;
 mod formats;
+mod nbd;
 mod values;
 
 use std::time::Duration;
@@ -130,7 +131,9 @@ fn node(options: Options, path: Option<&str>, mode: OpenMode, depth: usize) -> R
         options.finish(driver)?;
         return Ok(NodeSpec { node_name, mode, driver: spec });
     }
-    if let Some(protocol @ ("file" | "host_device" | "null-co" | "null-aio" | "nvme")) = driver.as_deref() {
+    if let Some(protocol @ ("file" | "host_device" | "null-co" | "null-aio" | "nvme" | "nbd")) =
+        driver.as_deref()
+    {
         let spec = leaf(&mut options, protocol, path, mode)?;
         options.finish(protocol)?;
         return Ok(NodeSpec { node_name, ..spec });
@@ -221,8 +224,9 @@ fn leaf(options: &mut Options, driver: &str, path: Option<&str>, mode: OpenMode)
         let driver = DriverSpec::Filter { file: Box::new(spec), filter };
         return Ok(NodeSpec { node_name: None, mode, driver });
     }
-    if driver == "nvme" {
-        let location = namespace(options, path)?;
+    if matches!(driver, "nvme" | "nbd") {
+        let location =
+            if driver == "nvme" { namespace(options, path)? } else { nbd::location(options, path)? };
         return Ok(NodeSpec { node_name: None, mode, driver: DriverSpec::Leaf(location) });
     }
     let aio = [("threads", Aio::Threads), ("io_uring", Aio::IoUring), ("native", Aio::Native)];
@@ -255,14 +259,16 @@ fn leaf(options: &mut Options, driver: &str, path: Option<&str>, mode: OpenMode)
     Ok(NodeSpec::file(filename, mode))
 }
 
-/// What a file name means as a leaf that an image is made in: a path, or an NVMe namespace.
+/// What a file name means as a leaf that an image is made in: a path, an NVMe namespace, or an export of a server.
 ///
 /// # Errors
 /// [`Error::Options`] with what is wrong.
 pub fn location(name: &str) -> Result<Location> {
-    match name.starts_with("nvme:") {
-        true => namespace(&mut Options::flat(Map::new()), Some(name)),
-        false => Ok(Location::Path(name.into())),
+    let options = &mut Options::flat(Map::new());
+    match name {
+        name if name.starts_with("nvme:") => namespace(options, Some(name)),
+        name if nbd::is_named(name) => nbd::location(options, Some(name)),
+        name => Ok(Location::Path(name.into())),
     }
 }
 

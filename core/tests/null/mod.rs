@@ -121,7 +121,7 @@ impl Null {
                 self.leaves[leaf.0 as usize].len = len;
                 Outcome::Done(Ok(()))
             }
-            Action::BlockStatus { len, .. } => Outcome::Status(Ok(LeafStatus { len, hole: false })),
+            Action::BlockStatus { len, .. } => Outcome::Status(Ok(LeafStatus::of(len, false))),
             Action::Flush { .. }
             | Action::Close { .. }
             | Action::Discard { .. }

@@ -32,6 +32,7 @@ pub use commit::CommitArgs;
 pub use common::{CacheMode, Common, Executor, OutputFormat, Source};
 pub(crate) use common::{parse_executor, parse_image_names};
 pub use compare::CompareArgs;
+pub(crate) use convert::parse_snapshot;
 pub use convert::{ConvertArgs, ConvertTarget, SnapshotName};
 pub use create::CreateArgs;
 pub use dd::DdArgs;

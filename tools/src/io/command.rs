@@ -424,7 +424,7 @@ pub(super) fn discard(name: &str) -> Result<bool, Refusal> {
 }
 
 /// Reads an interface of the kernel.
-pub(super) fn aio(name: &str) -> Result<drystone_core::intent::Aio, Refusal> {
+pub(crate) fn aio(name: &str) -> Result<drystone_core::intent::Aio, Refusal> {
     use drystone_core::intent::Aio;
     match name {
         "threads" => Ok(Aio::Threads),

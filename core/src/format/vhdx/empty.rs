@@ -18,8 +18,10 @@ impl Vhdx {
         for index in 0..self.entries_for(self.size.get()) {
             let (slice, byte) = self.slice_of(index);
             let entry = loop {
-                if let Some(slot) = self.cache.borrow().find(slice) {
-                    let bytes = &self.cache.borrow().bytes(slot)[byte..byte + 8];
+                let found = self.cache.borrow().find(slice);
+                if let Some(slot) = found {
+                    let cache = self.cache.borrow();
+                    let bytes = &cache.bytes(slot)[byte..byte + 8];
                     break u64::from_le_bytes(bytes.try_into().expect("eight bytes"));
                 }
                 self.load_slice(io, slice).await?;

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::values::Options;
-use super::{child, leaf, refused};
+use super::{child, leaf, nbd, refused};
 use crate::error::Result;
 use crate::filter::rule_config::{Problem, Section, Values, add};
 use crate::filter::{BlkdebugOptions, FilterSpec, Limits, LogOptions, NullName, PreallocateOptions, Rules};
@@ -97,6 +97,10 @@ pub(super) fn named(name: &str, mode: OpenMode, depth: usize) -> Result<Option<N
         }
         Some(("nvme", _)) => {
             let spec = leaf(&mut Options::flat(Default::default()), "nvme", Some(name), mode)?;
+            return Ok(Some(spec));
+        }
+        Some(_) if nbd::is_named(name) => {
+            let spec = leaf(&mut Options::flat(Default::default()), "nbd", Some(name), mode)?;
             return Ok(Some(spec));
         }
         _ => return Ok(None),

@@ -129,7 +129,7 @@ impl Options {
     pub(super) fn finish(self, driver: &str) -> Result<()> {
         let Some(key) = self.0.keys().next() else { return Ok(()) };
         Err(refused(match driver {
-            "file" | "host_device" | "null-co" | "null-aio" | "nvme" | "blkdebug" | "blkverify" => {
+            "file" | "host_device" | "null-co" | "null-aio" | "nvme" | "nbd" | "blkdebug" | "blkverify" => {
                 format!("Block protocol '{driver}' doesn't support the option '{key}'")
             }
             _ => format!("Block format '{driver}' does not support the option '{key}'"),

@@ -36,6 +36,7 @@ const FORMATS: &[&str] = &[
     "file",
     "host_device",
     "luks",
+    "nbd",
     "null-co",
     "nvme",
     "parallels",

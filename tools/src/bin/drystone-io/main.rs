@@ -4,6 +4,8 @@ mod background;
 mod debug;
 mod input;
 mod open;
+#[path = "../shared/overlay.rs"]
+mod overlay;
 mod shell;
 mod show;
 mod transfer;

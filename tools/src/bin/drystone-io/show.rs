@@ -16,7 +16,8 @@ use crate::shell::{Outcome, Shell, note_broken};
 const SECTOR: u64 = 512;
 
 /// Drivers that are protocols as well as formats, as far as names go.
-const PROTOCOLS: [&str; 7] = ["file", "host_device", "null-co", "null-aio", "nvme", "blkdebug", "blkverify"];
+const PROTOCOLS: [&str; 8] =
+    ["file", "host_device", "nbd", "null-co", "null-aio", "nvme", "blkdebug", "blkverify"];
 
 pub fn length(shell: &Shell) -> Outcome {
     let len = shell.opened().image.len().next_multiple_of(SECTOR);

@@ -335,7 +335,7 @@ fn parse_parallel(text: &str) -> Result<u8, Failure> {
 }
 
 /// Reads the argument of `-l`.
-pub(super) fn parse_snapshot(text: &str, warnings: &mut Vec<String>) -> Result<SnapshotName, Failure> {
+pub(crate) fn parse_snapshot(text: &str, warnings: &mut Vec<String>) -> Result<SnapshotName, Failure> {
     if !text.starts_with("snapshot.") {
         return Ok(SnapshotName::IdOrName(text.to_owned()));
     }

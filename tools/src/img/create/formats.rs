@@ -37,6 +37,7 @@ const ALL: &[(&str, &[CreateOption])] = &[
     ("host_device", EXISTING),
     ("luks", LUKS),
     ("nbd", EXISTING),
+    ("nbd", EXISTING),
     ("nvme", EXISTING),
     ("parallels", PARALLELS),
     ("qcow", QCOW),

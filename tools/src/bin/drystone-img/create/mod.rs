@@ -84,6 +84,7 @@ pub const DRIVERS: &[&str] = &[
 pub fn known(filename: &str) -> Known<'_> {
     let protocol = match filename.split_once(':') {
         Some(("nvme", _)) => Ok("nvme"),
+        Some(("nbd" | "nbd+tcp" | "nbd+unix" | "nbds" | "nbds+unix", _)) => Ok("nbd"),
         Some((protocol, _)) if names_protocol(filename) && protocol != "file" => Err(protocol),
         _ => Ok("file"),
     };

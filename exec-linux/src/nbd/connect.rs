@@ -1,0 +1,230 @@
+//! Bringing a connection about: on a thread that may wait.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::net::{TcpStream, ToSocketAddrs};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use drystone_core::intent::{Errno, LeafId, LeafInfo, LeafKind};
+use drystone_core::protocol::nbd::client::{
+    Encryption, Listing, Negotiated, Negotiation, Purpose, Step, Transmission, Wishes,
+};
+use drystone_core::protocol::nbd::layout::TransmissionFlags;
+use drystone_core::protocol::nbd::limits::HANDSHAKE_MAX;
+use drystone_core::protocol::nbd::{Mode, NbdAddress, NbdError, NbdLocation, Outgoing};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::stream::{Stream, Stuck};
+
+/// The meta context that leaves ask for.
+const ALLOCATION: &str = "base:allocation";
+
+/// Time between two attempts to open.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Bytes that are received at once before transmission.
+const SCRATCH: usize = 4096;
+
+/// Why there is no connection.
+pub(crate) type Refused = (Errno, Box<str>);
+
+/// A connection in transmission.
+pub(crate) struct Connection {
+    pub(crate) stream: Stream,
+    pub(crate) transmission: Transmission,
+    pub(crate) location: Arc<NbdLocation>,
+}
+
+impl std::fmt::Debug for Connection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Connection({})", self.location)
+    }
+}
+
+impl Connection {
+    /// What the leaf is.
+    pub(crate) fn info(&self, writable: bool) -> Result<LeafInfo, Refused> {
+        let Negotiated { len, flags, sizes, .. } = *self.transmission.export();
+        if writable && flags.has(TransmissionFlags::READ_ONLY) {
+            return Err((Errno::EACCES, "Could not open image: Permission denied".into()));
+        }
+        Ok(LeafInfo {
+            leaf: LeafId(u32::MAX),
+            len,
+            request_align: sizes.min,
+            memory_align: 1,
+            preferred_size: sizes.preferred,
+            transfer_max: sizes.max,
+            kind: LeafKind::Nbd,
+            grows_as_zeroes: false,
+            discard_zeroes: false,
+            fast_zeroes: flags.has(TransmissionFlags::SEND_WRITE_ZEROES),
+        })
+    }
+}
+
+/// Connects, again and again for as long as the location says.
+pub(crate) fn open(location: &NbdLocation) -> Result<Connection, Refused> {
+    let patience = Instant::now().checked_add(location.open_timeout);
+    let location = Arc::new(location.clone());
+    loop {
+        match connect(&location, Instant::now() + HANDSHAKE_MAX) {
+            Err(_) if patience.is_none_or(|end| Instant::now() < end) => std::thread::sleep(PAUSE),
+            other => return other,
+        }
+    }
+}
+
+/// Connects once, until `deadline`.
+pub(crate) fn connect(location: &Arc<NbdLocation>, deadline: Instant) -> Result<Connection, Refused> {
+    if let Some(tls) = &location.tls {
+        return Err((Errno::EINVAL, format!("No TLS credentials with id '{}'", tls.credentials).into()));
+    }
+    let wishes = Wishes {
+        export: location.export.clone(),
+        purpose: Purpose::Use,
+        encryption: Encryption::Off,
+        mode: Mode::Extended,
+        context: Some(location.context.clone().unwrap_or_else(|| ALLOCATION.into())),
+    };
+    let stream = Stream::new(reach(&location.server, deadline)?);
+    let (stream, step) = negotiate(stream, Negotiation::new(wishes), deadline)?;
+    let Step::Use(negotiated) = step else { unreachable!("nothing else was asked for") };
+    if let (Some(context), None) = (&location.context, negotiated.context) {
+        return Err((Errno::EINVAL, format!("requested x-dirty-bitmap {context} not found").into()));
+    }
+    let transmission = Transmission::new(negotiated);
+    Ok(Connection { stream, transmission, location: Arc::clone(location) })
+}
+
+/// Asks a server for all its exports. Waits for the answer; not for the thread of an engine.
+///
+/// # Errors
+/// Why there is no answer, in words.
+pub fn list_exports(server: &NbdAddress) -> Result<Vec<Listing>, String> {
+    let deadline = Instant::now() + HANDSHAKE_MAX;
+    let wishes = Wishes {
+        export: String::new(),
+        purpose: Purpose::List,
+        encryption: Encryption::Off,
+        mode: Mode::Extended,
+        context: None,
+    };
+    let listed = reach(server, deadline)
+        .and_then(|socket| negotiate(Stream::new(socket), Negotiation::new(wishes), deadline));
+    match listed {
+        Ok((_, Step::Listed(exports))) => Ok(exports),
+        Ok(_) => unreachable!("nothing else was asked for"),
+        Err((_, why)) => Err(why.into()),
+    }
+}
+
+/// Connects to a server. The descriptor does not block.
+fn reach(server: &NbdAddress, deadline: Instant) -> Result<OwnedFd, Refused> {
+    let failed = |error: io::Error| -> Refused {
+        let errno = super::errno_of(&error);
+        (errno, format!("Failed to connect to '{server}': {errno}").into())
+    };
+    match server {
+        NbdAddress::Unix { path } => {
+            let stream = UnixStream::connect(path).map_err(failed)?;
+            stream.set_nonblocking(true).map_err(failed)?;
+            Ok(stream.into())
+        }
+        NbdAddress::Inet { host, port } => {
+            let addresses = resolve(host, port).map_err(|error| -> Refused {
+                let errno = super::errno_of(&error);
+                (errno, format!("address resolution failed for {host}:{port}: {error}").into())
+            })?;
+            let mut last = io::Error::from_raw_os_error(Errno::ENXIO.0);
+            for address in addresses {
+                let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+                match TcpStream::connect_timeout(&address, left) {
+                    Ok(stream) => {
+                        stream.set_nodelay(true).map_err(failed)?;
+                        stream.set_nonblocking(true).map_err(failed)?;
+                        return Ok(stream.into());
+                    }
+                    Err(error) => last = error,
+                }
+            }
+            Err(failed(last))
+        }
+    }
+}
+
+fn resolve(host: &str, port: &str) -> io::Result<Vec<std::net::SocketAddr>> {
+    let number = port.parse::<u16>().map_err(|_| io::Error::other("the port is no number below 65536"))?;
+    Ok((host, number).to_socket_addrs()?.collect())
+}
+
+/// Negotiates, until `deadline`.
+pub(crate) fn negotiate(
+    mut stream: Stream,
+    mut negotiation: Negotiation,
+    deadline: Instant,
+) -> Result<(Stream, Step), Refused> {
+    let refused = |error: NbdError| -> Refused { (error.errno(), error.to_string().into()) };
+    let mut scratch = [0; SCRATCH];
+    loop {
+        let mut wanted = PollFlags::IN;
+        match send_all(&mut stream, negotiation.out()) {
+            Ok(()) => {}
+            Err(Stuck::ForNow) => wanted |= PollFlags::OUT,
+            Err(stuck) => return Err(lost(stuck, negotiation.during())),
+        }
+        match stream.receive(&mut [IoSliceMut::new(&mut scratch)]) {
+            Err(Stuck::ForNow) => wait(&stream, wanted, deadline, negotiation.during())?,
+            Err(stuck) => return Err(lost(stuck, negotiation.during())),
+            Ok(count) => {
+                let mut input = &scratch[..count];
+                let Some(step) = negotiation.feed(&mut input).map_err(refused)? else { continue };
+                if !input.is_empty() {
+                    let text = "the server went on before anything was asked for";
+                    return Err((Errno::EIO, text.into()));
+                }
+                while let Err(stuck) = send_all(&mut stream, negotiation.out()) {
+                    match stuck {
+                        Stuck::ForNow => {
+                            wait(&stream, PollFlags::OUT, deadline, "the negotiation of options")?
+                        }
+                        stuck => return Err(lost(stuck, "the negotiation of options")),
+                    }
+                }
+                return Ok((stream, step));
+            }
+        }
+    }
+}
+
+fn lost(stuck: Stuck, during: &'static str) -> Refused {
+    match stuck {
+        Stuck::Failed(errno) => (errno, format!("{errno} during {during}").into()),
+        _ => (Errno::EIO, NbdError::Ended { during }.to_string().into()),
+    }
+}
+
+fn wait(stream: &Stream, wanted: PollFlags, deadline: Instant, during: &str) -> Result<(), Refused> {
+    let left = deadline.saturating_duration_since(Instant::now());
+    if left.is_zero() {
+        return Err((Errno::ETIMEDOUT, format!("the server does not answer during {during}").into()));
+    }
+    let left = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
+    match poll(&mut [PollFd::new(&stream.as_fd(), wanted)], Some(&left)) {
+        Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+        Err(error) => Err((Errno(error.raw_os_error()), "the kernel does not wait for sockets".into())),
+    }
+}
+
+/// Sends everything that has no buffers in it.
+fn send_all(stream: &mut Stream, out: &mut Outgoing) -> Result<(), Stuck> {
+    while !out.is_empty() {
+        let slices: Vec<_> = out.slices().map(IoSlice::new).collect();
+        let count = stream.send(&slices)?;
+        drop(slices);
+        out.advance(count, |_, _| {});
+    }
+    Ok(())
+}

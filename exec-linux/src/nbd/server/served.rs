@@ -1,0 +1,396 @@
+//! One client of a server.
+
+use std::io::{IoSlice, IoSliceMut};
+use std::rc::Rc;
+
+use drystone_core::buf::BufList;
+use drystone_core::engine::{Io, Op, Request};
+use drystone_core::error::Result;
+use drystone_core::intent::Fua;
+use drystone_core::protocol::nbd::server::{
+    Answer, Chosen, Command, Context, Export, Negotiation, Order, Security, Step, Transmission,
+};
+use drystone_core::protocol::nbd::{NbdError, Outgoing};
+use smallvec::SmallVec;
+
+use super::buffers::Buffers;
+use super::status::{Asked, extents};
+use super::{Job, NbdExport};
+use crate::nbd::stream::{SLICES_MAX, Stream, Stuck};
+use crate::session::Session;
+
+/// Reads of a socket in one turn, before other clients have theirs.
+const READS_MAX: usize = 8;
+
+/// A payload from which on the next header is read by itself: what is read with it is copied once more.
+const LARGE: usize = 32 << 10;
+
+/// Bytes that are read beyond a large payload: a few headers.
+const FEW: usize = 256;
+
+/// Bytes that are read ahead in one step.
+const CACHE_STEP: u64 = 1 << 20;
+
+/// A client.
+pub(super) struct Served {
+    number: u32,
+    stream: Stream,
+    phase: Phase,
+    /// What was received and is not taken yet.
+    unread: Vec<u8>,
+    can_receive: bool,
+    can_send: bool,
+    /// The client has ended the connection, which a look at the socket has to find.
+    hangup: bool,
+    /// Length of the payload that came last.
+    last_payload: usize,
+}
+
+enum Phase {
+    Negotiating(Negotiation),
+    Serving { transmission: Box<Transmission>, export: usize },
+}
+
+/// What all clients of a server share.
+pub(super) struct Shared<'a> {
+    pub(super) session: &'a Rc<Session>,
+    pub(super) exports: &'a [NbdExport],
+    pub(super) offered: &'a Rc<[Export]>,
+    pub(super) bitmaps: &'a Rc<[Vec<Vec<(u64, u64)>>]>,
+}
+
+/// What came of a turn.
+pub(super) enum Moved {
+    /// There may be more to do at once.
+    More,
+    /// Something has to happen first.
+    Nothing,
+    /// The client has gone, or broke the rules.
+    Gone,
+}
+
+impl Served {
+    pub(super) fn new(number: u32, stream: Stream, offered: &Rc<[Export]>) -> Self {
+        let phase = Phase::Negotiating(Negotiation::new(Rc::clone(offered), Security::Plain));
+        Self {
+            number,
+            stream,
+            phase,
+            unread: Vec::new(),
+            can_receive: true,
+            can_send: true,
+            hangup: false,
+            last_payload: 0,
+        }
+    }
+
+    /// Whether the client has not begun transmission.
+    pub(super) fn negotiates(&self) -> bool {
+        matches!(self.phase, Phase::Negotiating(_))
+    }
+
+    /// Takes note that the socket can go on.
+    pub(super) fn ready(&mut self, hangup: bool) {
+        (self.can_receive, self.can_send) = (true, true);
+        self.hangup |= hangup;
+    }
+
+    /// Takes no more requests. A client that has not begun transmission has nothing to wait for.
+    pub(super) fn leave(&mut self) {
+        if let Phase::Serving { transmission, .. } = &mut self.phase {
+            transmission.leave();
+        }
+        self.can_receive = false;
+    }
+
+    /// Answers an order with what came of its request.
+    pub(super) fn answer(&mut self, job: Job, data: BufList, result: Result<()>, buffers: &mut Buffers) {
+        let Phase::Serving { transmission, .. } = &mut self.phase else {
+            unreachable!("a client that negotiates has no orders")
+        };
+        let answer = match result {
+            Ok(()) if transmission.reads(job.order) => Answer::Data(data),
+            Ok(()) => {
+                buffers.put(data);
+                Answer::Done
+            }
+            Err(error) => {
+                buffers.put(data);
+                Answer::Failed(error.errno(), error.to_string())
+            }
+        };
+        let back = transmission.answer(job.order, answer);
+        buffers.put(back);
+    }
+
+    pub(super) fn answer_with(&mut self, job: Job, answer: Answer) {
+        if let Phase::Serving { transmission, .. } = &mut self.phase {
+            transmission.answer(job.order, answer);
+        }
+    }
+
+    /// Makes durable what an order has done, before it is answered.
+    pub(super) fn flush_after(&self, session: &Rc<Session>, exports: &[NbdExport], job: Job) {
+        let Phase::Serving { export, .. } = &self.phase else { return };
+        let job = Job { then_flush: false, ..job };
+        submit(session, &exports[*export], Op::Flush, (0, 0), BufList::new(), job);
+    }
+
+    /// Receives, submits and sends what can be without waiting.
+    pub(super) fn turn(&mut self, shared: &Shared<'_>, scratch: &mut [u8], buffers: &mut Buffers) -> Moved {
+        let received = match self.receive_some(shared, scratch, buffers) {
+            Ok(more) => more,
+            Err(gone) => {
+                // What is still to be said explains it, if it goes out at once.
+                let _ = self.send(buffers);
+                return gone;
+            }
+        };
+        let Ok(()) = self.send(buffers) else { return Moved::Gone };
+        let over = match &self.phase {
+            Phase::Negotiating(_) => false,
+            Phase::Serving { transmission, .. } => {
+                transmission.is_leaving() && transmission.is_idle() && transmission.out().is_empty()
+            }
+        };
+        match (over, received) {
+            (true, _) => Moved::Gone,
+            (false, true) => Moved::More,
+            (false, false) => Moved::Nothing,
+        }
+    }
+
+    /// Whether more can be received now.
+    fn listens(&self) -> bool {
+        match &self.phase {
+            Phase::Negotiating(_) => true,
+            Phase::Serving { transmission, .. } => !transmission.is_leaving() && transmission.has_room(),
+        }
+    }
+
+    /// Receives for a while; tells whether there may be more.
+    fn receive_some(
+        &mut self,
+        shared: &Shared<'_>,
+        scratch: &mut [u8],
+        buffers: &mut Buffers,
+    ) -> std::result::Result<bool, Moved> {
+        if !self.unread.is_empty() && self.listens() {
+            let unread = std::mem::take(&mut self.unread);
+            let left = self.take(shared, &unread, buffers)?;
+            self.unread = left.to_vec();
+        }
+        for _ in 0..READS_MAX {
+            if !self.can_receive || !self.unread.is_empty() || !self.listens() {
+                return Ok(false);
+            }
+            self.receive_once(shared, scratch, buffers)?;
+        }
+        Ok(true)
+    }
+
+    fn receive_once(
+        &mut self,
+        shared: &Shared<'_>,
+        scratch: &mut [u8],
+        buffers: &mut Buffers,
+    ) -> std::result::Result<(), Moved> {
+        let few = if self.last_payload >= LARGE { FEW } else { scratch.len() };
+        let scratch = &mut scratch[..few];
+        let mut slices: SmallVec<[IoSliceMut<'_>; 16]> = SmallVec::new();
+        if let Phase::Serving { transmission, .. } = &mut self.phase {
+            slices.extend(transmission.payload().take(SLICES_MAX - 1).map(IoSliceMut::new));
+        }
+        let room: usize = slices.iter().map(|slice| slice.len()).sum();
+        slices.push(IoSliceMut::new(scratch));
+        let received = self.stream.receive(&mut slices);
+        drop(slices);
+        let count = match received {
+            Ok(count) => count,
+            Err(Stuck::ForNow) => {
+                self.can_receive = false;
+                return Ok(());
+            }
+            Err(_) => return Err(Moved::Gone),
+        };
+        // A socket that gave less than it was asked for is empty.
+        self.can_receive = self.hangup || count == room + few;
+        if room > 0 {
+            self.last_payload = room;
+        }
+        let placed = count.min(room);
+        if placed > 0
+            && let Phase::Serving { transmission, export } = &mut self.phase
+            && let Some(order) = transmission.received(placed)
+        {
+            let export = *export;
+            self.order(shared, export, order, buffers);
+        }
+        let left = self.take(shared, &scratch[..count - placed], buffers)?;
+        self.unread.extend_from_slice(left);
+        Ok(())
+    }
+
+    /// Takes what was received, as far as there is room; returns the rest.
+    fn take<'b>(
+        &mut self,
+        shared: &Shared<'_>,
+        bytes: &'b [u8],
+        buffers: &mut Buffers,
+    ) -> std::result::Result<&'b [u8], Moved> {
+        let gone = |_: NbdError| Moved::Gone;
+        let mut input = bytes;
+        loop {
+            match &mut self.phase {
+                Phase::Negotiating(negotiation) => match negotiation.feed(&mut input).map_err(gone)? {
+                    None => return Ok(input),
+                    Some(Step::Chosen(chosen)) => {
+                        let out = std::mem::take(negotiation.out());
+                        self.begin(shared, chosen, out);
+                    }
+                    Some(Step::Left | Step::StartTls) => return Err(Moved::Gone),
+                },
+                Phase::Serving { transmission, export } => {
+                    let export = *export;
+                    let order = transmission.feed(&mut input, |len| buffers.take(len)).map_err(gone)?;
+                    match order {
+                        None => return Ok(input),
+                        Some(order) => self.order(shared, export, order, buffers),
+                    }
+                }
+            }
+        }
+    }
+
+    fn begin(&mut self, shared: &Shared<'_>, chosen: Chosen, out: Outgoing) {
+        let export = chosen.export;
+        let transmission = Box::new(Transmission::new(&shared.offered[export], chosen, out));
+        self.phase = Phase::Serving { transmission, export };
+    }
+
+    /// Has the engine carry out an order.
+    fn order(&mut self, shared: &Shared<'_>, export: usize, order: Order, buffers: &mut Buffers) {
+        let Order { id, command, offset, len, data } = order;
+        let job = Job { client: self.number, order: id, then_flush: false };
+        let (op, data, then_flush) = match command {
+            Command::Read => (Op::Read, buffers.take(len as usize), false),
+            Command::Write(fua) => (Op::Write(fua), data, false),
+            Command::Flush => (Op::Flush, data, false),
+            Command::Trim(fua) => (Op::Discard, data, fua == Fua::Yes),
+            Command::WriteZeroes(flags, fua) => (Op::WriteZeroes(flags, fua), data, false),
+            Command::Cache => return cache(shared, &shared.exports[export], (offset, len), job),
+            Command::Status { contexts, one } => {
+                return status(shared, export, (offset, len), (contexts, one), job);
+            }
+        };
+        let job = Job { then_flush, ..job };
+        submit(shared.session, &shared.exports[export], op, (offset, len), data, job);
+    }
+
+    /// Sends what the socket takes.
+    fn send(&mut self, buffers: &mut Buffers) -> std::result::Result<(), ()> {
+        while self.can_send {
+            let out = match &mut self.phase {
+                Phase::Negotiating(negotiation) => &*negotiation.out(),
+                Phase::Serving { transmission, .. } => transmission.out(),
+            };
+            if out.is_empty() {
+                return Ok(());
+            }
+            let slices: SmallVec<[IoSlice<'_>; 128]> =
+                out.slices().take(SLICES_MAX).map(IoSlice::new).collect();
+            let all: usize = slices.iter().map(|slice| slice.len()).sum();
+            let sent = self.stream.send(&slices);
+            drop(slices);
+            match sent {
+                Ok(count) => {
+                    // A socket that takes less than it is given is full.
+                    self.can_send = count == all;
+                    match &mut self.phase {
+                        Phase::Negotiating(negotiation) => negotiation.out().advance(count, |_, _| {}),
+                        Phase::Serving { transmission, .. } => {
+                            transmission.sent(count, |data| buffers.put(data));
+                        }
+                    }
+                }
+                Err(Stuck::ForNow) => self.can_send = false,
+                Err(_) => return Err(()),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn submit(
+    session: &Rc<Session>,
+    export: &NbdExport,
+    op: Op,
+    (offset, len): (u64, u64),
+    data: BufList,
+    job: Job,
+) {
+    let opened = export.image.opened();
+    session.submit_for_client(opened, Request { node: opened.node(), op, offset, len, data, tag: 0 }, job);
+}
+
+/// Reads a range ahead: what reads it next finds it in memory.
+fn cache(shared: &Shared<'_>, export: &NbdExport, (offset, len): (u64, u64), job: Job) {
+    let node = export.image.node();
+    coroutine(shared, export, job, async move |io: Io| {
+        let mut at = offset;
+        while at < offset + len {
+            let step = CACHE_STEP.min(offset + len - at);
+            io.read_bytes("nbd.cache", node, at, step as usize).await?;
+            at += step;
+        }
+        Ok(Answer::Done)
+    });
+}
+
+fn status(
+    shared: &Shared<'_>,
+    export: usize,
+    (offset, len): (u64, u64),
+    (contexts, one): (Vec<u32>, bool),
+    job: Job,
+) {
+    let (offered, bitmaps) = (Rc::clone(shared.offered), Rc::clone(shared.bitmaps));
+    let asked = Asked { node: shared.exports[export].image.node(), offset, len, one };
+    coroutine(shared, &shared.exports[export], job, async move |io: Io| {
+        let all = &offered[export].contexts;
+        let mut states = Vec::with_capacity(contexts.len());
+        for id in contexts {
+            let context = &all[id as usize];
+            let before =
+                all[..id as usize].iter().filter(|other| matches!(other, Context::Bitmap(_))).count();
+            let dirty = matches!(context, Context::Bitmap(_)).then(|| &bitmaps[export][before][..]);
+            states.push((id, extents(&io, asked, context, dirty).await?));
+        }
+        Ok(Answer::Status(states))
+    });
+}
+
+/// Runs a coroutine whose result is the answer to an order.
+fn coroutine(
+    shared: &Shared<'_>,
+    export: &NbdExport,
+    job: Job,
+    work: impl AsyncFnOnce(Io) -> Result<Answer> + 'static,
+) {
+    let finished = shared.session.finished();
+    let in_use = match export.image.opened().in_use() {
+        Ok(in_use) => in_use,
+        Err(error) => {
+            let answer = Answer::Failed(error.errno(), error.to_string());
+            return finished.borrow_mut().answers.push_back((job, answer));
+        }
+    };
+    shared.session.run_detached(move |io| async move {
+        let answer = match work(io).await {
+            Ok(answer) => answer,
+            Err(error) => Answer::Failed(error.errno(), error.to_string()),
+        };
+        drop(in_use);
+        finished.borrow_mut().answers.push_back((job, answer));
+    });
+}

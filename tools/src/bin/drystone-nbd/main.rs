@@ -1,0 +1,68 @@
+//! `drystone-nbd`: connects the command line to the server. `image` opens what is served, `listen` makes the sockets,
+//! `background` has the process go on by itself, `serve` puts them together.
+
+mod background;
+mod image;
+mod listen;
+#[path = "../shared/overlay.rs"]
+mod overlay;
+mod serve;
+
+use std::io::{ErrorKind, Write};
+use std::process::ExitCode;
+
+use drystone_exec_linux::{Config, list_exports};
+use drystone_tools::img::args::{tool_name, words};
+use drystone_tools::message::{Failure, Message, legible};
+use drystone_tools::nbd::args::{self, Action};
+use drystone_tools::nbd::list;
+
+fn main() -> ExitCode {
+    let argv = match words(std::env::args_os()) {
+        Ok(argv) => argv,
+        Err(failure) => {
+            say(&failure.render(env!("CARGO_BIN_NAME")));
+            return ExitCode::from(failure.code);
+        }
+    };
+    let name = tool_name(&argv).to_owned();
+    let outcome = args::parse(&argv, &name).and_then(|invocation| {
+        for warning in invocation.warnings {
+            say(&Message::Warning(warning).render(&name));
+        }
+        let trace = invocation.tracing.start()?;
+        match invocation.action {
+            Action::Print(text) => print(&text).map(|()| 0),
+            Action::List(server) => {
+                let exports = list_exports(&server).map_err(Failure::new)?;
+                print(&list::render(&exports)).map(|()| 0)
+            }
+            Action::Serve(args) if args.fork && !background::is_child() => background::start(&argv),
+            Action::Serve(args) => serve::run(&args, &name, Config { trace, ..Config::default() }),
+        }
+    });
+    match outcome {
+        Ok(code) => ExitCode::from(code),
+        Err(failure) => {
+            say(&failure.render(&name));
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+/// Writes to the standard output. A reader who has gone away has seen what he wanted.
+fn print(text: &str) -> Result<(), Failure> {
+    let mut out = std::io::stdout().lock();
+    let written = out.write_all(legible(text, false).as_bytes()).and_then(|()| out.flush());
+    match written {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            Err(Failure::new(format!("could not write the output: {error}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Writes to the standard error; where that fails there is nobody left to tell.
+fn say(text: &str) {
+    let _ = std::io::stderr().lock().write_all(legible(text, false).as_bytes());
+}

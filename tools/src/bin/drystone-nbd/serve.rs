@@ -1,0 +1,69 @@
+//! Serving an image until a signal comes, or the last client has gone.
+
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use drystone_exec_linux::{Client, Config, NbdPlan};
+use drystone_tools::message::Failure;
+use drystone_tools::nbd::args::ServeArgs;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+
+use crate::listen::{Listening, inherited, listen};
+use crate::{background, image};
+
+pub fn run(args: &ServeArgs, tool: &str, config: Config) -> Result<u8, Failure> {
+    let activated = inherited()?;
+    if activated.is_some() && args.address_said {
+        return Err(Failure::new("-p, -b and -k cannot be used with socket activation"));
+    }
+    let ran = drystone_exec_linux::run(config, async |client| serve(&client, args, tool, activated).await);
+    ran.unwrap_or_else(|error| Err(Failure::new(format!("the executor could not start: {error}"))))
+}
+
+async fn serve(
+    client: &Client,
+    args: &ServeArgs,
+    tool: &str,
+    activated: Option<Listening>,
+) -> Result<u8, Failure> {
+    let export = image::open(client, args, tool).await?;
+    let served = export.image.clone();
+    let mut listening = match activated {
+        Some(listening) => listening,
+        None => listen(&args.address)?,
+    };
+    let (stop, signalled) = UnixStream::pair().map_err(|error| Failure::new(error.to_string()))?;
+    for signal in [SIGTERM, SIGINT, SIGHUP] {
+        let end = signalled.try_clone().map_err(|error| Failure::new(error.to_string()))?;
+        let registered = signal_hook::low_level::pipe::register(signal, end);
+        registered.map_err(|error| Failure::new(format!("Failed to handle signals: {error}")))?;
+    }
+    if let Some(path) = &args.pid_file {
+        let written = std::fs::write(path, format!("{}\n", std::process::id()));
+        written.map_err(|error| {
+            let text = error.to_string();
+            let words = text.split(" (os error").next().unwrap_or_default();
+            Failure::new(format!("Could not create '{path}': {words}"))
+        })?;
+    }
+    let plan = NbdPlan {
+        listeners: std::mem::take(&mut listening.sockets),
+        exports: vec![export],
+        clients_max: if args.clients_max == 0 { usize::MAX } else { args.clients_max },
+        persistent: args.persistent,
+        handshake_max: Duration::from_secs(args.handshake_limit.into()),
+        stop: Some(stop.into()),
+    };
+    let server = client.serve(plan).map_err(|error| Failure::new(format!("Failed to serve: {error}")))?;
+    if background::is_child() {
+        background::detach()?;
+    }
+    server.ended().await;
+    drop(listening);
+    served.close().await.map_err(|error| Failure::new(error.to_string()))?;
+    if let Some(path) = &args.pid_file {
+        // Somebody else may have removed it.
+        let _ = std::fs::remove_file(path);
+    }
+    Ok(0)
+}

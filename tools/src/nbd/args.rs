@@ -1,0 +1,395 @@
+//! Command lines: `drystone-nbd [OPTION]… FILE` and `drystone-nbd -L [OPTION]…`.
+
+use drystone_core::graph::DetectZeroes;
+use drystone_core::graph::open::ImageNames;
+use drystone_core::intent::Aio;
+use drystone_core::protocol::nbd::NbdAddress;
+use drystone_core::protocol::nbd::limits::STRING_MAX;
+
+use crate::getopt::{Getopt, OptionSpec, Order, Parsed};
+use crate::img::args::{CacheMode, SnapshotName, append_options, parse_image_names, parse_snapshot};
+use crate::io::command::{Refusal, aio};
+use crate::message::Failure;
+use crate::object::{ObjectArg, ObjectDef, add_object, parse_object};
+use crate::trace::{EVENTS, Tracing};
+
+/// The port where none is said.
+const PORT: &str = "10809";
+
+/// What a command line asks for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Invocation {
+    /// What to say on the error stream before anything else.
+    pub warnings: Vec<String>,
+    /// What to trace.
+    pub tracing: Tracing,
+    /// What to do.
+    pub action: Action,
+}
+
+/// What to do.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
+    /// Print this and exit with 0.
+    Print(String),
+    /// List the exports of a server.
+    List(NbdAddress),
+    /// Serve an image.
+    Serve(Box<ServeArgs>),
+}
+
+/// How an image is served.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ServeArgs {
+    /// The image, as it was given.
+    pub file: String,
+    /// Whether it is given as a list of options.
+    pub image_opts: bool,
+    /// `-f`.
+    pub format: Option<String>,
+    /// Where clients connect.
+    pub address: NbdAddress,
+    /// Whether the address was said, by `-p`, `-b` or `-k`.
+    pub address_said: bool,
+    /// Clients at once; 0 for any number.
+    pub clients_max: usize,
+    /// Whether to go on when the last client has gone.
+    pub persistent: bool,
+    /// Name of the export.
+    pub name: String,
+    /// Words about it.
+    pub description: String,
+    /// Seconds before transmission; 0 for any number.
+    pub handshake_limit: u32,
+    /// First byte of the image that is shown.
+    pub offset: u64,
+    /// Whether clients may ask for the depth at which data is allocated.
+    pub depth: bool,
+    /// Bitmaps that clients may ask for.
+    pub bitmaps: Vec<String>,
+    /// Whether nothing may be written.
+    pub read_only: bool,
+    /// Whether what is written goes to an overlay that is gone in the end.
+    pub snapshot: bool,
+    /// An internal snapshot to show in the place of the image.
+    pub load_snapshot: Option<SnapshotName>,
+    /// How the image is cached.
+    pub cache: CacheMode,
+    /// How it is read and written.
+    pub aio: Aio,
+    /// Whether discards reach the host.
+    pub discard: bool,
+    /// Whether zeros are looked for.
+    pub detect_zeroes: DetectZeroes,
+    /// Whether to go on in the background.
+    pub fork: bool,
+    /// Where the process's number is written.
+    pub pid_file: Option<String>,
+    /// What to open of the names that images hold.
+    pub image_names: ImageNames,
+    /// Objects, by which options refer to secrets.
+    pub objects: Vec<ObjectDef>,
+}
+
+const fn option(
+    long: &'static [&'static str],
+    short: &'static str,
+    value: Option<&'static str>,
+    help: &'static str,
+) -> OptionSpec {
+    OptionSpec { long, short, value, help }
+}
+
+const OPTIONS: &[OptionSpec] = &[
+    option(&["port"], "p", Some("PORT"), "port to listen on (default: 10809)"),
+    option(&["bind"], "b", Some("HOST"), "host to bind to (default: 0.0.0.0)"),
+    option(&["socket"], "k", Some("PATH"), "socket in the file system to listen on"),
+    option(&["shared"], "e", Some("NUM"), "clients at once; 0 for any number (default: 1)"),
+    option(&["persistent"], "t", None, "go on when the last client has gone"),
+    option(&["export-name"], "x", Some("NAME"), "name of the export (default: empty)"),
+    option(&["description"], "D", Some("TEXT"), "words about the export"),
+    option(&["handshake-limit"], "", Some("N"), "seconds that a client may take to begin (default: 10)"),
+    option(&["offset"], "o", Some("OFFSET"), "first byte of the image that is shown"),
+    option(&["allocation-depth"], "A", None, "let clients ask which image of a chain holds data"),
+    option(&["bitmap"], "B", Some("NAME"), "let clients ask for a dirty bitmap; may be repeated"),
+    option(&["list"], "L", None, "list the exports of another server"),
+    option(&["format"], "f", Some("FMT"), "format of the image (default: probed)"),
+    option(&["image-opts"], "", None, "FILE is an option list such as driver=qcow2,file.filename=a.qcow2"),
+    option(&["read-only"], "r", None, "let nothing be written"),
+    option(&["snapshot"], "s", None, "write to an overlay that goes in the end"),
+    option(&["load-snapshot"], "l", Some("SNAPSHOT"), "show an internal snapshot, for reading"),
+    option(&["nocache"], "n", None, "the same as --cache=none"),
+    option(&["cache"], "", Some("CACHE"), "cache mode (default: writeback)"),
+    option(&["aio"], "", Some("AIO"), "threads, native or io_uring"),
+    option(&["discard"], "", Some("MODE"), "ignore or unmap (default: unmap)"),
+    option(&["detect-zeroes"], "", Some("MODE"), "off, on or unmap (default: off)"),
+    option(&["fork"], "", None, "go on in the background once clients can connect"),
+    option(&["pid-file"], "", Some("PATH"), "write the process's number to a file"),
+    option(&["object"], "", Some("OBJDEF"), "define an object, such as a secret; may be repeated"),
+    option(&["trace"], "T", Some("TRACE"), "trace events: [[enable=]PATTERN][,events=FILE][,file=FILE]"),
+    option(
+        &["image-names"],
+        "",
+        Some("follow|plain|forbid"),
+        "what to open of the file names that images hold: all, paths alone, or none (default: follow)",
+    ),
+    option(&["verbose"], "v", None, "go on saying what is wrong after --fork"),
+    option(&["help"], "h", None, "print this help and exit"),
+    option(&["version"], "V", None, "print the version and exit"),
+];
+
+/// What a command line says, before it is put together.
+#[derive(Default)]
+struct Raw {
+    port: Option<String>,
+    bind: Option<String>,
+    socket: Option<String>,
+    list: bool,
+    /// Something was said that a list has no use for.
+    about_device: bool,
+    cache_said: bool,
+    aio_said: bool,
+    discard_said: bool,
+}
+
+/// Reads a command line; `argv[0]` is the tool's path.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn parse(argv: &[String], name: &str) -> Result<Invocation, Failure> {
+    let mut raw = Raw::default();
+    let mut args = ServeArgs::new();
+    let mut warnings = Vec::new();
+    let mut tracing = Tracing::default();
+    let mut getopt = Getopt::new(OPTIONS, Order::Permute, argv.to_vec());
+    while let Some(parsed) = getopt.next_option() {
+        let (option, value) = match parsed {
+            Parsed::Option(option, value) => (option, value),
+            Parsed::Unrecognized(element) => {
+                return Err(Failure::usage(format!("unrecognized option '{element}'")));
+            }
+            Parsed::MissingArgument(element) => {
+                return Err(Failure::usage(format!("missing argument for option '{element}'")));
+            }
+        };
+        let print = |text| {
+            let tracing = Tracing::default();
+            Ok(Invocation { warnings: Vec::new(), tracing, action: Action::Print(text) })
+        };
+        match option {
+            "help" => return print(help(name)),
+            "version" => return print(crate::io::help::version(name)),
+            "trace" if matches!(value.as_str(), "help" | "?") => return print(EVENTS.into()),
+            "trace" => warnings.extend(tracing.add(&value)?),
+            "object" => match parse_object(&value).map_err(Failure::new)? {
+                ObjectArg::Help(text) => return print(text),
+                ObjectArg::Define(object) => {
+                    add_object(&mut args.objects, object).map_err(Failure::new)?;
+                }
+            },
+            "load-snapshot" => {
+                args.load_snapshot = Some(parse_snapshot(&value, &mut warnings)?);
+                (args.read_only, raw.about_device) = (true, true);
+            }
+            _ => set(&mut args, &mut raw, option, value)?,
+        }
+    }
+    let action = finish(args, raw, getopt.take_operands())?;
+    Ok(Invocation { warnings, tracing, action })
+}
+
+fn help(name: &str) -> String {
+    let mut text = format!(
+        "Usage: {name} [OPTION]... FILE\n  or:  {name} -L [OPTION]...\n\n\
+         Serves an image to clients of the network block device protocol.\n\nOptions:\n"
+    );
+    append_options(&mut text, OPTIONS);
+    text
+}
+
+impl ServeArgs {
+    fn new() -> Self {
+        Self {
+            file: String::new(),
+            image_opts: false,
+            format: None,
+            address: NbdAddress::Inet { host: "0.0.0.0".into(), port: PORT.into() },
+            address_said: false,
+            clients_max: 1,
+            persistent: false,
+            name: String::new(),
+            description: String::new(),
+            handshake_limit: 10,
+            offset: 0,
+            depth: false,
+            bitmaps: Vec::new(),
+            read_only: false,
+            snapshot: false,
+            load_snapshot: None,
+            cache: CacheMode::WRITEBACK,
+            aio: Aio::Auto,
+            discard: true,
+            detect_zeroes: DetectZeroes::Off,
+            fork: false,
+            pid_file: None,
+            image_names: ImageNames::default(),
+            objects: Vec::new(),
+        }
+    }
+}
+
+fn set(args: &mut ServeArgs, raw: &mut Raw, option: &str, value: String) -> Result<(), Failure> {
+    let once = |said: &mut bool, text: &str| match std::mem::replace(said, true) {
+        false => Ok(()),
+        true => Err(Failure::new(text)),
+    };
+    raw.about_device |= !matches!(option, "port" | "bind" | "socket" | "list" | "verbose" | "image-names");
+    match option {
+        "port" => raw.port = Some(value),
+        "bind" => raw.bind = Some(value),
+        "socket" if !value.starts_with('/') => return Err(Failure::new("socket path must be absolute")),
+        "socket" => raw.socket = Some(value),
+        "shared" => {
+            let number = value.parse::<i32>().ok().and_then(|number| usize::try_from(number).ok());
+            let invalid = || Failure::new(format!("Invalid shared device number '{value}'"));
+            args.clients_max = number.ok_or_else(invalid)?;
+        }
+        "persistent" => args.persistent = true,
+        "export-name" | "description" => {
+            if value.len() > STRING_MAX {
+                let what = if option == "description" { "export description" } else { "export name" };
+                return Err(Failure::new(format!("{what} '{value}' too long")));
+            }
+            *(if option == "description" { &mut args.description } else { &mut args.name }) = value;
+        }
+        "handshake-limit" => {
+            let invalid = |_| Failure::new(format!("Invalid handshake limit '{value}'"));
+            args.handshake_limit = value.parse().map_err(invalid)?;
+        }
+        "offset" => {
+            let invalid = || Failure::new(format!("Invalid offset '{value}'"));
+            let offset = value.parse().ok().filter(|offset| i64::try_from(*offset).is_ok());
+            args.offset = offset.ok_or_else(invalid)?;
+        }
+        "allocation-depth" => args.depth = true,
+        "bitmap" => args.bitmaps.push(value),
+        "list" => raw.list = true,
+        "format" => args.format = Some(value),
+        "image-opts" => args.image_opts = true,
+        "read-only" => args.read_only = true,
+        "snapshot" => args.snapshot = true,
+        "nocache" | "cache" => {
+            once(&mut raw.cache_said, "-n and --cache can only be specified once")?;
+            let mode = if option == "nocache" { "none" } else { &value };
+            let invalid = || Failure::new(format!("Invalid cache mode `{value}'"));
+            args.cache = CacheMode::parse(mode).ok_or_else(invalid)?;
+        }
+        "aio" => {
+            once(&mut raw.aio_said, "--aio can only be specified once")?;
+            args.aio =
+                aio(&value).map_err(|_: Refusal| Failure::new(format!("Invalid aio mode '{value}'")))?;
+        }
+        "discard" => {
+            once(&mut raw.discard_said, "--discard can only be specified once")?;
+            args.discard = match value.as_str() {
+                "ignore" | "off" => false,
+                "unmap" | "on" => true,
+                _ => return Err(Failure::new(format!("Invalid discard mode `{value}'"))),
+            };
+        }
+        "detect-zeroes" => {
+            args.detect_zeroes = match value.as_str() {
+                "off" => DetectZeroes::Off,
+                "on" => DetectZeroes::On,
+                "unmap" => DetectZeroes::Unmap,
+                _ => {
+                    return Err(Failure::new(format!(
+                        "Failed to parse detect_zeroes mode: invalid parameter value: {value}"
+                    )));
+                }
+            }
+        }
+        "fork" => args.fork = true,
+        "pid-file" => args.pid_file = Some(value),
+        "verbose" => {}
+        "image-names" => args.image_names = parse_image_names(&value)?,
+        other => unreachable!("an option of the table: {other}"),
+    }
+    Ok(())
+}
+
+fn finish(mut args: ServeArgs, raw: Raw, operands: Vec<String>) -> Result<Action, Failure> {
+    args.address_said = raw.port.is_some() || raw.bind.is_some() || raw.socket.is_some();
+    if let Some(path) = raw.socket {
+        args.address = NbdAddress::Unix { path };
+    } else {
+        let default = if raw.list { "localhost" } else { "0.0.0.0" };
+        let host = raw.bind.unwrap_or_else(|| default.into());
+        args.address = NbdAddress::Inet { host, port: raw.port.unwrap_or_else(|| PORT.into()) };
+    }
+    if raw.list {
+        if !operands.is_empty() {
+            return Err(Failure::new("List mode is incompatible with a file name"));
+        }
+        if raw.about_device {
+            return Err(Failure::new("List mode is incompatible with per-device settings"));
+        }
+        return Ok(Action::List(args.address));
+    }
+    let [file] = operands.as_slice() else { return Err(Failure::usage("Invalid number of arguments")) };
+    args.file.clone_from(file);
+    if args.image_opts && args.format.is_some() {
+        return Err(Failure::new("--image-opts and -f are mutually exclusive"));
+    }
+    if args.detect_zeroes == DetectZeroes::Unmap && !(raw.discard_said && args.discard) {
+        let text = "setting detect-zeroes to unmap is not allowed without setting discard operation to unmap";
+        return Err(Failure::new(text));
+    }
+    Ok(Action::Serve(Box::new(args)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(line: &str) -> Result<Action, String> {
+        let argv: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
+        let failed =
+            |failure: Failure| failure.render("drystone-nbd").lines().next().unwrap_or("").to_owned();
+        parse(&argv, "drystone-nbd").map(|invocation| invocation.action).map_err(failed)
+    }
+
+    #[test]
+    fn options_say_how_an_image_is_served() {
+        let Ok(Action::Serve(args)) = parsed("nbd -tAr -k /s -x exp -e 5 -B b0 -B b1 -o 512 a.img") else {
+            panic!("it is legal");
+        };
+        assert_eq!(args.address, NbdAddress::Unix { path: "/s".into() });
+        assert!(args.persistent && args.depth && args.read_only && args.address_said);
+        assert_eq!((args.clients_max, args.offset, args.bitmaps.len()), (5, 512, 2));
+        assert_eq!((args.name.as_str(), args.file.as_str()), ("exp", "a.img"));
+        let listed = parsed("nbd -L -p 5");
+        assert_eq!(listed, Ok(Action::List(NbdAddress::Inet { host: "localhost".into(), port: "5".into() })));
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused_in_the_words_of_the_reference() {
+        for (line, expected) in [
+            ("nbd", "Invalid number of arguments"),
+            ("nbd a b", "Invalid number of arguments"),
+            ("nbd -e -1 a", "Invalid shared device number '-1'"),
+            ("nbd -k rel a", "socket path must be absolute"),
+            ("nbd -o 2M a", "Invalid offset '2M'"),
+            ("nbd --cache=foo a", "Invalid cache mode `foo'"),
+            ("nbd -n --cache=none a", "-n and --cache can only be specified once"),
+            ("nbd --aio=foo a", "Invalid aio mode 'foo'"),
+            ("nbd --discard=foo a", "Invalid discard mode `foo'"),
+            ("nbd -L a", "List mode is incompatible with a file name"),
+            ("nbd -L -x foo", "List mode is incompatible with per-device settings"),
+            ("nbd --image-opts -f raw a", "--image-opts and -f are mutually exclusive"),
+            ("nbd --handshake-limit=x a", "Invalid handshake limit 'x'"),
+        ] {
+            assert_eq!(parsed(line), Err(format!("drystone-nbd: {expected}")), "{line}");
+        }
+    }
+}
