@@ -335,3 +335,13 @@ fn secrets_are_read_as_the_reference_reads_them() {
     side.both("no secret", "measure -O luks -o key-secret=s --size 1M --object throttle-group,id=s");
     side.finish();
 }
+
+#[test]
+fn a_bench_that_writes_says_what_it_took_the_image_for() {
+    let mut side = images();
+    for line in ["bench -w -c 2 r", "bench -c 2 r", "bench -w -c 2 -f raw r", "bench -w -c 2 q"] {
+        let (ours, theirs) = (side.ours(line), side.theirs(line));
+        side.expect_alike(line, &(ours.stderr, ours.code), &(theirs.stderr, theirs.code));
+    }
+    side.finish();
+}
