@@ -345,3 +345,25 @@ fn a_bench_that_writes_says_what_it_took_the_image_for() {
     }
     side.finish();
 }
+
+/// In one file, what is said on both streams comes in the reference's order: a report is written at the end.
+#[test]
+fn a_repair_says_the_same_on_one_stream() {
+    let mut side = images();
+    let mut leaking = side.read("q");
+    // The refcount of the first cluster of data.
+    leaking[0x20000 + 2 * 5 + 1] = 2;
+    let merged = |side: &Side, mut command: std::process::Command| {
+        side.write("leaking", &leaking);
+        let file = std::fs::File::create(side.path("merged")).expect("a file");
+        let both = file.try_clone().expect("a second handle");
+        let status = command.stdout(file).stderr(both).status().expect("the tool runs");
+        (String::from_utf8_lossy(&side.read("merged")).into_owned(), status.code())
+    };
+    for line in ["check -r leaks leaking", "check -r all leaking", "check leaking"] {
+        let ours = merged(&side, side.our_command(line));
+        let theirs = merged(&side, side.command("qemu-img", line));
+        side.expect_alike(line, &ours, &theirs);
+    }
+    side.finish();
+}
