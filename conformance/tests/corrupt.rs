@@ -176,7 +176,7 @@ fn entries_between_clusters_mark_the_image() {
             table,
             block | 0x200,
             1 << 20,
-            format!("Refblock offset {:#x} unaligned (reftable index: 0x0)", block | 0x200),
+            format!("Refblock offset {:#x} unaligned (reftable index: 0)", block | 0x200),
         ),
         (block, 0, 1 << 20, "Preventing invalid write on metadata (overlaps with qcow2_header)".to_owned()),
     ];

@@ -335,3 +335,35 @@ fn secrets_are_read_as_the_reference_reads_them() {
     side.both("no secret", "measure -O luks -o key-secret=s --size 1M --object throttle-group,id=s");
     side.finish();
 }
+
+#[test]
+fn a_bench_that_writes_says_what_it_took_the_image_for() {
+    let mut side = images();
+    for line in ["bench -w -c 2 r", "bench -c 2 r", "bench -w -c 2 -f raw r", "bench -w -c 2 q"] {
+        let (ours, theirs) = (side.ours(line), side.theirs(line));
+        side.expect_alike(line, &(ours.stderr, ours.code), &(theirs.stderr, theirs.code));
+    }
+    side.finish();
+}
+
+/// In one file, what is said on both streams comes in the reference's order: a report is written at the end.
+#[test]
+fn a_repair_says_the_same_on_one_stream() {
+    let mut side = images();
+    let mut leaking = side.read("q");
+    // The refcount of the first cluster of data.
+    leaking[0x20000 + 2 * 5 + 1] = 2;
+    let merged = |side: &Side, mut command: std::process::Command| {
+        side.write("leaking", &leaking);
+        let file = std::fs::File::create(side.path("merged")).expect("a file");
+        let both = file.try_clone().expect("a second handle");
+        let status = command.stdout(file).stderr(both).status().expect("the tool runs");
+        (String::from_utf8_lossy(&side.read("merged")).into_owned(), status.code())
+    };
+    for line in ["check -r leaks leaking", "check -r all leaking", "check leaking"] {
+        let ours = merged(&side, side.our_command(line));
+        let theirs = merged(&side, side.command("qemu-img", line));
+        side.expect_alike(line, &ours, &theirs);
+    }
+    side.finish();
+}

@@ -18,6 +18,11 @@ use crate::error::Result;
 use crate::graph::NodeId;
 use crate::graph::driver::Role;
 
+/// A number as C's `%#x` prints it, which has no prefix for zero.
+fn hex(number: u64) -> String {
+    if number == 0 { "0".into() } else { format!("{number:#x}") }
+}
+
 /// What is known of an image's corruption.
 #[derive(Default)]
 pub(super) struct Corruption {
@@ -64,10 +69,12 @@ impl Qcow2 {
             }
             Qcow2Error::InL1Table { index, problem } => {
                 let Qcow2Error::Misaligned { raw, .. } = **problem else { return None };
-                Some((format!("L2 table offset {:#x} unaligned (L1 index: {index:#x})", raw & PLACE), None))
+                let index = hex(*index as u64);
+                Some((format!("L2 table offset {:#x} unaligned (L1 index: {index})", raw & PLACE), None))
             }
             Qcow2Error::RefcountBlockOffset { index, raw, .. } => {
-                Some((format!("Refblock offset {raw:#x} unaligned (reftable index: {index:#x})"), None))
+                let (at, index) = (raw & !0x1ff, hex(*index));
+                Some((format!("Refblock offset {at:#x} unaligned (reftable index: {index})"), None))
             }
             Qcow2Error::MetadataIsFree { at } => {
                 let holds = "Preventing invalid write on metadata (overlaps with ";

@@ -1,6 +1,7 @@
 //! `check`.
 
 use std::any::Any;
+use std::io::IsTerminal;
 
 use drystone_core::error::Error;
 use drystone_core::format;
@@ -21,28 +22,33 @@ pub async fn run(client: &Client, args: &CheckArgs) -> Result<u8, Failure> {
     let disk = image::open_spec(client, &args.source.name, &spec).await?;
     let found = examine(client, &disk, args).await;
     let closed = image::close(disk).await;
-    let report = found?;
+    let (summary, report) = found?;
     closed?;
     if !args.quiet {
-        crate::print(&report.render(args.output))?;
+        crate::print(&(summary + &report.render(args.output)))?;
     }
     report.exit_code()
 }
 
-/// Checks, and once more where something was repaired.
-async fn examine(client: &Client, disk: &Image, args: &CheckArgs) -> Result<CheckReport, Failure> {
+/// Checks, and once more where something was repaired. Also returns what is still to be said of the repairs: only a
+/// terminal hears of them before the second check, as the reference's buffered output has it.
+async fn examine(client: &Client, disk: &Image, args: &CheckArgs) -> Result<(String, CheckReport), Failure> {
     let repair = args.repair.map(|repair| match repair {
         args::Repair::Leaks => check::Repair::Leaks,
         args::Repair::All => check::Repair::All,
     });
     let report = once(client, disk, args, repair).await?;
     if !report.repaired() {
-        return Ok(report);
+        return Ok((String::new(), report));
     }
-    if !args.quiet && args.output == OutputFormat::Human {
-        crate::print(&report.repair_summary())?;
+    let mut summary = match args.output {
+        OutputFormat::Human => report.repair_summary(),
+        OutputFormat::Json => String::new(),
+    };
+    if !args.quiet && std::io::stdout().is_terminal() {
+        crate::print(&std::mem::take(&mut summary))?;
     }
-    Ok(once(client, disk, args, None).await?.with_repairs_of(&report))
+    Ok((summary, once(client, disk, args, None).await?.with_repairs_of(&report)))
 }
 
 async fn once(
@@ -72,20 +78,7 @@ async fn once(
         _ => cannot_open(&args.source.name, &error.to_string()),
     })?;
     let (name, found) = found.ok_or_else(|| CheckError::NotSupported.into_failure())?;
-    Ok(CheckReport {
-        filename: args.source.name.text().to_owned(),
-        format: name.into(),
-        check_errors: found.check_errors,
-        corruptions: found.corruptions,
-        leaks: found.leaks,
-        corruptions_fixed: found.corruptions_fixed,
-        leaks_fixed: found.leaks_fixed,
-        image_end_offset: found.image_end_offset,
-        total_clusters: found.total_clusters,
-        allocated_clusters: found.allocated_clusters,
-        fragmented_clusters: found.fragmented_clusters,
-        compressed_clusters: found.compressed_clusters,
-    })
+    Ok(CheckReport { filename: args.source.name.text().to_owned(), format: name.into(), found })
 }
 
 /// Whether refcounts have to be rebuilt, which `-r leaks` does not do.

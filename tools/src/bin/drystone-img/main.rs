@@ -86,7 +86,7 @@ fn run(command: Command, name: &str, config: Config) -> Result<u8, Failure> {
             on(&args.common.clone(), config, async |client| amend::run(&client, &args, name).await)
         }
         Command::Bench(args) => {
-            on(&args.common.clone(), config, async |client| bench::run(&client, &args).await)
+            on(&args.common.clone(), config, async |client| bench::run(&client, &args, name).await)
         }
         Command::Bitmap(args) => {
             on(&args.common.clone(), config, async |client| bitmap::run(&client, &args, name).await)

@@ -25,6 +25,8 @@ pub struct How {
     mode: OpenMode,
     snapshot: bool,
     copy_on_read: bool,
+    /// Whether it was open before, so that messages need not say which image they are about.
+    again: bool,
 }
 
 /// An image that is open.
@@ -89,7 +91,8 @@ impl How {
             ..with_cache(OpenMode::default(), cache)
         };
         let (snapshot, copy_on_read) = (command.snapshot, command.copy_on_read);
-        let how = Self { path: command.path.clone(), format: None, options, mode, snapshot, copy_on_read };
+        let (path, format, again) = (command.path.clone(), None, false);
+        let how = Self { path, format, options, mode, snapshot, copy_on_read, again };
         (how, warnings)
     }
 
@@ -117,7 +120,7 @@ impl How {
         if command.cache.is_some() && options.keys().any(|key| key.starts_with("cache.")) {
             return Err("Cannot set both -c and the cache options".into());
         }
-        let mut how = self.clone();
+        let mut how = Self { again: true, ..self.clone() };
         for (key, value) in options {
             if self.is_new(&key, &value, driver)? {
                 how.options.insert(key, value);
@@ -177,6 +180,7 @@ impl How {
 
     fn cannot(&self, why: impl std::fmt::Display) -> String {
         match &self.path {
+            _ if self.again => why.to_string(),
             Some(path) => format!("can't open device {path}: {why}"),
             None => format!("can't open: {why}"),
         }
