@@ -4,6 +4,9 @@
 mod real;
 mod side;
 
+use drystone_core::buf::Buf;
+use drystone_core::format::HostOffset;
+use drystone_core::format::vhdx::layout;
 use real::Real;
 use side::{Side, disk};
 
@@ -128,6 +131,45 @@ fn damaged_images_are_refused() {
     bytes[0x10008..0x10010].fill(0xee);
     side.write("hurt.vhdx", &bytes);
     assert_eq!(side.our_make("compare filled.vhdx hurt.vhdx"), "Images are identical.\n");
+    side.finish();
+}
+
+#[test]
+fn a_log_that_breaks_the_image_is_not_replayed() {
+    let side = images();
+    let mut bytes = side.read("filled.vhdx");
+    let guid = layout::Guid([9; 16]);
+    for at in layout::HEADERS_AT.map(|at| at as usize) {
+        bytes[at + 48..at + 64].copy_from_slice(&guid.0);
+        let sum = layout::checksum(&bytes[at..at + layout::HEADER_LEN]);
+        bytes[at + 4..at + 8].copy_from_slice(&sum.to_le_bytes());
+    }
+    let len = bytes.len() as u64;
+    for (target, expected) in [
+        (3 << 20, "metadata table at byte 3145728: signature is 0x0"),
+        (1 << 20, "a range outside the log"),
+        (64 << 10, "a range behind the headers"),
+        (1 << 40, "a range within the file"),
+    ] {
+        let entry = layout::EntryHeader {
+            checksum: 0,
+            len: 0,
+            tail: 0,
+            sequence: 7,
+            descriptors: 0,
+            log: guid,
+            flushed_len: len,
+            last_len: len,
+        };
+        let entry = layout::encode_entry(&entry, &[(HostOffset(target), Buf::zeroed(layout::SECTOR))]);
+        bytes[1 << 20..(1 << 20) + entry.len()].copy_from_slice(&entry);
+        side.write("bad.vhdx", &bytes);
+        for line in ["info bad.vhdx", "check -r all bad.vhdx"] {
+            let run = side.ours(line);
+            assert_eq!((run.code, run.stderr.contains(expected)), (1, true), "{line}: {}", run.stderr);
+        }
+        assert!(bytes == side.read("bad.vhdx"), "a log that must not be replayed was");
+    }
     side.finish();
 }
 

@@ -16,19 +16,11 @@ impl Vhdx {
         }
         self.begin(io).await?;
         for index in 0..self.entries_for(self.size.get()) {
-            let (slice, byte) = self.slice_of(index);
-            let entry = loop {
-                let found = self.cache.borrow().find(slice);
-                if let Some(slot) = found {
-                    let cache = self.cache.borrow();
-                    let bytes = &cache.bytes(slot)[byte..byte + 8];
-                    break u64::from_le_bytes(bytes.try_into().expect("eight bytes"));
-                }
+            let (slice, _) = self.slice_of(index);
+            while self.cache.borrow().find(slice).is_none() {
                 self.load_slice(io, slice).await?;
-            };
-            if entry != PayloadEntry::NotPresent.encode() {
-                self.set_entry(index, PayloadEntry::NotPresent.encode());
             }
+            self.set_entry(index, PayloadEntry::NotPresent.encode());
         }
         self.flush_all(io).await?;
         *self.space.borrow_mut() = Space::default();

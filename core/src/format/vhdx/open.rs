@@ -32,26 +32,18 @@ pub(in crate::format) async fn open(opening: &Opening<'_>) -> Result<Vhdx> {
     let (io, file) = (opening.io, opening.file);
     let name = io.title(file);
     let fail = |fault| Box::new(Error::Format { node: name.clone(), fault: Box::new(fault) });
-    let mut headers = read_headers(io, file).await.map_err(|error| error.in_file(&name))?;
+    let headers = read_headers(io, file).await.map_err(|error| error.in_file(&name))?;
     let (mut overlay, mut file_len) = (Overlay::default(), io.len(file));
     let replayed = !headers.current.log.is_nil();
     if replayed {
         let replay = replay::read(io, file, &headers.current).await?;
-        file_len = replay.file_len;
-        if opening.writable() {
-            replay::apply(io, file, &replay).await?;
-            let labels = ("vhdx.replay/header", "vhdx.replay/after_header");
-            headers =
-                write_headers(io, file, headers, labels, |header| header.log = layout::Guid::NIL).await?;
-        } else {
-            overlay = replay.overlay;
-        }
+        (overlay, file_len) = (replay.overlay, replay.file_len);
     }
     let regions = read_regions(io, file, &overlay).await.map_err(|error| error.in_file(&name))?;
     let taken = taken(&headers.current, &regions, file_len).map_err(fail)?;
     let (metadata, size_at) =
         read_metadata(io, file, &overlay, regions.metadata).await.map_err(|error| error.in_file(&name))?;
-    let image = Vhdx {
+    let mut image = Vhdx {
         size: metadata.size.into(),
         size_at,
         bat: regions.bat,
@@ -80,6 +72,16 @@ pub(in crate::format) async fn open(opening: &Opening<'_>) -> Result<Vhdx> {
     }
     if let Some(parent) = &image.metadata.parent {
         open_parent(opening, parent, &fail).await?;
+    }
+    if replayed && opening.writable() {
+        // Nothing is written before all of it makes sense.
+        let overlay = std::mem::take(&mut image.overlay);
+        replay::apply(io, file, &overlay, file_len).await?;
+        let labels = ("vhdx.replay/header", "vhdx.replay/after_header");
+        let headers = image.headers.get_mut().clone();
+        let headers =
+            write_headers(io, file, headers, labels, |header| header.log = layout::Guid::NIL).await?;
+        *image.headers.get_mut() = headers;
     }
     Ok(image)
 }

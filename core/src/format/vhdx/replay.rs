@@ -212,9 +212,9 @@ impl Ring<'_> {
 }
 
 /// Writes what a log changes into the file; durable on return.
-pub(super) async fn apply(io: &Io, file: NodeId, replay: &Replay) -> Result<()> {
+pub(super) async fn apply(io: &Io, file: NodeId, overlay: &Overlay, file_len: u64) -> Result<()> {
     let there = io.len(file);
-    for (at, piece) in replay.overlay.pieces() {
+    for (at, piece) in overlay.pieces() {
         match piece {
             Piece::Sector(sector) => {
                 let sector = Buf::from(&sector[..]);
@@ -228,8 +228,8 @@ pub(super) async fn apply(io: &Io, file: NodeId, replay: &Replay) -> Result<()> 
             Piece::Zeros(_) => {}
         }
     }
-    if io.len(file) < replay.file_len {
-        io.set_len(file, replay.file_len, Preallocation::Off).await?;
+    if io.len(file) < file_len {
+        io.set_len(file, file_len, Preallocation::Off).await?;
     }
     io.flush("vhdx.replay/before_header", file).await
 }
