@@ -14,6 +14,8 @@ mod damage;
 mod hostile;
 mod layouts;
 pub mod minimise;
+mod packed;
+mod parallels;
 mod requests;
 pub mod targets;
 mod texts;
@@ -63,7 +65,7 @@ const PARSER: Target = Target {
 const SIMULATION: Target = Target { intents_max: 5_000_000, memory_max: 512 * MIB, ..PARSER };
 
 /// All of them.
-pub const TARGETS: [Target; 19] = [
+pub const TARGETS: [Target; 21] = [
     Target { name: "raw", run: targets::raw, ..SIMULATION },
     Target {
         name: "qcow2",
@@ -81,6 +83,8 @@ pub const TARGETS: [Target; 19] = [
     Target { name: "entries", run: targets::entries, ..PARSER },
     Target { name: "snapshot", run: targets::snapshot, input: layouts::snapshot_entry, ..PARSER },
     Target { name: "bitmaps", run: targets::bitmaps, ..SIMULATION },
+    Target { name: "parallels", run: targets::parallels, ..SIMULATION },
+    Target { name: "packed", run: targets::packed, ..SIMULATION },
     Target { name: "vdi", run: targets::vdi, ..SIMULATION },
     Target { name: "vmdk", run: targets::vmdk, ..SIMULATION },
     Target { name: "vhdx", run: targets::vhdx, ..SIMULATION },

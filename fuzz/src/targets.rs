@@ -19,6 +19,8 @@ use drystone_core::intent::Errno;
 pub use crate::bitmaps::bitmaps;
 use crate::hostile::TOP;
 pub use crate::layouts::{entries, header, luks, snapshot};
+pub use crate::packed::packed;
+pub use crate::parallels::parallels;
 pub use crate::requests::{crashes, requests};
 pub use crate::texts::{json, options, size};
 pub use crate::vdi::vdi;
