@@ -239,7 +239,8 @@ fn like_a_flat_disk(world: World, options: &Value, zeroed: bool) {
     let plan: Vec<(u8, u64, u64)> = (0..60)
         .map(|_| {
             let at = rng.u64(..SIZE - 1);
-            (rng.u8(..4), at, 1 + rng.u64(..(SIZE - at).min(if rng.bool() { 700 } else { 100_000 })))
+            let most = if rng.bool() { 700 } else { 100_000 };
+            (rng.u8(..4), at, 1 + rng.u64(..(SIZE - at).min(most)))
         })
         .collect();
     let node = spec(options.clone(), true);

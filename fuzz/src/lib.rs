@@ -15,6 +15,8 @@ mod filters;
 mod hostile;
 mod layouts;
 pub mod minimise;
+mod packed;
+mod parallels;
 mod requests;
 pub mod targets;
 mod texts;
@@ -65,7 +67,7 @@ const PARSER: Target = Target {
 const SIMULATION: Target = Target { intents_max: 5_000_000, memory_max: 512 * MIB, ..PARSER };
 
 /// All of them.
-pub const TARGETS: [Target; 24] = [
+pub const TARGETS: [Target; 26] = [
     Target { name: "raw", run: targets::raw, ..SIMULATION },
     Target {
         name: "qcow2",
@@ -83,6 +85,8 @@ pub const TARGETS: [Target; 24] = [
     Target { name: "entries", run: targets::entries, ..PARSER },
     Target { name: "snapshot", run: targets::snapshot, input: layouts::snapshot_entry, ..PARSER },
     Target { name: "bitmaps", run: targets::bitmaps, ..SIMULATION },
+    Target { name: "parallels", run: targets::parallels, ..SIMULATION },
+    Target { name: "packed", run: targets::packed, ..SIMULATION },
     Target { name: "vdi", run: targets::vdi, ..SIMULATION },
     Target { name: "qed", run: targets::qed, ..SIMULATION },
     Target { name: "qcow", run: targets::qcow, ..SIMULATION },

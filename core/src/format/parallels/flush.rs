@@ -83,9 +83,11 @@ impl Parallels {
 
     /// Writes out everything, and takes back the mark.
     pub(super) async fn close_marked(&self, io: &Io) -> Result<()> {
-        self.flush_all(io).await?;
+        let flushed = self.flush_all(io).await;
+        // Whatever came of it: who punches holes needs the file.
         let none_left = || (self.reclaiming.get() == 0).then_some(());
         self.reclaimed.wait(&io.shared().tasks, none_left).await;
+        flushed?;
         let kept = self.store_bitmaps(io).await?;
         let mut header = self.header();
         header.in_use = match (kept, header.in_use) {
