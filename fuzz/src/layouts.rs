@@ -4,6 +4,8 @@ use arbitrary::Unstructured;
 use drystone_conformance::explore::{TOP, qcow2};
 use drystone_conformance::scenario::Draw;
 use drystone_conformance::trace::tell;
+use drystone_core::format::luks::layout2::{BINARY_LEN, Copy, Header2, checked_json};
+use drystone_core::format::luks::metadata::Metadata;
 use drystone_core::format::qcow2::CreateOptions;
 use drystone_core::format::qcow2::layout::{
     ClusterBits, EntryRules, ExtendedL2Entry, Header, L1Entry, L2Entry, RefcountTableEntry, RefcountWidth,
@@ -171,6 +173,54 @@ pub(crate) fn luks_header(rng: &mut Rng) -> Vec<u8> {
         bytes[208 + slot * 48..][..4].copy_from_slice(&0xdead_u32.to_be_bytes());
     }
     scramble(&mut bytes, 592, rng);
+    bytes
+}
+
+/// `data` as the JSON metadata of a LUKS2 header, and as the header.
+///
+/// # Panics
+/// When what was parsed does not survive encoding.
+pub fn luks2(data: &[u8]) {
+    const SIZE: u64 = 16 << 10;
+    let parsed = Metadata::parse(data, SIZE);
+    tell(|| format!("{parsed:?}"));
+    match parsed {
+        Err(error) => assert!(error.to_string().len() < 1000, "an error is a line or two"),
+        Ok(metadata) => assert_eq!(Metadata::parse(&metadata.encode(), SIZE), Ok(metadata)),
+    }
+    for copy in [Copy::Primary, Copy::Secondary] {
+        let _ = Header2::parse(data, copy, copy.place(SIZE));
+    }
+    if data.len() >= BINARY_LEN {
+        let _ = checked_json(data, 0);
+    }
+}
+
+/// The metadata of a volume with two keyslots, with some bytes changed.
+pub(crate) fn luks2_metadata(rng: &mut Rng) -> Vec<u8> {
+    let slot = |number: u64, kdf: &str| {
+        format!(
+            r#""{number}":{{"type":"luks2","key_size":64,"af":{{"type":"luks1","stripes":4000,"hash":"sha256"}},
+            "area":{{"type":"raw","offset":"{}","size":"258048","encryption":"aes-xts-plain64","key_size":64}},
+            "kdf":{{{kdf},"salt":"AAECAwQFBgc="}}}}"#,
+            32768 + number * 258_048
+        )
+    };
+    let first = slot(0, r#""type":"argon2id","time":4,"memory":1024,"cpus":1"#);
+    let second = slot(1, r#""type":"pbkdf2","hash":"sha512","iterations":1000"#);
+    let text = format!(
+        r#"{{"keyslots":{{{first},{second}}},"tokens":{{"0":{{"type":"x","keyslots":["1"]}}}},
+        "segments":{{"0":{{"type":"crypt","offset":"16777216","size":"dynamic","iv_tweak":"0",
+        "encryption":"aes-xts-plain64","sector_size":4096}}}},
+        "digests":{{"0":{{"type":"pbkdf2","keyslots":["0","1"],"segments":["0"],"hash":"sha256","iterations":1000,
+        "salt":"AAECAwQFBgc=","digest":"AAECAwQFBgc="}}}},
+        "config":{{"json_size":"12288","keyslots_size":"16744448","requirements":{{"mandatory":[]}}}}}}"#
+    );
+    let mut bytes = text.into_bytes();
+    for _ in 0..rng.usize(..4) {
+        let at = rng.usize(..bytes.len());
+        bytes[at] = [b'0', b'9', b'-', b'"', b'}', b'[', rng.u8(..)][rng.usize(..7)];
+    }
     bytes
 }
 

@@ -61,7 +61,7 @@ const PARSER: Target = Target {
 const SIMULATION: Target = Target { intents_max: 5_000_000, memory_max: 512 * MIB, ..PARSER };
 
 /// All of them.
-pub const TARGETS: [Target; 16] = [
+pub const TARGETS: [Target; 17] = [
     Target { name: "raw", run: targets::raw, ..SIMULATION },
     Target {
         name: "qcow2",
@@ -81,6 +81,7 @@ pub const TARGETS: [Target; 16] = [
     Target { name: "bitmaps", run: targets::bitmaps, ..SIMULATION },
     Target { name: "vdi", run: targets::vdi, ..SIMULATION },
     Target { name: "luks", run: targets::luks, input: layouts::luks_header, ..PARSER },
+    Target { name: "luks2", run: targets::luks2, input: layouts::luks2_metadata, ..PARSER },
     Target { name: "options", run: targets::options, input: texts::option_string, ..PARSER },
     Target { name: "json", run: targets::json, input: texts::json_text, ..PARSER },
     Target { name: "size", run: targets::size, input: texts::size_text, ..PARSER },

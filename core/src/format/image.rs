@@ -8,6 +8,7 @@ use super::luks::LuksOptions;
 use super::{luks, vdi};
 use crate::error::Result;
 use crate::graph::driver::Driver;
+use crate::graph::open::NodeSpec;
 use crate::graph::opening::Opening;
 
 /// A format, and the options that it is opened with.
@@ -40,6 +41,15 @@ impl ImageFormat {
         match self {
             Self::Luks(_) | Self::Vdi => false,
         }
+    }
+
+    /// What is given to it beside its file.
+    pub(crate) fn children(&self) -> impl Iterator<Item = &NodeSpec> {
+        let header = match self {
+            Self::Luks(options) => options.header.as_deref(),
+            Self::Vdi => None,
+        };
+        header.into_iter()
     }
 
     /// Opens an image whose file is open.

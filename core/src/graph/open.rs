@@ -232,8 +232,9 @@ impl NodeSpec {
             DriverSpec::Leaf(_) => false,
             DriverSpec::Node(_) => true,
             DriverSpec::Raw { file, .. } => file.refers_to_nodes(),
-            DriverSpec::Probe { file, backing, .. } | DriverSpec::Image { file, backing, .. } => {
-                file.refers_to_nodes() || child(backing)
+            DriverSpec::Probe { file, backing, .. } => file.refers_to_nodes() || child(backing),
+            DriverSpec::Image { file, backing, format, .. } => {
+                file.refers_to_nodes() || child(backing) || format.children().any(Self::refers_to_nodes)
             }
             DriverSpec::Filter { file, filter } => {
                 file.refers_to_nodes() || filter.children().any(Self::refers_to_nodes)

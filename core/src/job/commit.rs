@@ -9,6 +9,7 @@ use super::{Doing, Progress, Stopped};
 use crate::engine::Io;
 use crate::graph::NodeId;
 use crate::graph::Preallocate;
+use crate::intent::ZeroFlags;
 
 /// Chunks in flight.
 const WORKERS: usize = 8;
@@ -40,10 +41,15 @@ pub async fn commit(
     progress: Progress,
     stop: &dyn Fn() -> bool,
 ) -> Result<(), Stopped> {
-    let len = io.len(plan.image);
-    if io.len(plan.base) < len {
+    let (len, old) = (io.len(plan.image), io.len(plan.base));
+    if old < len {
         let grown = io.resize(plan.base, len, Preallocate::Off).await;
         grown.map_err(Doing::Write.failed(0, len))?;
+        if !io.starts_as_zeroes(plan.base) {
+            let flags = ZeroFlags::default();
+            let zeroed = io.write_zeroes("commit/new_part", plan.base, old, len - old, flags).await;
+            zeroed.map_err(Doing::Write.failed(0, old))?;
+        }
     }
     let copy = Convert {
         sources: vec![plan.image],

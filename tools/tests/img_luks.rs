@@ -1,0 +1,299 @@
+//! LUKS volumes and encrypted qcow2 images beside the installed `qemu-img` and `cryptsetup`: words and exit codes, each
+//! other's images, real ones and hostile ones.
+
+mod side;
+
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use drystone_core::crypto::Hash;
+use side::{Side, disk};
+
+const SECRETS: &str =
+    "--object secret,id=s,data=abc --object secret,id=n,data=new --object secret,id=w,data=wrong";
+
+fn luks(name: &str) -> String {
+    format!("{SECRETS} --image-opts driver=luks,key-secret=s,file.filename={name}")
+}
+
+fn qcow2(name: &str) -> String {
+    format!("{SECRETS} --image-opts driver=qcow2,encrypt.key-secret=s,file.filename={name}")
+}
+
+/// Images of the reference, of ours, and what they hold.
+fn images() -> Side {
+    let side = Side::new();
+    side.write("r", &disk(3 << 20, 3));
+    let luks = format!("{SECRETS} -O luks -o key-secret=s,iter-time=10 r");
+    let inside =
+        format!("{SECRETS} -O qcow2 -o encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10 r");
+    side.make(&format!("convert {luks} theirs.luks"));
+    side.make(&format!("convert {inside} theirs.qcow2"));
+    side.our_make(&format!("convert {luks} ours.luks"));
+    side.our_make(&format!("convert {inside} ours.qcow2"));
+    side
+}
+
+#[test]
+fn commands_say_the_same() {
+    let mut side = images();
+    for image in ["theirs.luks", "ours.luks", "theirs.qcow2", "ours.qcow2"] {
+        for line in ["info", "info --output=json", "check", "map"] {
+            side.both("without a key", &format!("{line} {image}"));
+        }
+    }
+    for image in [luks("theirs.luks"), luks("ours.luks"), qcow2("theirs.qcow2"), qcow2("ours.qcow2")] {
+        for line in ["map", "map --output=json", "check", "measure -O qcow2"] {
+            side.both("with a key", &format!("{line} {image}"));
+        }
+    }
+    for line in [
+        "create -f luks x 4M",
+        "create -f luks -o key-secret=s x 4M",
+        "create -f luks -o help x",
+        "create -f qcow2 -o encrypt.format=luks x 4M",
+        "create -f qcow2 -o encrypt.key-secret=s x 4M",
+        "create -f qcow2 -o encrypt.format=no,encrypt.key-secret=s x 4M",
+        "create -f qcow2 -o encryption=on,encrypt.format=luks x 4M",
+        "amend -f luks -o help",
+        "map --object secret,id=s,data=no --image-opts driver=luks,key-secret=s,file.filename=ours.luks",
+        "map --image-opts driver=luks,key-secret=t,file.filename=ours.luks",
+        "map --object secret,id=s,data=abc --image-opts driver=qcow2,encrypt.format=aes,encrypt.key-secret=s,file.filename=ours.qcow2",
+        "convert -c --object secret,id=s,data=abc -O qcow2 -o encrypt.format=luks,encrypt.key-secret=s r x",
+        "measure --object secret,id=s,data=abc -O luks -o key-secret=s,cipher-alg=aes-128 --size 5M",
+    ] {
+        side.both("by itself", line);
+    }
+    side.finish();
+}
+
+#[test]
+fn each_reads_what_the_other_made() {
+    let side = images();
+    for ciphers in [
+        "cipher-alg=aes-128",
+        "cipher-mode=cbc,ivgen-alg=essiv,ivgen-hash-alg=sha256",
+        "cipher-mode=cbc,ivgen-alg=plain",
+        "cipher-alg=serpent-256,hash-alg=sha512",
+        "cipher-alg=twofish-128,hash-alg=sha1",
+        "cipher-alg=aes-128,cipher-mode=ctr,hash-alg=ripemd160",
+    ] {
+        let line = format!("convert {SECRETS} -O luks -o key-secret=s,iter-time=10,{ciphers} r");
+        side.our_make(&format!("{line} a.luks"));
+        side.make(&format!("{line} b.luks"));
+        for name in ["a.luks", "b.luks"] {
+            let line = format!("compare {} driver=raw,file.filename=r", luks(name));
+            for run in [side.ours(&line), side.theirs(&line)] {
+                assert_eq!(
+                    (run.code, &*run.stdout),
+                    (0, "Images are identical.\n"),
+                    "{ciphers} {name}: {run:?}"
+                );
+            }
+        }
+    }
+    for image in [luks("theirs.luks"), luks("ours.luks"), qcow2("theirs.qcow2"), qcow2("ours.qcow2")] {
+        let line = format!("compare {image} driver=raw,file.filename=r");
+        for run in [side.ours(&line), side.theirs(&line)] {
+            assert_eq!((run.code, &*run.stdout), (0, "Images are identical.\n"), "{image}: {run:?}");
+        }
+    }
+    assert_eq!(side.theirs(&format!("check {}", qcow2("ours.qcow2"))).code, 0);
+    side.finish();
+}
+
+/// Options of `amend`; each on volumes with the passphrases `abc` and `new`.
+const AMEND: [&str; 22] = [
+    "-o state=inactive,keyslot=5",
+    "-o state=inactive,old-secret=w",
+    "-o state=foo,old-secret=w",
+    "-o new-secret=n",
+    "-o state=inactive,new-secret=n",
+    "-o state=active,new-secret=n,old-secret=s",
+    "-o state=active",
+    "-o state=inactive",
+    "-o state=active,new-secret=x",
+    "-o state=inactive,keyslot=0,old-secret=n",
+    "-o state=inactive,keyslot=0,old-secret=s",
+    "-o state=inactive,iter-time=10,keyslot=1",
+    "-o state=inactive,old-secret=n",
+    "-o state=inactive,keyslot=0",
+    "-o keyslot=1",
+    "-o size=4M",
+    "-o cipher-alg=aes-128",
+    "-o state=active,new-secret=w,keyslot=0",
+    "-o state=active,new-secret=w,keyslot=0,iter-time=10 --force",
+    "-o state=active,iter-time=10,new-secret=w",
+    "-o state=inactive,keyslot=8",
+    "-o state=inactive,old-secret=x",
+];
+
+#[test]
+fn keyslots_change_as_the_reference_changes_them() {
+    let mut side = images();
+    side.make(&format!("amend {} -o state=active,new-secret=n,iter-time=10", luks("theirs.luks")));
+    let two = side.read("theirs.luks");
+    for options in AMEND {
+        let opened = |run: &side::Run, side: &Side| {
+            let opens = |id| {
+                let image = format!("driver=luks,key-secret={id},file.filename=k.luks");
+                side.theirs(&format!("map {SECRETS} --image-opts {image}")).code == 0
+            };
+            (run.code, run.stderr.clone(), opens("s"), opens("n"), opens("w"))
+        };
+        side.write("k.luks", &two);
+        let ours = opened(&side.ours(&format!("amend {} {options}", luks("k.luks"))), &side);
+        side.write("k.luks", &two);
+        let theirs = opened(&side.theirs(&format!("amend {} {options}", luks("k.luks"))), &side);
+        side.expect_alike(options, &ours, &theirs);
+    }
+    side.finish();
+}
+
+/// Runs cryptsetup with a passphrase on its standard input, and tells whether it succeeded.
+fn cryptsetup(args: &[&str], passphrase: &[u8]) -> bool {
+    let mut command = Command::new("cryptsetup");
+    command.args(args).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut child = command.spawn().expect("cryptsetup is installed (package cryptsetup-bin)");
+    let mut input = child.stdin.take().expect("a pipe");
+    // It may know without reading that there is nothing to open.
+    let _ = input.write_all(passphrase);
+    drop(input);
+    child.wait().expect("it ends").success()
+}
+
+fn cryptsetup_opens(path: &str, passphrase: &str) -> bool {
+    cryptsetup(&["open", "--test-passphrase", "--key-file", "-", path], passphrase.as_bytes())
+}
+
+#[test]
+fn cryptsetup_opens_what_we_make_and_we_what_it_makes() {
+    if Command::new("cryptsetup").arg("--version").output().is_err() {
+        eprintln!("skipped: cryptsetup is not installed (package cryptsetup-bin)");
+        return;
+    }
+    let side = images();
+    let path = |name: &str| side.path(name).to_str().expect("a path of text").to_owned();
+    assert!(cryptsetup_opens(&path("ours.luks"), "abc"));
+    assert!(!cryptsetup_opens(&path("ours.luks"), "abd"));
+    side.our_make(&format!("amend {} -o state=active,new-secret=n,iter-time=10", luks("ours.luks")));
+    assert!(cryptsetup_opens(&path("ours.luks"), "new"));
+    for sector in ["512", "4096"] {
+        let plain = disk(1 << 20, 9);
+        let mut file = plain.clone();
+        // What it makes room for the header with.
+        file.resize(34 << 20, 0);
+        side.write("v2", &file);
+        let options = format!(
+            "reencrypt --encrypt -q --type luks2 --reduce-device-size 32M --force-offline-reencrypt --key-file - \
+             --pbkdf argon2id --pbkdf-memory 64 --pbkdf-force-iterations 4 --sector-size {sector} {}",
+            path("v2")
+        );
+        let made =
+            cryptsetup(&options.split(' ').filter(|word| !word.is_empty()).collect::<Vec<_>>(), b"abc");
+        assert!(made, "cryptsetup encrypts a plain file");
+        side.our_make(&format!("convert {} -O raw back", luks("v2")));
+        assert!(side.read("back").starts_with(&plain), "sectors of {sector}");
+        side.our_make(&format!("amend {} -o state=active,new-secret=n", luks("v2")));
+        assert!(cryptsetup_opens(&path("v2"), "new"));
+        side.our_make(&format!("amend {} -o state=inactive,old-secret=n", luks("v2")));
+        assert!(!cryptsetup_opens(&path("v2"), "new") && cryptsetup_opens(&path("v2"), "abc"));
+    }
+    side.finish();
+}
+
+/// The folder of other people's images; nothing where it is not there.
+fn folder() -> Option<PathBuf> {
+    let default = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/images"));
+    let folder = std::env::var_os("DRYSTONE_IMAGES").map_or(default, PathBuf::from);
+    if folder.is_dir() {
+        return Some(folder.canonicalize().expect("a folder has a path"));
+    }
+    eprintln!("skipped: there are no images in {}; DRYSTONE_IMAGES names another folder", folder.display());
+    None
+}
+
+fn unpacked(path: PathBuf) -> Vec<u8> {
+    let out =
+        Command::new("xz").args(["-dkc"]).arg(&path).output().expect("xz is installed (package xz-utils)");
+    assert!(out.status.success(), "{}: {out:?}", path.display());
+    out.stdout
+}
+
+/// Name, passphrase, and the first bytes of the payload's SHA-256. Other people's programs made them.
+const REAL: [(&str, &str, &str); 10] = [
+    ("luks1_aes-xts-plain64-sha256", "file=KEYFILE", "b42c93fc807d8c40"),
+    ("luks1_aes-cbc-essiv-sha256-sha1", "file=KEYFILE", "15898285e6c9ad57"),
+    ("luks1_twofish-xts-plain64-sha1", "file=KEYFILE", "4949cb8a45c88345"),
+    ("luks1_serpent-xts-plain64-sha256", "file=KEYFILE", "8a40103a5e4bb75c"),
+    ("luks1-compatimage", "data=compatkey", "7428e8f2436882a0"),
+    ("luks2-mda-16k", "data=Qx3qn46vq0v", "e187fdce3c430954"),
+    ("luks2-mda-64k", "data=Qx3qn46vq0v", "e187fdce3c430954"),
+    ("luks2-mda-1m", "data=Qx3qn46vq0v", "e187fdce3c430954"),
+    ("luks2-argon2id-xts512", "data=test1234", "915556762e6e74d4"),
+    ("luks2-pbkdf2-xts4096", "data=test1234", "915556762e6e74d4"),
+];
+
+#[test]
+fn real_volumes_hold_what_they_must() {
+    let Some(folder) = folder() else { return };
+    let side = Side::new();
+    let keyfile = folder.join("luks1-keyfile1");
+    for (name, secret, expected) in REAL {
+        side.write("image", &unpacked(folder.join(format!("{name}.img.xz"))));
+        let secret = secret.replace("KEYFILE", keyfile.to_str().expect("a path of text"));
+        let image = "driver=luks,key-secret=k,file.filename=image";
+        side.our_make(&format!("convert --object secret,id=k,{secret} --image-opts {image} -O raw out"));
+        let digest = Hash::Sha256.digest(&[&side.read("out")]);
+        let digest: String = digest[..8].iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(digest, expected, "{name}");
+    }
+    side.finish();
+}
+
+/// Parts of the names of hostile headers of which one copy is in order.
+const IN_ORDER: [&str; 16] = [
+    "correct-full",
+    "corrupted-hdr1-with",
+    "invalid-checksum-hdr0",
+    "size-1m",
+    "size-256k",
+    "size-2m",
+    "size-32k",
+    "size-4m",
+    "size-512k",
+    "size-128k-s",
+    "size-16k-s",
+    "size-64k-s",
+    "non-compact",
+    "leftover",
+    "unknown-type",
+    "uint64-max",
+];
+
+#[test]
+fn hostile_headers_are_refused_and_one_good_copy_is_enough() {
+    let Some(folder) = folder() else { return };
+    let side = Side::new();
+    let mut seen = 0;
+    for entry in folder.join("hostile").read_dir().expect("a folder") {
+        let path = entry.expect("an entry").path();
+        let name = path.file_name().expect("a name").to_string_lossy().into_owned();
+        if !name.starts_with("luks") {
+            continue;
+        }
+        seen += 1;
+        side.write("image", &unpacked(path));
+        let run = side.ours("info -f luks image");
+        let good = IN_ORDER.iter().any(|part| name.contains(part)) || name.contains("requirements");
+        assert_eq!(run.code, i32::from(!good), "{name}: {run:?}");
+        assert!(good || run.stderr.contains("Could not open 'image': "), "{name}: {run:?}");
+        if name.contains("requirements") {
+            let run = side.ours(&format!("map {}", luks("image")));
+            assert!(run.code == 1 && run.stderr.contains("req0"), "{name}: {run:?}");
+        }
+    }
+    assert!(seen > 40, "{seen} hostile headers");
+    side.finish();
+}
