@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future::Future;
 use std::time::Duration;
 
+use drystone_core::crypto::Secret;
 use drystone_core::engine::{Engine, Io, Reply, Request};
 use drystone_core::intent::{Action, Intent, Label, Outcome, Token};
 use fastrand::Rng;
@@ -78,6 +79,15 @@ enum State {
     Done(Outcome, Consequence),
 }
 
+/// An engine that knows the passphrases of the images that tests make.
+fn new_engine() -> Engine {
+    let engine = Engine::new();
+    for (id, passphrase) in [("key", "stones"), ("new", "mortar")] {
+        engine.add_secret(id, Secret::new(passphrase.into()));
+    }
+    engine
+}
+
 impl Sim {
     /// Returns one engine in a world.
     pub fn new(seed: u64, world: World) -> Self {
@@ -88,7 +98,7 @@ impl Sim {
             faults: Faults::default(),
             lies: Lies::default(),
             stop_after: None,
-            engines: vec![Engine::new()],
+            engines: vec![new_engine()],
             replies: VecDeque::new(),
             events: BTreeMap::new(),
             now: 0,
@@ -103,7 +113,7 @@ impl Sim {
 
     /// Adds an engine, another process as far as locks go.
     pub fn add_engine(&mut self) -> EngineId {
-        self.engines.push(Engine::new());
+        self.engines.push(new_engine());
         EngineId(self.engines.len() - 1)
     }
 
