@@ -1,8 +1,12 @@
 //! Encrypted volumes and images on simulated disks: what they hold is what a flat disk holds, and a power cut at any
 //! intent of a change of keyslots loses no key.
 
+use std::io::Write as _;
+use std::process::{Command, Stdio};
+
 use drystone_conformance::disk::Survival;
 use drystone_conformance::explore::{TOP, image_in};
+use drystone_conformance::lie::{Lie, Lies};
 use drystone_conformance::sim::Sim;
 use drystone_conformance::world::World;
 use drystone_core::buf::Buf;
@@ -239,8 +243,8 @@ fn like_a_flat_disk(world: World, options: &Value, zeroed: bool) {
     let plan: Vec<(u8, u64, u64)> = (0..60)
         .map(|_| {
             let at = rng.u64(..SIZE - 1);
-            let most = if rng.bool() { 700 } else { 100_000 };
-            (rng.u8(..4), at, 1 + rng.u64(..(SIZE - at).min(most)))
+            let max = if rng.bool() { 700 } else { 100_000 };
+            (rng.u8(..4), at, 1 + rng.u64(..(SIZE - at).min(max)))
         })
         .collect();
     let node = spec(options.clone(), true);
