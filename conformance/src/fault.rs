@@ -76,6 +76,14 @@ impl Kind {
     fn can_be_short(self) -> bool {
         matches!(self, Self::Read | Self::Write | Self::CopyRange)
     }
+
+    /// Whether it is about a leaf that is open.
+    fn has_leaf(self) -> bool {
+        !matches!(
+            self,
+            Self::Open | Self::Create | Self::Remove | Self::Compute | Self::Sleep | Self::Entropy
+        )
+    }
 }
 
 /// What happens to an intent that a fault strikes.
@@ -85,12 +93,41 @@ pub enum Effect {
     Fail(Errno),
     /// A transfer stops early, though not at once. Has no effect on what moves no bytes.
     Short,
+    /// A write moves nothing at all, and says so.
+    Nothing,
+    /// Somebody else has what is to be locked.
+    Refused,
+    /// It happens and is answered only when whatever does not wait for it has overtaken it.
+    Late,
+    /// It happens in time, and is answered only when whatever does not wait for that has overtaken it.
+    AnsweredLate,
+    /// A read gives other bytes than are there.
+    Mutated,
+    /// Somebody cuts off the end of the file first.
+    Shrunk,
+    /// Somebody writes other bytes over all of the file first.
+    Replaced,
+}
+
+impl Effect {
+    /// Whether it can befall an intent of this verb.
+    fn befalls(self, kind: Kind) -> bool {
+        match self {
+            Self::Fail(_) => kind.can_fail(),
+            Self::Short => kind.can_be_short(),
+            Self::Nothing => kind == Kind::Write,
+            Self::Refused => kind == Kind::Lock,
+            Self::Late | Self::AnsweredLate => kind != Kind::Sleep,
+            Self::Mutated => kind == Kind::Read,
+            Self::Shrunk | Self::Replaced => kind.has_leaf(),
+        }
+    }
 }
 
 /// One rule.
 #[derive(Clone, Debug)]
 pub struct Fault {
-    /// The verbs that it strikes; all that can fail, when empty.
+    /// The verbs that it strikes; all that the effect can befall, when empty.
     pub kinds: Vec<Kind>,
     /// The file that it strikes; all, without one.
     pub path: Option<String>,
@@ -108,9 +145,14 @@ impl Fault {
         Self { kinds: vec![kind], path: None, skip: 0, times: None, effect }
     }
 
-    /// Strikes one intent of any verb, after `skip` others.
+    /// Strikes one intent of any verb that the effect can befall, after `skip` others.
     pub fn nth(skip: u64, effect: Effect) -> Self {
         Self { kinds: Vec::new(), path: None, skip, times: Some(1), effect }
+    }
+
+    /// The same, and every one that follows.
+    pub fn from_nth_on(skip: u64, effect: Effect) -> Self {
+        Self { times: None, ..Self::nth(skip, effect) }
     }
 }
 
@@ -162,7 +204,7 @@ impl Faults {
     /// Tells whether core can not make up for this.
     pub fn hurts((kind, effect): &(Kind, Effect)) -> bool {
         match (kind, effect) {
-            (_, Effect::Short) | (Kind::CopyRange, _) => false,
+            (_, Effect::Short | Effect::Late | Effect::AnsweredLate) | (Kind::CopyRange, _) => false,
             (Kind::WriteZeroes, Effect::Fail(errno)) => !matches!(*errno, Errno::ENOTSUP | Errno::EINVAL),
             (Kind::Discard, Effect::Fail(errno)) => *errno != Errno::ENOTSUP,
             _ => true,
@@ -172,9 +214,9 @@ impl Faults {
 
 impl Fault {
     fn strike(&mut self, kind: Kind, path: Option<&str>) -> Option<Effect> {
-        let meant = if self.kinds.is_empty() { kind.can_fail() } else { self.kinds.contains(&kind) };
+        let meant = self.kinds.is_empty() || self.kinds.contains(&kind);
         let there = self.path.is_none() || self.path.as_deref() == path;
-        if !meant || !there || (self.effect == Effect::Short && !kind.can_be_short()) {
+        if !meant || !there || !self.effect.befalls(kind) {
             return None;
         }
         if self.skip > 0 {
@@ -196,6 +238,30 @@ impl Storm {
             return None;
         }
         let effect = self.effects[rng.usize(..self.effects.len())];
-        (effect != Effect::Short || kind.can_be_short()).then_some(effect)
+        effect.befalls(kind).then_some(effect)
+    }
+}
+
+/// Changes bytes in one of the ways in which a file changes between two reads of it: all of them, a number, or a bit.
+pub(crate) fn mutate(bytes: &mut [u8], rng: &mut Rng) {
+    if bytes.is_empty() {
+        return;
+    }
+    match rng.u8(..6) {
+        0 => bytes.fill(0),
+        1 => bytes.fill(0xff),
+        2 => bytes.fill_with(|| rng.u8(..)),
+        3 => {
+            let at = rng.usize(..bytes.len()) & !7;
+            let end = (at + 8).min(bytes.len());
+            let word = [0, u64::MAX, 1 << 62, 512, rng.u64(..)][rng.usize(..5)].to_be_bytes();
+            bytes[at..end].copy_from_slice(&word[..end - at]);
+        }
+        4 => {
+            // Where tables begin, and headers.
+            let at = rng.usize(..bytes.len().min(128));
+            bytes[at] = bytes[at].wrapping_add(1 + rng.u8(..255));
+        }
+        _ => bytes[rng.usize(..bytes.len())] ^= 1 << rng.u8(..8),
     }
 }

@@ -17,7 +17,7 @@ use drystone_core::intent::{Action, Intent, Label, Outcome, Token};
 use fastrand::Rng;
 
 use crate::disk::{Change, Survival};
-use crate::fault::{Faults, Kind};
+use crate::fault::{Effect, Faults, Kind};
 use crate::lie::{Lie, Lies};
 use crate::trace;
 use crate::world::{Consequence, Frozen, Moment, World};
@@ -27,6 +27,9 @@ const JOB_TAG: u64 = u64::MAX;
 
 /// Virtual nanoseconds that a round trip takes at the least.
 const DELAY_MIN: u64 = 100;
+
+/// Steps that an intent is held back for which comes late, where others go on for so long.
+const HELD_STEPS: u64 = 400;
 
 /// Names an engine of a simulation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -53,6 +56,8 @@ pub struct Sim {
     engines: Vec<Engine>,
     replies: VecDeque<(EngineId, Reply)>,
     events: BTreeMap<(u64, u64), Event>,
+    /// What comes late, and in how many steps at the latest.
+    held: Option<(u64, Event)>,
     now: u64,
     number: u64,
     answered: u64,
@@ -91,6 +96,7 @@ impl Sim {
             engines: vec![Engine::new()],
             replies: VecDeque::new(),
             events: BTreeMap::new(),
+            held: None,
             now: 0,
             number: 0,
             answered: 0,
@@ -254,6 +260,7 @@ impl Sim {
         if self.is_stopped() {
             return false;
         }
+        self.release();
         let Some(((due, _), event)) = self.events.pop_first() else { return false };
         self.now = due;
         for (disk, change) in self.lies.due() {
@@ -272,10 +279,18 @@ impl Sim {
             State::Begun(action) => {
                 let struck =
                     self.faults.strike((&action, event.label), self.world.path_of(&action), &mut self.rng);
+                if struck == Some(Effect::Late) {
+                    self.held = Some((HELD_STEPS, Event { state: State::Begun(action), ..event }));
+                    return true;
+                }
                 let moment = Moment { rng: &mut self.rng, fault: struck };
                 let (outcome, consequence) = self.world.carry_out(action, moment);
                 let due = if self.rng.bool() { due } else { due + self.delay() };
                 let state = State::Done(outcome, consequence);
+                if struck == Some(Effect::AnsweredLate) {
+                    self.held = Some((HELD_STEPS, Event { state, ..event }));
+                    return true;
+                }
                 self.events.insert((due, event.number), Event { state, ..event });
             }
             State::Done(outcome, consequence) => {
@@ -288,6 +303,21 @@ impl Sim {
             }
         }
         true
+    }
+
+    /// Lets go of what is held back, once it has been overtaken by all that there is, or for long enough.
+    fn release(&mut self) {
+        let Some((left, event)) = self.held.take() else { return };
+        if left == 0 || self.events.is_empty() {
+            self.events.insert((self.now, event.number), event);
+        } else {
+            self.held = Some((left - 1, event));
+        }
+    }
+
+    /// What is to come.
+    fn coming(&self) -> impl Iterator<Item = &Event> {
+        self.events.values().chain(self.held.iter().map(|(_, event)| event))
     }
 
     /// Returns what is left on the disks if the power goes now.
@@ -304,7 +334,7 @@ impl Sim {
 
     /// A number that differs whenever a crash would find something else.
     pub fn moment(&self) -> u64 {
-        let begun = self.events.values().filter(|event| matches!(event.state, State::Begun(_)));
+        let begun = self.coming().filter(|event| matches!(event.state, State::Begun(_)));
         let newest = begun.map(|event| event.number + 1).fold(0, |sum, number| sum * 31 + number);
         self.world.moment().wrapping_mul(1_000_003).wrapping_add(newest)
     }
@@ -316,7 +346,7 @@ impl Sim {
 
     /// What intents that have not taken effect may still do.
     fn changes_in_flight(&self) -> Vec<(usize, Change)> {
-        let begun = self.events.values().filter_map(|event| match &event.state {
+        let begun = self.coming().filter_map(|event| match &event.state {
             State::Begun(action) => self.world.change_of(action),
             State::Done(..) => None,
         });

@@ -15,8 +15,11 @@ use drystone_core::intent::{
 use fastrand::Rng;
 
 use crate::disk::{Change, ChangeId, DiscardEffect, Disk, DiskConfig, Fate, GARBAGE, Survival, Unflushed};
-use crate::fault::Effect;
+use crate::fault::{Effect, mutate};
 use crate::sparse::Sparse;
+
+/// What every piece of work takes: the same in each run.
+const COMPUTE_TIME: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// Disks, leaves and locks.
 #[derive(Clone, Debug, Default)]
@@ -29,6 +32,8 @@ pub struct World {
     paths: BTreeMap<String, usize>,
     leaves: BTreeMap<LeafId, Leaf>,
     next_leaf: u32,
+    /// Somebody else changed a file, so that core may ask for what is gone.
+    changed_under: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -190,6 +195,12 @@ impl World {
         self.leaves.len()
     }
 
+    /// Whether somebody has a file open.
+    pub fn is_open(&self, path: &str) -> bool {
+        let disk = self.paths.get(path);
+        self.leaves.values().any(|leaf| matches!(leaf.storage, Storage::Disk(open) if Some(&open) == disk))
+    }
+
     /// The file of an action, where it has one.
     pub(crate) fn path_of(&self, action: &Action) -> Option<&str> {
         let leaf = match action {
@@ -217,6 +228,10 @@ impl World {
     pub(crate) fn carry_out(&mut self, action: Action, moment: Moment<'_>) -> (Outcome, Consequence) {
         let failure = match moment.fault {
             Some(Effect::Fail(errno)) => Err(errno),
+            Some(Effect::Shrunk | Effect::Replaced) => {
+                self.change_under(&action, moment.fault, moment.rng);
+                Ok(())
+            }
             _ => Ok(()),
         };
         match action {
@@ -251,12 +266,18 @@ impl World {
             }
             Action::Remove { location } => done(failure.and_then(|()| self.remove(&location))),
             Action::Lock { leaf, holds, shares } => {
-                let failed = failure.map_err(LockRefused::Failed);
+                let failed = match moment.fault {
+                    Some(Effect::Refused) => {
+                        Err(LockRefused::Conflict { permission: Permissions::WRITE, shared: true })
+                    }
+                    _ => failure.map_err(LockRefused::Failed),
+                };
                 let locked = failed.and_then(|()| self.lock(leaf, holds, shares));
                 (Outcome::Locked(locked), Consequence::Nothing)
             }
             Action::Compute(work) => {
-                (Outcome::Computed(work.run(&mut Workspace::default())), Consequence::Nothing)
+                let computed = work.run(&mut Workspace::default()).within(COMPUTE_TIME);
+                (Outcome::Computed(computed), Consequence::Nothing)
             }
             Action::Sleep { .. } => done(Ok(())),
             Action::Entropy { mut data } => {
@@ -272,6 +293,25 @@ impl World {
                 (Outcome::Moved { data, result }, Consequence::Nothing)
             }
             other => panic!("the simulator does not know {other:?}"),
+        }
+    }
+
+    /// Somebody else changes the file that an action is about.
+    fn change_under(&mut self, action: &Action, effect: Option<Effect>, rng: &mut Rng) {
+        let Some(path) = self.path_of(action).map(str::to_owned) else { return };
+        self.changed_under = true;
+        let disk = self.disk_mut(&path).expect("a file that is open was added");
+        let len = disk.view().len();
+        if effect == Some(Effect::Shrunk) {
+            let end = [0, 512, len / 2, len.saturating_sub(512), len.saturating_sub(1)][rng.usize(..5)];
+            disk.begin(Change::SetLen(end.min(len)));
+        } else {
+            let bytes = match rng.u8(..3) {
+                0 => vec![0; len as usize],
+                1 => vec![0xff; len as usize],
+                _ => std::iter::repeat_with(|| rng.u8(..)).take(len as usize).collect(),
+            };
+            disk.begin(Change::Write(0, bytes));
         }
     }
 
@@ -407,8 +447,13 @@ impl World {
             (fault, Storage::Disk(disk)) => {
                 let view = self.disks[disk].view();
                 let there = view.len().saturating_sub(offset).min(wanted as u64) as usize;
-                let moved = if fault.is_some() { shortened(there, align, moment.rng) } else { there };
-                data.copy_in(0, &view.bytes(offset, moved));
+                let short = fault == Some(Effect::Short);
+                let moved = if short { shortened(there, align, moment.rng) } else { there };
+                let mut bytes = view.bytes(offset, moved);
+                if fault == Some(Effect::Mutated) {
+                    mutate(&mut bytes, moment.rng);
+                }
+                data.copy_in(0, &bytes);
                 Ok(moved)
             }
         };
@@ -445,7 +490,10 @@ impl World {
             }
             return (Outcome::Moved { data, result: Err(errno) }, Consequence::Nothing);
         }
-        if moment.fault.is_some() {
+        if moment.fault == Some(Effect::Nothing) {
+            return (Outcome::Moved { data, result: Ok(0) }, Consequence::Nothing);
+        }
+        if moment.fault == Some(Effect::Short) {
             // A sector is written whole or not at all: what a short write tore would be torn by a crash too, and no order
             // of writes can mend that.
             let end = offset + shortened(bytes.len(), align, moment.rng) as u64;
@@ -548,6 +596,9 @@ impl World {
         let leaf = self.leaf(id);
         let Storage::Disk(disk) = leaf.storage else { return LeafStatus { len, hole: false } };
         let view = self.disks[disk].view();
+        if self.changed_under && offset >= view.len() {
+            return LeafStatus { len, hole: true };
+        }
         assert!(offset < view.len() && len > 0, "contract: status of {offset}+{len} in {} bytes", view.len());
         let (there, hole) = view.status(offset, len);
         // An answer may always cover less.
@@ -577,7 +628,7 @@ impl World {
         }
         let view = self.disks[source].view();
         let mut there = view.len().saturating_sub(from_offset).min(len) as usize;
-        if moment.fault.is_some() {
+        if moment.fault == Some(Effect::Short) {
             there = shortened(there, 1, moment.rng);
         }
         if there == 0 {

@@ -6,7 +6,7 @@ use drystone_conformance::qemu::Folder;
 use drystone_conformance::sim::Sim;
 use drystone_conformance::world::World;
 use drystone_core::buf::Buf;
-use drystone_core::engine::Event;
+use drystone_core::engine::{Event, Io};
 use drystone_core::graph::open::{NodeSpec, OpenMode, open};
 use drystone_core::graph::options::from_filename;
 use drystone_core::intent::Fua;
@@ -119,6 +119,44 @@ fn each_switch_of_the_overlap_check_protects_what_it_names() {
             let left = sim.after_crash(Survival::Everything).export(TOP);
             assert!(left[at as usize..][..4096].iter().all(|byte| *byte == 0x77), "{switch} is off");
         }
+    }
+}
+
+/// A table that is made while the image is open is protected, or not, as one that was there before.
+#[test]
+fn the_overlap_check_covers_what_is_added_as_it_covers_the_rest() {
+    const SECOND_TABLE: u64 = 2 << 20;
+    let (bytes, [l1, l2, ..]) = image();
+    // Opens the image, has it make a second L2 table, and writes what the first entry of the first one names.
+    let run = |bytes: &[u8], options: &str| {
+        let name = format!(r#"json:{{"driver":"qcow2","file.filename":"{TOP}"{options}}}"#);
+        let spec = from_filename(&name, None, WRITABLE).expect("legal");
+        let mut world = World::new();
+        world.add_file(TOP, bytes);
+        let mut sim = Sim::new(1, world);
+        let node = sim.run_job(async move |io| open(&io, &spec).await).expect("power").expect("opens");
+        let write = move |at| {
+            async move |io: Io| {
+                let data = Buf::from(vec![0x77; 4096]);
+                io.write("test", node, at, data, Fua::No).await.1.and(io.flush("test", node).await)
+            }
+        };
+        sim.run_job(write(SECOND_TABLE)).expect("power").expect("a new table");
+        let second = word(&sim.after_crash(Survival::Everything).export(TOP), l1 + 8) & PLACE;
+        (sim.run_job(write(0)).expect("power"), second)
+    };
+    let (_, second) = run(&bytes, "");
+    let mut damaged = bytes.clone();
+    damaged[l2 as usize..][..8].copy_from_slice(&(COPIED | second).to_be_bytes());
+    for (options, protected) in [
+        ("", true),
+        (r#","overlap-check":"none""#, false),
+        (r#","overlap-check.template":"all","overlap-check.active-l2":false"#, false),
+        (r#","overlap-check.template":"none","overlap-check.active-l2":true"#, true),
+    ] {
+        let (written, at) = run(&damaged, options);
+        assert_eq!(at, second, "the table comes to the same place");
+        assert_eq!(written.is_err(), protected, "{options}: {written:?}");
     }
 }
 

@@ -1,6 +1,7 @@
 //! The suite on every executor and backend: the answers, errors and bytes of a flat disk and of the simulator.
 
 use drystone_conformance::cases::{qcow2_cases, raw_files, two_level_cases, vdi_cases, vmdk_cases};
+use drystone_conformance::hyperv::{vhdx_cases, vpc_cases};
 use drystone_conformance::qemu::Folder;
 use drystone_conformance::real::{Executor, Machine, RealRunner};
 use drystone_conformance::scenario::Ended;
@@ -13,6 +14,8 @@ fn cases() -> Vec<Case> {
     cases.extend(vdi_cases().unwrap_or_else(|report| panic!("{report}")));
     cases.extend(two_level_cases().unwrap_or_else(|report| panic!("{report}")));
     cases.extend(vmdk_cases().unwrap_or_else(|report| panic!("{report}")));
+    cases.extend(vhdx_cases().unwrap_or_else(|report| panic!("{report}")));
+    cases.extend(vpc_cases().unwrap_or_else(|report| panic!("{report}")));
     let only = std::env::var("DRYSTONE_CASE").unwrap_or_default();
     cases.retain(|case| case.name.contains(&only));
     cases

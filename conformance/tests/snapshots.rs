@@ -8,12 +8,13 @@ use drystone_conformance::qemu::Folder;
 use drystone_conformance::sim::{FIRST, Sim};
 use drystone_conformance::upkeep::{Operation, Upkeep, View};
 use drystone_conformance::world::World;
-use drystone_core::buf::Buf;
+use drystone_core::buf::{Buf, BufList};
 use drystone_core::engine::{Op, Request};
+use drystone_core::error::Error;
 use drystone_core::format::qcow2::{NewSnapshot, SnapshotChoice};
-use drystone_core::graph::NodeId;
 use drystone_core::graph::open::open;
 use drystone_core::graph::options::from_filename;
+use drystone_core::graph::{Access, NodeId};
 use drystone_core::intent::{Errno, Fua};
 use drystone_core::job::{apply_snapshot, create_snapshot, delete_snapshot};
 
@@ -226,4 +227,49 @@ fn write_all(sim: &mut Sim, node: NodeId, value: u8, clusters: u64) {
             Request { node, op: Op::Write(Fua::No), offset: cluster * 4096, len: 4096, data, tag: cluster };
         sim.submit(FIRST, request);
     }
+}
+
+/// While a machine's state is written behind the disk, the image is longer than the disk, which a guest must not notice.
+#[test]
+fn a_guest_does_not_reach_a_state_that_is_being_written() {
+    const SIZE: u64 = 512 << 10;
+    let folder = Folder::new();
+    let commands = "qemu-img create -q -f qcow2 -o cluster_size=4k top.qcow2 512k";
+    folder.run(&commands.split(' ').collect::<Vec<_>>()).expect("QEMU makes it");
+    let image = std::fs::read(folder.path().join("top.qcow2")).expect("it was just made");
+    let mut world = World::new();
+    world.add_file("top.qcow2", &image);
+    let mut sim = Sim::new(1, world);
+    let spec = from_filename("top.qcow2", Some("qcow2"), WRITABLE).expect("legal");
+    let node = sim.run_job(async move |io| open(&io, &spec).await).expect("power").expect("opens");
+    let state = vec![7; 64 << 10];
+    let data = Buf::from(state.clone()).into();
+    let saving = sim.engine(FIRST).run(90, async move |io| io.vmstate(node, Access::Write, 0, data).await.1);
+    let (mut tag, mut refused) = (100, 0);
+    while sim.step() {
+        for op in [Op::Read, Op::Write(Fua::No), Op::Discard] {
+            // The state begins where the next L2 table does, at 2 MiB; nothing between is the disk either.
+            for offset in [SIZE, 2 << 20] {
+                let data = if op == Op::Discard { BufList::new() } else { Buf::zeroed(512).into() };
+                let request = Request { node, op, offset, len: 512, data, tag };
+                sim.submit(FIRST, request);
+                tag += 1;
+            }
+        }
+        assert_eq!(sim.engine(FIRST).len(node), SIZE);
+        while let Some((_, reply)) = sim.next_reply() {
+            if reply.tag != 90 {
+                let error = reply.result.expect_err("it lies behind the disk");
+                assert!(matches!(*error, Error::OutOfRange { .. }), "{error}");
+                refused += 1;
+            }
+        }
+    }
+    saving.take().expect("it ended").expect("it is written");
+    assert!(refused > 20, "{refused} requests");
+    let (read, result) = sim
+        .run_job(async move |io| io.vmstate(node, Access::Read, 0, Buf::zeroed(64 << 10).into()).await)
+        .expect("power");
+    result.expect("it is read");
+    assert_eq!(*read.into_single(), state[..]);
 }

@@ -2,7 +2,13 @@
 //!
 //! Start at [`Compute::run`]: bytes in, bytes out, no state, no I/O.
 
+use std::sync::Arc;
+use std::time::Duration;
+
+use zeroize::Zeroizing;
+
 use crate::buf::Buf;
+use crate::crypto::{Argon2Kind, Cipher, Direction, Pbkdf2Chain, Secret, argon2};
 
 /// The compression methods of the formats; the first two are qcow2's. Source: \[qcow2\] "Header", `compression_type`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -38,6 +44,43 @@ pub enum Compute {
         /// Where to.
         plain: Buf,
     },
+    /// Encrypt or decrypt whole sectors: in place, or into other memory.
+    Cipher {
+        /// With what.
+        cipher: Arc<Cipher>,
+        /// Which of the two.
+        direction: Direction,
+        /// Number of the first sector, in units of 512 bytes.
+        first: u64,
+        /// What.
+        data: Buf,
+        /// Where to, as long as `data`; in place without one.
+        into: Option<Buf>,
+    },
+    /// Do some more rounds of a key's making.
+    Pbkdf2 {
+        /// The part of the key.
+        chain: Box<Pbkdf2Chain>,
+        /// How many, at the most.
+        rounds: u32,
+    },
+    /// Make a key with Argon2.
+    Argon2 {
+        /// Which function.
+        kind: Argon2Kind,
+        /// Of what.
+        password: Secret,
+        /// With what.
+        salt: Vec<u8>,
+        /// Passes over the memory.
+        passes: u32,
+        /// KiB of memory.
+        memory_kib: u32,
+        /// Lanes.
+        lanes: u32,
+        /// Bytes of the key.
+        len: usize,
+    },
 }
 
 /// What came of a [`Compute`]. Buffers that were given come back, whatever came of it.
@@ -47,8 +90,35 @@ pub struct Computed {
     pub input: Buf,
     /// The bytes made; where there are none, what was there before, or nothing.
     pub output: Buf,
+    /// What became of a key.
+    pub derived: Derived,
     /// Whether they were made.
     pub result: Result<(), ComputeError>,
+    /// How long a processor worked on it. The executor says so; the work itself does not look at a clock.
+    pub took: Duration,
+}
+
+impl Computed {
+    fn new(input: Buf, output: Buf, result: Result<(), ComputeError>) -> Self {
+        Self { input, output, derived: Derived::Nothing, result, took: Duration::ZERO }
+    }
+
+    /// The same, with the time that it took.
+    #[must_use]
+    pub fn within(self, took: Duration) -> Self {
+        Self { took, ..self }
+    }
+}
+
+/// What came of the making of a key.
+#[derive(Debug)]
+pub enum Derived {
+    /// The work was another.
+    Nothing,
+    /// A part of it, further than it was.
+    Chain(Box<Pbkdf2Chain>),
+    /// The key.
+    Key(Zeroizing<Vec<u8>>),
 }
 
 /// Why a [`Compute`] gave nothing.
@@ -60,6 +130,9 @@ pub enum ComputeError {
     /// The packed bytes are no stream of this codec, or one that is too short or too long.
     #[error("the compressed data is damaged")]
     Damaged,
+    /// The function for keys has no such parameters.
+    #[error("Argon2 does not take these parameters")]
+    Argon2,
 }
 
 impl Compute {
@@ -70,11 +143,33 @@ impl Compute {
                 let mut output = Buf::zeroed(limit);
                 let result = workspace.compress(codec, &plain, &mut output);
                 drop(output.split_off(result.unwrap_or(0)));
-                Computed { input: plain, output, result: result.map(drop) }
+                Computed::new(plain, output, result.map(drop))
             }
             Self::Decompress { codec, packed, plain: mut output } => {
                 let result = workspace.decompress(codec, &packed, &mut output);
-                Computed { input: packed, output, result }
+                Computed::new(packed, output, result)
+            }
+            Self::Cipher { cipher, direction, first, mut data, into: None } => {
+                cipher.apply(direction, first, &mut data);
+                Computed::new(Buf::empty(), data, Ok(()))
+            }
+            Self::Cipher { cipher, direction, first, data, into: Some(mut into) } => {
+                cipher.apply_into(direction, first, &data, &mut into);
+                Computed::new(data, into, Ok(()))
+            }
+            Self::Pbkdf2 { mut chain, rounds } => {
+                chain.advance(rounds);
+                Computed {
+                    derived: Derived::Chain(chain),
+                    ..Computed::new(Buf::empty(), Buf::empty(), Ok(()))
+                }
+            }
+            Self::Argon2 { kind, password, salt, passes, memory_kib, lanes, len } => {
+                let nothing = Computed::new(Buf::empty(), Buf::empty(), Err(ComputeError::Argon2));
+                match argon2(kind, &password, &salt, (passes, memory_kib, lanes), len) {
+                    Some(key) => Computed { derived: Derived::Key(key), result: Ok(()), ..nothing },
+                    None => nothing,
+                }
             }
         }
     }

@@ -4,6 +4,7 @@
 
 pub mod buf;
 pub mod compute;
+pub mod crypto;
 pub mod engine;
 pub mod error;
 pub mod filter;

@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use drystone_core::buf::Buf;
+use drystone_core::crypto::Secret;
 use drystone_core::engine::{Event, Io, Job};
 use drystone_core::error::Result;
 use drystone_core::graph::open::{NodeSpec, open};
@@ -114,6 +115,11 @@ impl Client {
     /// The next thing that happened to a node by itself.
     pub fn next_event(&self) -> Option<Event> {
         self.session().next_event()
+    }
+
+    /// Keeps a passphrase or key, which options of images refer to by `id`.
+    pub fn add_secret(&self, id: &str, secret: Secret) {
+        self.session().add_secret(id, secret);
     }
 
     /// Describes the nodes that are open.

@@ -167,7 +167,10 @@ fn elsewhere(action: Action) -> Outcome {
     match action {
         Action::Create { location, len, preallocation } => leaf::create(&location, len, preallocation),
         Action::Remove { location } => Outcome::Done(leaf::remove(&location)),
-        Action::Compute(work) => Outcome::Computed(work.run(&mut Workspace::default())),
+        Action::Compute(work) => {
+            let start = std::time::Instant::now();
+            Outcome::Computed(work.run(&mut Workspace::default()).within(start.elapsed()))
+        }
         Action::Entropy { mut data } => {
             let result = entropy(&mut data);
             Outcome::Moved { data, result }

@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use drystone_core::compute::Workspace;
 use drystone_core::intent::{Action, Outcome, Token};
@@ -145,7 +146,8 @@ impl Shared {
     fn carry_out(&self, job: Job, workspace: &mut Workspace) {
         match job {
             Job::Action(token, Action::Compute(work), _) => {
-                let computed = Outcome::Computed(work.run(workspace));
+                let start = Instant::now();
+                let computed = Outcome::Computed(work.run(workspace).within(start.elapsed()));
                 self.outbox.put([Finished { token, carried: Carried::Outcome(computed) }]);
             }
             Job::Action(token, action, leaves) => {

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use drystone_core::buf::{Buf, BufList};
+use drystone_core::crypto::Secret;
 use drystone_core::engine::{Engine, Event, Io, Job, Reply, Request};
 use drystone_core::error::Result;
 use drystone_core::graph::{NodeId, NodeInfo};
@@ -426,6 +427,11 @@ impl Session {
     /// The next thing that happened to a node by itself.
     pub(crate) fn next_event(&self) -> Option<Event> {
         self.engine.next_event()
+    }
+
+    /// Keeps a passphrase or key.
+    pub(crate) fn add_secret(&self, id: &str, secret: Secret) {
+        self.engine.add_secret(id, secret);
     }
 
     /// Describes the graph.

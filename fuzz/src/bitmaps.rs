@@ -6,6 +6,7 @@
 use arbitrary::Unstructured;
 use drystone_conformance::cases::WRITABLE;
 use drystone_conformance::explore::{TOP, fingerprint, qcow2};
+use drystone_conformance::meter::peak_of;
 use drystone_conformance::scenario::Draw;
 use drystone_conformance::sim::Sim;
 use drystone_conformance::sparse::Sparse;
@@ -24,8 +25,6 @@ use drystone_core::graph::Role;
 use drystone_core::graph::open::{OpenMode, open};
 use drystone_core::graph::options::from_filename;
 use drystone_core::intent::Fua;
-
-use crate::meter::peak_of;
 
 /// Bytes of memory that using an image may take, beside some for each byte of the file. What the simulator keeps of the
 /// file and of its changes is part of it.

@@ -4,6 +4,7 @@
 //! answer. Where `check` finds nothing wrong, the image must behave as a flat disk, and `check` must find nothing wrong
 //! afterwards. Start at [`exercise`].
 
+use drystone_conformance::meter::peak_of;
 use drystone_conformance::model::Rules;
 use drystone_conformance::runner::SimRunner;
 use drystone_conformance::scenario::{Ask, Draw, Mix, Runner, Step, read_all};
@@ -20,8 +21,6 @@ use drystone_core::graph::open::{NodeSpec, OpenMode, open};
 use drystone_core::graph::options::from_filename;
 use drystone_core::graph::{NodeId, Preallocate};
 use drystone_core::job::{amend, apply_snapshot, create_snapshot, delete_snapshot};
-
-use crate::meter::peak_of;
 
 /// The image that is opened, by its path in the world.
 pub const TOP: &str = "top.qcow2";

@@ -13,21 +13,22 @@ pub mod bitmaps;
 mod damage;
 mod hostile;
 mod layouts;
-pub mod meter;
 pub mod minimise;
 mod requests;
 pub mod targets;
 mod texts;
 mod two_level;
 mod vdi;
+mod vhdx;
 mod vmdk;
+mod vpc;
 
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 
 use drystone_conformance::explore::fingerprint;
-use drystone_conformance::{panicked, trace};
+use drystone_conformance::{meter, panicked, trace};
 use fastrand::Rng;
 
 /// Something that takes any bytes, and panics with a report when something is wrong.
@@ -63,7 +64,7 @@ const PARSER: Target = Target {
 const SIMULATION: Target = Target { intents_max: 5_000_000, memory_max: 512 * MIB, ..PARSER };
 
 /// All of them.
-pub const TARGETS: [Target; 19] = [
+pub const TARGETS: [Target; 21] = [
     Target { name: "raw", run: targets::raw, ..SIMULATION },
     Target {
         name: "qcow2",
@@ -85,6 +86,8 @@ pub const TARGETS: [Target; 19] = [
     Target { name: "qed", run: targets::qed, ..SIMULATION },
     Target { name: "qcow", run: targets::qcow, ..SIMULATION },
     Target { name: "vmdk", run: targets::vmdk, ..SIMULATION },
+    Target { name: "vhdx", run: targets::vhdx, ..SIMULATION },
+    Target { name: "vpc", run: targets::vpc, ..SIMULATION },
     Target { name: "luks", run: targets::luks, input: layouts::luks_header, ..PARSER },
     Target { name: "options", run: targets::options, input: texts::option_string, ..PARSER },
     Target { name: "json", run: targets::json, input: texts::json_text, ..PARSER },

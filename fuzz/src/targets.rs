@@ -23,7 +23,9 @@ pub use crate::requests::{crashes, requests};
 pub use crate::texts::{json, options, size};
 pub use crate::two_level::{qcow, qed};
 pub use crate::vdi::vdi;
+pub use crate::vhdx::vhdx;
 pub use crate::vmdk::vmdk;
+pub use crate::vpc::vpc;
 use crate::{damage, hostile};
 
 /// Bytes of an image that [`probe`] reads at either end, where the disk is longer.

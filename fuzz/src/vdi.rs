@@ -4,6 +4,7 @@
 use arbitrary::Unstructured;
 use drystone_conformance::cases::WRITABLE;
 use drystone_conformance::explore::{TOP, image_in};
+use drystone_conformance::meter::peak_of;
 use drystone_conformance::scenario::Draw;
 use drystone_conformance::sim::Sim;
 use drystone_conformance::trace::tell;
@@ -16,8 +17,6 @@ use drystone_core::graph::open::{NodeSpec, OpenMode, open};
 use drystone_core::graph::options::from_filename;
 use drystone_core::intent::{Fua, Preallocation};
 use drystone_core::job::ImageSpec;
-
-use crate::meter::peak_of;
 
 /// Bytes of memory that a run may take: a bit for each block that can be claimed, a bounded cache, and what the
 /// simulator keeps of a few blocks of 1 MiB.

@@ -5,8 +5,8 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use arbitrary::Unstructured;
+use drystone_conformance::meter::Meter;
 use drystone_fuzz::bitmaps::{Claims, within_bounds};
-use drystone_fuzz::meter::Meter;
 use drystone_fuzz::{TARGETS, Target};
 
 #[global_allocator]

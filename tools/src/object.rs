@@ -1,11 +1,16 @@
 //! `--object`: secrets, TLS credentials and throttle groups that images refer to by id.
 //!
 //! This reads a definition and checks it against the properties that its type has, and then against what it refers to.
+//! [`secret`] has what secrets hold.
 
 use serde_json::{Map, Value};
 
 use crate::options::{IdError, is_well_formed_id, json, parse_keyval};
 use crate::size::parse_number;
+
+pub use secret::{Secret, find_passphrase, find_secret};
+
+pub mod secret;
 
 /// A user-defined object.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,6 +21,8 @@ pub struct ObjectDef {
     pub id: String,
     /// Its properties, each of the kind that the type asks for.
     pub properties: Map<String, Value>,
+    /// What a secret holds, once [`add_object`] has read it.
+    pub secret: Option<Secret>,
 }
 
 /// What an `--object` argument asks for.
@@ -171,7 +178,7 @@ pub fn parse_object(text: &str) -> Result<ObjectArg, String> {
         return Err(IdError("id").to_string());
     }
     check_whole(known, &properties)?;
-    Ok(ObjectArg::Define(ObjectDef { qom_type, id, properties }))
+    Ok(ObjectArg::Define(ObjectDef { qom_type, id, properties, secret: None }))
 }
 
 fn take_text(members: &mut Map<String, Value>, key: &str) -> Result<String, String> {
@@ -250,39 +257,20 @@ fn check_whole(known: &Type, properties: &Map<String, Value>) -> Result<(), Stri
     Ok(())
 }
 
-/// Adds an object to those that there are.
+/// Adds an object to those that there are; a secret is read, and decrypted.
 ///
 /// # Errors
 /// A message in the words of the reference, when there is one of that name, or something that it refers to is missing.
-pub fn add_object(objects: &mut Vec<ObjectDef>, object: ObjectDef) -> Result<(), String> {
+pub fn add_object(objects: &mut Vec<ObjectDef>, mut object: ObjectDef) -> Result<(), String> {
     if objects.iter().any(|other| other.id == object.id) {
         let id = object.id;
         return Err(format!("attempt to add duplicate property '{id}' to object (type 'container')"));
     }
-    check_references(&object, objects)?;
+    if object.qom_type == "secret" {
+        object.secret = Some(secret::load(&object, objects)?);
+    }
     objects.push(object);
     Ok(())
-}
-
-/// Checks what an object refers to: the file of a secret, and the secret that it is encrypted with.
-fn check_references(object: &ObjectDef, earlier: &[ObjectDef]) -> Result<(), String> {
-    let text = |key: &str| object.properties.get(key).and_then(Value::as_str);
-    if object.qom_type != "secret" {
-        return Ok(());
-    }
-    if let Some(path) = text("file")
-        && let Err(error) = std::fs::File::open(path)
-    {
-        let words = error.to_string();
-        let words = words.split(" (os error").next().unwrap_or_default();
-        return Err(format!("Unable to read {path}: Failed to open file “{path}”: {words}"));
-    }
-    match text("keyid") {
-        Some(key) if !earlier.iter().any(|other| other.id == key) => {
-            Err(format!("No secret with id '{key}'"))
-        }
-        _ => Ok(()),
-    }
 }
 
 /// The text that `help` or `TYPE,help` asks for.
@@ -311,4 +299,14 @@ fn help_text(text: &str) -> Option<String> {
         lines.extend(limits);
     }
     Some(format!("{name} options:\n{}", lines.concat()))
+}
+
+/// The secrets among objects, by their ids.
+#[must_use]
+pub fn secrets(objects: &[ObjectDef]) -> Vec<(String, drystone_core::crypto::Secret)> {
+    let secret = |object: &ObjectDef| {
+        let bytes = object.secret.as_ref()?.bytes().to_vec();
+        Some((object.id.clone(), drystone_core::crypto::Secret::new(bytes)))
+    };
+    objects.iter().filter_map(secret).collect()
 }

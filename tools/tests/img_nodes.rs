@@ -21,6 +21,7 @@ fn images() -> Side {
     side.io("top", "write -P 3 64k 64k");
     side.io("q", "write -P 9 0 200k");
     side.write("pw", b"abc");
+    side.write("conf", b"[inject-error]\nevent = \"l2_update\"\n");
     side
 }
 
@@ -48,6 +49,46 @@ fn leaves_without_storage_and_filters() {
 
 /// One command line a line.
 const NODES: &str = r#"
+    info --image-opts driver=qcow2,file.driver=blkdebug,file.image.filename=top
+    info --output=json --backing-chain --image-opts driver=qcow2,file.driver=blkdebug,file.image.filename=top
+    info --backing-chain blkdebug::top
+    info --output=json blkdebug:conf:top
+    info blkdebug:conf:blkdebug::top
+    info -f raw blkdebug::top
+    info --backing-chain --image-opts driver=compress,file.driver=qcow2,file.file.filename=top
+    info --output=json --image-opts driver=compress,file.driver=qcow2,file.file.filename=top
+    info --image-opts driver=copy-on-read,file.driver=raw,file.file.filename=r
+    info --output=json --image-opts driver=blkdebug,image.driver=qcow2,image.file.filename=top
+    info --image-opts driver=blkdebug,image.driver=compress,image.file.driver=qcow2,image.file.file.filename=top
+    info --backing-chain --image-opts driver=blkverify,raw.filename=base,test.driver=qcow2,test.file.filename=top
+    info --output=json --image-opts driver=blkverify,raw.filename=r,test.driver=raw,test.file.filename=r
+    info --image-opts driver=blkverify,raw.driver=blkdebug,raw.image.filename=r,test.driver=raw,test.file.driver=blkdebug,test.file.image.filename=r
+    info --image-opts driver=blkverify,raw.filename=r,test.driver=raw,test.offset=0,test.file.filename=r
+    info blkverify:r:r
+    info --image-opts driver=blklogwrites,file.filename=base,log.filename=pw
+    info --image-opts driver=blklogwrites,log-sector-size=4096,file.filename=base,log.filename=pw
+    info --image-opts driver=preallocate,prealloc-size=1M,file.filename=base
+    info --image-opts driver=preallocate,file.driver=blkdebug,file.image.filename=base
+    info --output=json --image-opts driver=qcow2,file.driver=preallocate,file.file.filename=top
+    info --image-opts driver=raw,offset=512,size=1024,file.filename=base
+    info --image-opts driver=raw,file.driver=raw,file.file.filename=base
+    info --output=json --backing-chain --image-opts driver=raw,file.driver=qcow2,file.file.filename=top
+    info --image-opts driver=qcow2,file.driver=raw,file.offset=0,file.file.filename=top
+    info --image-opts driver=qcow2,file.driver=blklogwrites,file.file.filename=top,file.log.filename=pw
+    info --image-opts driver=compress,file.driver=raw,file.offset=512,file.file.filename=base
+    info --image-opts driver=qcow2,file.driver=blkdebug,file.config=conf,file.align=4096,file.image.filename=top
+    info json:{"driver":"blkdebug","align":4096,"image":{"driver":"file","filename":"base"}}
+    info json:{"driver":"blkdebug","inject-error":[{"event":"l2_update","errno":5}],"image":{"driver":"file","filename":"base"}}
+    info --image-opts driver=blkdebug,set-state.0.event=l2_update,set-state.0.new_state=5,image.driver=file,image.filename=base,max-transfer=65536,opt-write-zero=4096
+    info --image-opts driver=null-co,size=1M,latency-ns=5,read-zeroes=on
+    info --image-opts driver=raw,file.driver=null-co,file.read-zeroes=on
+    info --image-opts driver=raw,file.driver=null-co,file.latency-ns=5
+    info --image-opts driver=raw,file.driver=null-aio
+    info json:{"driver":"raw","size":1024,"file":{"driver":"null-co","size":4096}}
+    info --image-opts driver=qcow2,lazy-refcounts=on,file.filename=top,file.locking=off,read-only=on
+    info --image-opts driver=qcow2,file.filename=top,backing=null
+    info json:{"driver":"qcow2","backing":null,"file":{"driver":"file","filename":"top"}}
+    info json:{"driver":"qcow2","backing":{"driver":"raw","file":{"driver":"file","filename":"base"}},"file":{"driver":"file","filename":"top"}}
     info --image-opts driver=null-co
     info --output=json --image-opts driver=null-co
     info --output=json --image-opts driver=null-co,size=1M,read-zeroes=on
@@ -228,5 +269,69 @@ fn a_trace_shows_the_intents_that_it_names() {
         (run.code, run.stderr.matches("trace event 'bdrv_open_common' does not exist").count()),
         (0, 1)
     );
+    side.finish();
+}
+
+/// `openssl enc -aes-256-cbc` with a key of 32 `k` and an `iv` of 16 `v`, of `hunter22`, and without padding of fifteen bytes
+/// and 0x00, 0x05, 0x11.
+const ENCRYPTED: &[&str] = &[
+    "AUGz+B2oaGA9kcw+97gIqA==",
+    "HsR/fwhmOomTsehIvAjq3g==",
+    "/DkYtDNPEnUdx+NXGudajw==",
+    "GzUsyEZ57BhdD6KNPlfGnA==",
+];
+
+/// Secrets: what there is to read of each, and what the reference says of those that are none.
+#[test]
+fn secrets_are_read_as_the_reference_reads_them() {
+    let mut side = images();
+    side.write("binary", b"a\xff\xfeb");
+    side.write("lines", b"QUFB\nQUFB\r\n");
+    side.write("nul", b"QUFB\0QUFB");
+    side.write("blank", b"QU FB");
+    let key = format!("--object secret,id=k,format=base64,data={}=", "a2tr".repeat(10) + "a2s");
+    let iv = "iv=dnZ2dnZ2dnZ2dnZ2dnZ2dg==";
+    let encrypted = |more: &str| format!("{key} --object secret,id=s,keyid=k,{more}");
+    let mut objects: Vec<String> =
+        ENCRYPTED.iter().map(|data| encrypted(&format!("{iv},format=base64,data={data}"))).collect();
+    objects.extend(
+        [
+            "format=base64,data=AAAA",
+            "iv=AAAA,format=base64,data=AAAA",
+            "iv=,format=base64,data=AAAA",
+            "iv=A*A,format=base64,data=AAAA",
+        ]
+        .map(encrypted),
+    );
+    objects.extend(
+        ["format=base64,data=AAAA", "format=base64,data=A*AA", "data=abc"]
+            .map(|data| encrypted(&format!("{iv},{data}"))),
+    );
+    for object in [
+        "secret,id=s,keyid=s,data=x",
+        "secret,id=s,keyid=none,iv=zz,data=x",
+        "throttle-group,id=k --object secret,id=s,keyid=k,data=x",
+        "secret,id=k,data=short --object secret,id=s,keyid=k,data=x",
+        "secret,id=s,iv=zz,data=x",
+        "secret,id=s,data=",
+        "secret,id=s,format=base64,data=AAA",
+        "secret,id=s,format=base64,data=A=AA",
+        "secret,id=s,format=base64,data=A-AA",
+        "secret,id=s,file=binary",
+        "secret,id=s,file=binary,format=base64",
+        "secret,id=s,file=lines,format=base64",
+        "secret,id=s,file=nul,format=base64",
+        "secret,id=s,file=blank,format=base64",
+        "secret,id=s,file=.",
+        "secret,id=s,file=",
+    ] {
+        objects.push(format!("--object {object}"));
+    }
+    for objects in objects {
+        side.both("secret", &format!("info -f raw r {objects}"));
+        let measure = format!("measure -O luks -o key-secret=s,iter-time=10 --size 1M {objects}");
+        side.both("passphrase", &measure);
+    }
+    side.both("no secret", "measure -O luks -o key-secret=s --size 1M --object throttle-group,id=s");
     side.finish();
 }

@@ -529,3 +529,122 @@ fn the_prompt_comes_at_once() {
     stdin.write_all(b"q\n").expect("the tool reads");
     assert!(child.wait().expect("the tool ends").success());
 }
+
+/// Zeros of a part of a unit: it becomes zero as a whole where it stores nothing and the rest reads as zeros.
+#[test]
+fn zeros_of_parts_leave_the_same_map() {
+    const COMMANDS: &str = "write -z 4k 4k; write -z 68k 4k; write -z 132k 4k; write -z 128k 4k; write -z 300k 100k; \
+         write -z -u 510k 130k; write -P 3 704k 64k; write -z 705k 1000; discard 704k 64k; write -z 706k 100; \
+         write -z -n 836k 4k; write -z 1k 1k; write -z 17k 20k; write -z 996k 4k";
+    let mut pair = Pair::new(&[
+        "qemu-img create -q -f qcow2 base 1M",
+        "qemu-io -f qcow2 -c 'write -P 1 0 64k' -c 'write -P 2 128k 4k' -c 'write -P 3 256k 64k' base",
+        "qemu-img create -q -f raw rbase 800k",
+        "qemu-io -f raw -c 'write -P 1 0 4k' -c 'write -P 2 136k 8k' rbase",
+        "qemu-img create -q -f qcow2 plain 1000k",
+        "qemu-img create -q -f qcow2 -b base -F qcow2 above 1000k",
+        "qemu-img create -q -f qcow2 -b base -F qcow2 longer 2M",
+        "qemu-img create -q -f qcow2 -b rbase -F raw onraw 1000k",
+        "qemu-img create -q -f qcow2 -o extended_l2=on sub 1000k",
+        "qemu-img create -q -f qcow2 -o extended_l2=on -b base -F qcow2 subabove 1000k",
+        "qemu-img create -q -f qcow2 -o compat=0.10 old 1000k",
+        "qemu-img create -q -f qcow2 -o compat=0.10 -b base -F qcow2 oldabove 1000k",
+        "qemu-img create -q -f qcow2 -o data_file=data datafile 1000k",
+        "qemu-img create -q -f qcow2 -o cluster_size=4k small 1000k",
+    ]);
+    let images =
+        ["plain", "above", "longer", "onraw", "sub", "subabove", "old", "oldabove", "datafile", "small"];
+    for image in images {
+        // Each by itself, and one after the other.
+        for command in COMMANDS.split(';') {
+            pair.script("-f qcow2", command, image);
+        }
+        // There all of it is data, of which our file keeps less, and `map` guesses by what the file keeps.
+        if image != "oldabove" {
+            pair.same_maps(image);
+        }
+        pair.same_disks(image);
+    }
+    pair.script("-f qcow2", "write -c -P 4 0 64k; write -z 4k 4k; write -z -n 8k 4k", "plain");
+    pair.same_maps("plain");
+    pair.finish();
+}
+
+/// What `reopen` cannot change, and how it says so.
+#[test]
+fn options_of_reopen_say_the_same() {
+    let mut pair = Pair::new(&[
+        "qemu-img create -q -f raw a.raw 1M",
+        "qemu-img create -q -f qcow2 base 1M",
+        "qemu-img create -q -f qcow2 -b base -F qcow2 top 1M",
+    ]);
+    for line in [
+        "foo=1",
+        "lazy-refcounts=foo",
+        "cache-size=foo",
+        "overlap-check=foo",
+        "driver=raw",
+        "driver=qcow2",
+        "filename=top",
+        "file.filename=x",
+        "file.filename=top",
+        "file.driver=x",
+        "file.driver=file",
+        "file.locking=off",
+        "file=x",
+        "backing=x",
+        "backing.driver=raw",
+        "backing.file.filename=x",
+        "node-name=x",
+        "data-file=x",
+        "read-only=foo",
+        "auto-read-only=on",
+        "force-share=on",
+        "discard=foo",
+        "discard=unmap",
+        "detect-zeroes=foo",
+        "cache.direct=foo",
+        "cache.no-flush=on",
+        "l2-cache-size=1M,cache-size=64k",
+        "l2-cache-entry-size=1000",
+        "=",
+        "foo",
+        "nolazy-refcounts",
+    ] {
+        pair.script("-f qcow2", &format!("reopen -o {line}; write -P 3 0 512"), "top");
+    }
+    for line in [
+        "-r -o read-only=off",
+        "-w -o read-only=on",
+        "-c none -o cache.direct=off",
+        "-c none -o cache-size=64k",
+        "-o lazy-refcounts=on -o lazy-refcounts=off",
+    ] {
+        pair.script("-f qcow2", &format!("reopen {line}; read 0 512"), "top");
+    }
+    for line in ["offset=foo", "file.aio=threads", "size=512", "offset=512"] {
+        pair.script("-f raw", &format!("reopen -o {line}; length"), "a.raw");
+    }
+    pair.finish();
+}
+
+/// No file has zones.
+#[test]
+fn commands_of_zoned_devices_are_refused_in_the_same_words() {
+    const COMMANDS: &[&str] = &[
+        "zone_report 0 1; zone_open 0 512; zone_close 0 512; zone_finish 0 512; zone_reset 0 512; zone_append 0 512 512",
+        "zrp 0 1; zo 0 512; zc 0 512; zf 0 512; zrs 0 512; zap 0 512; zap 0 512 512",
+        "zone_report; zone_report 0; zone_report x 1; zone_report 0 x; zone_report 0 99999999999999; zone_report 0 0",
+        "zone_open 0; zone_open 0 -1; zone_open x 1; zone_close 0 x; zone_reset 0 1 2; zone_finish 1",
+        "zone_append 0 512; zone_append 0 x 512; zone_append x 512 512; zone_append 0 512 x; zone_append 0 100 100",
+        "zone_append 0 3G 512; zone_append 0 512 512 512; zone_append 0 1 2 3 4; zone_append 0",
+        "zone_append -q 0 512; zone_append 0 -q 512; zone_append -1 512 512; zone_append -q 0 x; zone_append -q 0",
+    ];
+    let mut pair = Pair::new(RAW);
+    for commands in COMMANDS {
+        pair.script("-f raw", commands, "a.raw");
+        pair.script("-r -f raw", commands, "a.raw");
+    }
+    pair.both("-c 'zone_report 0 1' -c 'zap 0'");
+    pair.finish();
+}

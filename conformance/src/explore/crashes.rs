@@ -16,11 +16,11 @@ use std::rc::Rc;
 use fastrand::Rng;
 
 use crate::disk::{Change, Disk};
-use crate::sparse::{PAGE, Sparse};
+use crate::sparse::Sparse;
 use crate::world::{Frozen, FrozenDisk, World};
 
-/// Bytes that a crash keeps or loses as one.
-const SECTOR: u64 = 512;
+/// Bytes of a sector at the least, in which the sums of all disks are made.
+const SECTOR_MIN: u64 = 512;
 
 /// Outcomes of one moment up to which all are tried: every subset of 12 sector writes.
 const ALL_MAX: u64 = 1 << 12;
@@ -31,6 +31,8 @@ const PARTS_MAX: usize = 5;
 /// All that a crash may leave of one moment.
 pub struct Crashes {
     disks: Vec<Vec<Layout>>,
+    /// Bytes that a crash keeps or loses as one, by disk.
+    sectors: Vec<u64>,
     paths: Vec<String>,
     templates: Vec<Disk>,
 }
@@ -41,6 +43,8 @@ struct Layout {
     base: Sparse,
     base_sum: u64,
     end: u64,
+    /// Bytes of a sector.
+    sector: u64,
     /// Whether every change of length has survived.
     longest: bool,
     slots: Rc<Vec<Slot>>,
@@ -79,6 +83,7 @@ impl Crashes {
     pub fn new(frozen: &Frozen) -> Self {
         Self {
             disks: frozen.disks.iter().map(layouts).collect(),
+            sectors: frozen.disks.iter().map(|disk| disk.config.sector).collect(),
             paths: frozen.disks.iter().map(|disk| disk.path.clone()).collect(),
             templates: frozen
                 .disks
@@ -194,7 +199,7 @@ impl Crashes {
             let mut content = layout.base.clone();
             for (slot, option) in layout.slots.iter().zip(slots) {
                 if *option > 0 && layout.keeps(slot) {
-                    content.write(slot.sector * SECTOR, &slot.options[usize::from(*option)].0);
+                    content.write(slot.sector * self.sectors[disk], &slot.options[usize::from(*option)].0);
                 }
             }
             content.set_len(layout.end);
@@ -212,7 +217,7 @@ impl Crashes {
             for (slot, option) in layout.slots.iter().zip(slots) {
                 if layout.keeps(slot) {
                     let what = if *option == 0 { "old".into() } else { format!("new {option}") };
-                    words.push(format!("  sector at {:#x}: {what}", slot.sector * SECTOR));
+                    words.push(format!("  sector at {:#x}: {what}", slot.sector * self.sectors[disk]));
                 }
             }
         }
@@ -224,7 +229,8 @@ impl Layout {
     /// Whether what was written to a sector can be there: not beyond the end, and not where a length that is lost would
     /// cut it in two, because sectors do not tear.
     fn keeps(&self, slot: &Slot) -> bool {
-        let end = if self.longest { slot.sector * SECTOR + 1 } else { (slot.sector + 1) * SECTOR };
+        let start = slot.sector * self.sector;
+        let end = if self.longest { start + 1 } else { start + self.sector };
         end <= self.end
     }
 
@@ -259,6 +265,7 @@ fn layouts(disk: &FrozenDisk) -> Vec<Layout> {
 }
 
 fn layout(disk: &FrozenDisk, survive: usize, end: u64, longest: bool) -> Layout {
+    let sector_len = disk.config.sector;
     let mut base = disk.stable.clone();
     let mut touched: BTreeMap<u64, Vec<Part>> = BTreeMap::new();
     let mut seen = 0;
@@ -270,11 +277,11 @@ fn layout(disk: &FrozenDisk, survive: usize, end: u64, longest: bool) -> Layout 
                     base.set_len(*len);
                 }
                 if pending.new_len.is_some() && seen <= survive {
-                    touched.retain(|sector, _| sector * SECTOR < *len);
+                    touched.retain(|sector, _| sector * sector_len < *len);
                 }
             }
             Change::Write(at, bytes) => {
-                for (sector, part, from) in sectors(*at..at + bytes.len() as u64) {
+                for (sector, part, from) in sectors(*at..at + bytes.len() as u64, sector_len) {
                     let bytes = bytes[from..from + part.len()].to_vec();
                     touched.entry(sector).or_default().push(Part {
                         change: number,
@@ -284,27 +291,29 @@ fn layout(disk: &FrozenDisk, survive: usize, end: u64, longest: bool) -> Layout 
                 }
             }
             Change::Zero(range, _) => {
-                for (sector, part, _) in sectors(range.clone()) {
+                for (sector, part, _) in sectors(range.clone(), sector_len) {
                     touched.entry(sector).or_default().push(Part { change: number, part, bytes: None });
                 }
             }
         }
     }
-    let slots: Vec<Slot> = touched.into_iter().map(|(sector, parts)| slot(&base, sector, parts)).collect();
-    Layout { base_sum: sum_of(&base), base, end, longest, slots: Rc::new(slots) }
+    let slot = |(sector, parts)| slot(&base, sector, sector_len, parts);
+    let slots: Vec<Slot> = touched.into_iter().map(slot).collect();
+    Layout { base_sum: sum_of(&base), base, end, sector: sector_len, longest, slots: Rc::new(slots) }
 }
 
 /// What a sector may hold, after any of the changes in any order.
-fn slot(base: &Sparse, sector: u64, mut parts: Vec<Part>) -> Slot {
-    let mut stable = base.bytes(sector * SECTOR, SECTOR as usize);
+fn slot(base: &Sparse, sector: u64, sector_len: u64, mut parts: Vec<Part>) -> Slot {
+    let start = sector * sector_len;
+    let mut stable = base.bytes(start, sector_len as usize);
     while parts.len() > PARTS_MAX {
         parts.remove(0).lay(&mut stable);
     }
-    let mut options = vec![(stable.clone(), sum_of_sector(sector, &stable))];
+    let mut options = vec![(stable.clone(), sum_of_bytes(start, &stable))];
     let mut option = |content: Vec<u8>| {
         let known = options.iter().position(|(bytes, _)| *bytes == content);
         let index = known.unwrap_or_else(|| {
-            let sum = sum_of_sector(sector, &content);
+            let sum = sum_of_bytes(start, &content);
             options.push((content, sum));
             options.len() - 1
         });
@@ -338,34 +347,27 @@ impl Part {
     }
 }
 
-/// The sectors of a range: number, bytes within the sector, and where those begin in the range.
-fn sectors(range: Range<u64>) -> impl Iterator<Item = (u64, Range<usize>, usize)> {
-    let first = range.start / SECTOR;
-    (first..range.end.div_ceil(SECTOR)).map(move |sector| {
-        let (start, end) = (range.start.max(sector * SECTOR), range.end.min((sector + 1) * SECTOR));
-        let within = (start - sector * SECTOR) as usize..(end - sector * SECTOR) as usize;
+/// The sectors of a range, of `len` bytes each: number, bytes within the sector, and where those begin in the range.
+fn sectors(range: Range<u64>, len: u64) -> impl Iterator<Item = (u64, Range<usize>, usize)> {
+    let first = range.start / len;
+    (first..range.end.div_ceil(len)).map(move |sector| {
+        let (start, end) = (range.start.max(sector * len), range.end.min((sector + 1) * len));
+        let within = (start - sector * len) as usize..(end - sector * len) as usize;
         (sector, within, (start - range.start) as usize)
     })
 }
 
 /// A number for all bytes of a disk: the sum over its sectors, so that replacing one is a subtraction and an addition.
 fn sum_of(content: &Sparse) -> u64 {
-    let mut sum = 0_u64;
-    for (at, page) in content.pages() {
-        for index in 0..PAGE / SECTOR {
-            let bytes = &page[(index * SECTOR) as usize..((index + 1) * SECTOR) as usize];
-            sum = sum.wrapping_add(sum_of_sector(at / SECTOR + index, bytes));
-        }
-    }
-    sum
+    content.pages().fold(0, |sum: u64, (at, page)| sum.wrapping_add(sum_of_bytes(at, page)))
 }
 
-/// A sector of zeros counts for nothing, whether it is a hole or not.
-fn sum_of_sector(sector: u64, bytes: &[u8]) -> u64 {
-    match drystone_core::buf::is_zero(bytes) {
-        true => 0,
-        false => mix(fingerprint(bytes) ^ sector.wrapping_mul(0x9e37_79b9_7f4a_7c15)),
-    }
+/// What some sectors count for. One of zeros counts for nothing, whether it is a hole or not.
+fn sum_of_bytes(at: u64, bytes: &[u8]) -> u64 {
+    let sectors = bytes.chunks(SECTOR_MIN as usize).zip(at / SECTOR_MIN..);
+    sectors.filter(|(bytes, _)| !drystone_core::buf::is_zero(bytes)).fold(0, |sum: u64, (bytes, sector)| {
+        sum.wrapping_add(mix(fingerprint(bytes) ^ sector.wrapping_mul(0x9e37_79b9_7f4a_7c15)))
+    })
 }
 
 /// A number for some bytes, the same on every machine.
@@ -439,6 +441,18 @@ mod tests {
         assert!(
             grown.clone().count() == 2 && grown.into_iter().all(|content| content[512..1024] == [0; 512])
         );
+    }
+
+    #[test]
+    fn a_larger_sector_survives_as_one() {
+        let mut frozen = frozen(
+            &[1; 8192],
+            vec![(Change::Write(512, vec![2; 1024]), None), (Change::Write(4096, vec![3; 512]), None)],
+        );
+        frozen.disks[0].config.sector = 4096;
+        let found = outcomes(&frozen, 100);
+        assert_eq!(found.len(), 4, "each of two sectors is old or new");
+        assert!(found.iter().all(|content| content[512] == content[1535]));
     }
 
     #[test]

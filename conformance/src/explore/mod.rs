@@ -10,17 +10,15 @@
 //! brings its image and its work. Start at [`explore`]; the operations are listed in [`operations`], and the rules of
 //! order that are broken on purpose in [`rules`].
 
+pub mod cancel;
+pub mod changed;
 mod crashes;
 pub mod faults;
-mod jobs;
+mod guest;
 mod operation;
 pub mod operations;
-mod repairs;
 pub mod rules;
 mod straight;
-mod two_level;
-mod upkeep;
-mod vmdk;
 
 use std::collections::{BTreeSet, HashSet};
 use std::hash::BuildHasherDefault;
@@ -33,11 +31,13 @@ use drystone_core::engine::Io;
 use drystone_core::error::{Error, FaultKind};
 use drystone_core::format::{CheckReport, check};
 use drystone_core::graph::open::{NodeSpec, open};
+use drystone_core::graph::{Access as DriverAccess, NodeId};
 use drystone_core::intent::Label;
 use fastrand::Rng;
 
 pub use crashes::fingerprint;
-pub use operation::{Access, Do, Guest, Operation, TOP, image_in, qcow2, qcow2_in};
+pub use guest::{Do, Guest};
+pub use operation::{Access, Operation, TOP, image_in, qcow2, qcow2_in};
 pub use straight::straight;
 
 use crate::fault::Kind;
@@ -47,7 +47,8 @@ use crate::sim::Sim;
 use crate::sparse::Sparse;
 use crate::world::{Frozen, World};
 use crashes::{Crashes, Outcome};
-use operation::{Allowed, Body};
+use guest::Allowed;
+use operation::Body;
 
 /// How much of what a crash may leave is looked at.
 #[derive(Clone, Copy, Debug)]
@@ -146,6 +147,7 @@ pub fn explore_lying(
             how,
             rng: Rng::with_seed(seed),
             seen: HashSet::default(),
+            stood: 0,
             explored: Explored { labels: recording.labels.clone(), ..Explored::default() },
         };
         explorer.all(&recording)?;
@@ -179,7 +181,7 @@ struct Recording {
 
 /// Runs an operation, and keeps what a crash would find after each step.
 fn record(operation: &Operation, seed: u64, lies: Lies) -> Result<Recording, String> {
-    let guest = Guest::new(operation);
+    let guest = Guest::new(operation, seed);
     let mut sim = Sim::new(seed, operation.world.clone());
     sim.lies = lies;
     let recording = record_on(&mut sim, &guest, operation.guest_spec(), &operation.body)?;
@@ -193,7 +195,7 @@ fn record(operation: &Operation, seed: u64, lies: Lies) -> Result<Recording, Str
         return Err("an operation that reads writes".into());
     }
     // Without a crash all of it must be there; what the executor lied about has happened by now.
-    let found = look(world, operation.spec(false)).map_err(|error| format!("at the end: {error}"))?;
+    let found = operation.look(world).map_err(|error| format!("at the end: {error}"))?;
     guest.allowed().check(&found).map_err(|error| format!("at the end: {error}"))?;
     Ok(recording)
 }
@@ -272,11 +274,11 @@ fn harm_of(finding: &str) -> u64 {
 /// # Errors
 /// What is wrong with it.
 pub fn look(world: World, spec: NodeSpec) -> Result<Buf, String> {
-    read_checked(world, spec, Checked::Yes)
+    read_checked(world, spec, Checked::Yes, 0)
 }
 
-fn read_checked(world: World, spec: NodeSpec, checked: Checked) -> Result<Buf, String> {
-    match looked(world, spec, checked)? {
+fn read_checked(world: World, spec: NodeSpec, checked: Checked, state_len: usize) -> Result<Buf, String> {
+    match looked(world, spec, checked, state_len)? {
         Found::Disk(content, flaws) => flaws.at_most(None).map(|()| content),
         Found::Nothing(error) => Err(format!("it does not open: {error}")),
     }
@@ -290,7 +292,8 @@ enum Checked {
     No,
 }
 
-fn looked(world: World, spec: NodeSpec, checked: Checked) -> Result<Found, String> {
+/// Opens, checks and reads an image; behind its disk, the first bytes of a machine's state.
+fn looked(world: World, spec: NodeSpec, checked: Checked, state_len: usize) -> Result<Found, String> {
     let (found, _) = straight(world, |io| async move {
         let node = match open(&io, &spec).await {
             Ok(node) => node,
@@ -301,7 +304,7 @@ fn looked(world: World, spec: NodeSpec, checked: Checked) -> Result<Found, Strin
             Checked::Yes => check(&io, node, &mut |line| findings.push(line), &|_, _| {}).await,
             Checked::No => Ok(CheckReport::default()),
         };
-        let content = io.read_bytes("explore/read", node, 0, io.len(node) as usize).await;
+        let content = content(&io, node, state_len).await;
         let closed = io.close(node).await;
         let flaws = match report {
             Ok(report) => Flaws::of(&with_leaks(report, &findings), &findings),
@@ -314,12 +317,41 @@ fn looked(world: World, spec: NodeSpec, checked: Checked) -> Result<Found, Strin
     found
 }
 
+/// Opens, checks and reads what is left of an image, and holds it against what may be; returns what a guest reads. An image
+/// that was being made need not be there.
+fn stands(operation: &Operation, world: &World, allowed: &Allowed) -> Result<Option<Buf>, String> {
+    let content = match looked(world.clone(), operation.spec(false), Checked::Yes, operation.state_len)? {
+        Found::Nothing(_) if !allowed.opens => return Ok(None),
+        Found::Nothing(error) => return Err(format!("it does not open: {error}")),
+        Found::Disk(content, flaws) => flaws.at_most(allowed.flaws).map(|()| content)?,
+    };
+    allowed.check(&content)?;
+    if operation.flaws.is_some() {
+        let mended = operations::qcow2_repairs::mended(world.clone())?;
+        allowed.check(&mended).map_err(|error| format!("once it is repaired: {error}"))?;
+    }
+    Ok(Some(content))
+}
+
+/// All of a disk, and behind it the first bytes of the machine's state that the image holds.
+async fn content(io: &Io, node: NodeId, state_len: usize) -> Result<Buf, Box<Error>> {
+    let disk = io.read_bytes("explore/read", node, 0, io.len(node) as usize).await?;
+    if state_len == 0 {
+        return Ok(disk);
+    }
+    let (state, read) = io.vmstate(node, DriverAccess::Read, 0, Buf::zeroed(state_len).into()).await;
+    read?;
+    Ok(Buf::from([&disk[..], &state.into_single()[..]].concat()))
+}
+
 struct Explorer<'a> {
     operation: &'a Operation,
     how: &'a Thoroughness,
     rng: Rng,
     /// States that were in order: what the disks hold, and what may be found.
     seen: HashSet<(u64, u64), BuildHasherDefault<rustc_hash::FxHasher>>,
+    /// How many of them had an image that opens.
+    stood: u64,
     explored: Explored,
 }
 
@@ -356,52 +388,42 @@ impl Explorer<'_> {
         self.explored.opened += 1;
         let operation = self.operation;
         let world = crashes.world(outcome);
-        let content = match looked(world.clone(), operation.spec(false), Checked::Yes)? {
-            Found::Nothing(_) if !allowed.opens => return Ok(()),
-            Found::Nothing(error) => return Err(format!("it does not open: {error}")),
-            Found::Disk(content, flaws) => flaws.at_most(allowed.flaws).map(|()| content)?,
-        };
-        allowed.check(&content)?;
-        if operation.flaws.is_some() {
-            let mended = repairs::mended(world.clone())?;
-            allowed.check(&mended).map_err(|error| format!("once it is repaired: {error}"))?;
-        }
+        let Some(content) = stands(operation, &world, allowed)? else { return Ok(()) };
         for (view, expected) in &operation.views {
-            let shown = read_checked(world.clone(), view.clone(), Checked::No);
+            let shown = read_checked(world.clone(), view.clone(), Checked::No, operation.state_len);
             let shown = shown.map_err(|error| format!("another view: {error}"))?;
             if *shown != expected[..] {
                 return Err("another view of the image shows something else than before".into());
             }
         }
         operation.inspect.iter().try_for_each(|inspect| inspect(&world))?;
-        let due = |every: u64| every > 0 && self.explored.different.is_multiple_of(every);
-        let works = operation.access != Access::Read && operation.flaws.is_none();
-        let (recover, by_qemu) = (due(self.how.recover_every) && works, due(self.how.qemu_every));
-        if by_qemu && operation.flaws.is_none() {
+        self.stood += 1;
+        let stood = self.stood;
+        let due = |every: u64| every > 0 && stood.is_multiple_of(every);
+        if due(self.how.qemu_every) && operation.flaws.is_none() && operation.known_to_qemu {
             self.explored.by_qemu += 1;
-            ask_qemu(&world, operation.format, &content)?;
+            ask_qemu(&world, operation.format, &content[..content.len() - operation.state_len])?;
         }
-        if recover { self.recover(world, &content) } else { Ok(()) }
+        // The first ones too, so that there are some of every operation.
+        let recovers = due(self.how.recover_every) || stood.is_power_of_two();
+        if recovers && self.how.recover_every > 0 { self.recover(world, &content) } else { Ok(()) }
     }
 
-    /// Goes on with what a crash left, as if nothing had happened, and crashes that too.
+    /// Goes on with what a crash left, as if nothing had happened, and crashes that too. A damaged image is repaired by what is
+    /// explored itself.
     fn recover(&mut self, world: World, content: &[u8]) -> Result<(), String> {
         self.explored.recoveries += 1;
-        let size = content.len() as u64;
-        let guest = Guest::of(self.operation, Sparse::from_bytes(content), true);
-        let places = [self.rng.u64(..size.max(1)) & !511, self.rng.u64(..size.max(1)) & !511];
-        let body: Body = Rc::new(move |guest: Guest| {
-            Box::pin(async move {
-                for place in places {
-                    guest.write(place, 512.min(size - place)).await?;
-                    guest.flush().await?;
-                }
-                Ok(())
-            })
-        });
+        let operation = self.operation;
+        let guest = Guest::of(operation, Sparse::from_bytes(content), true, 0);
+        let (spec, body) = match operation.flaws {
+            None => {
+                (Some(operation.spec(true)), self.two_writes((content.len() - operation.state_len) as u64))
+            }
+            Some(_) => (operation.guest_spec(), Rc::clone(&operation.body)),
+        };
         let mut sim = Sim::new(self.rng.u64(..), world);
-        let recording = record_on(&mut sim, &guest, Some(self.operation.spec(true)), &body)
-            .map_err(|error| format!("going on: {error}"))?;
+        let recording =
+            record_on(&mut sim, &guest, spec, &body).map_err(|error| format!("going on: {error}"))?;
         for point in &recording.points {
             let crashes = Crashes::new(&point.frozen);
             let mut rng = self.rng.fork();
@@ -410,14 +432,27 @@ impl Explorer<'_> {
                     return Ok(());
                 }
                 self.explored.opened += 1;
-                let content = look(crashes.world(outcome), self.operation.spec(false))?;
-                point.allowed.check(&content)
+                stands(operation, &crashes.world(outcome), &point.allowed).map(drop)
             });
             self.explored.recovery_states +=
                 states.map_err(|report: String| format!("power cut while going on: {report}"))?;
         }
-        let found = look(sim.into_world(), self.operation.spec(false))?;
+        let found = operation.look(sim.into_world())?;
         guest.allowed().check(&found).map_err(|error| format!("after going on: {error}"))
+    }
+
+    /// What shows that an image is of use: two writes somewhere, each made durable.
+    fn two_writes(&mut self, size: u64) -> Body {
+        let places = [self.rng.u64(..size.max(1)) & !511, self.rng.u64(..size.max(1)) & !511];
+        Rc::new(move |guest: Guest| {
+            Box::pin(async move {
+                for place in places {
+                    guest.write(place, 512.min(size - place)).await?;
+                    guest.flush().await?;
+                }
+                Ok(())
+            })
+        })
     }
 }
 

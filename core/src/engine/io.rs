@@ -3,12 +3,15 @@
 use std::rc::Rc;
 use std::time::Duration;
 
+use smallvec::SmallVec;
+
 use super::path::{Piece, Place, Verb};
 use super::serve::Held;
-use super::task::{Answer, LocalFuture};
+use super::task::{Answer, LocalFuture, Promise};
 use super::{AnswerValue, ReplyTo, Shared};
 use crate::buf::{Buf, BufList};
 use crate::compute::{Compute, Computed};
+use crate::crypto::Secret;
 use crate::error::{Error, Result};
 use crate::filter::{Blkdebug, DebugEvent};
 use crate::graph::driver::{Access, Driver, Mapping, Preallocate, Role};
@@ -181,7 +184,10 @@ impl Io {
             return Err(Box::new(Error::ReadOnly { node: here.name.clone() }));
         }
         match &here.kind {
-            Kind::Driver(driver) => driver.make_empty(&self.for_node(node)).await,
+            Kind::Driver(driver) => {
+                let (driver, io) = (Rc::clone(driver), self.for_node(node));
+                self.to_end(async move { driver.make_empty(&io).await }).await
+            }
             Kind::Leaf(leaf) => Err(Box::new(Error::Unsupported {
                 node: here.name.clone(),
                 driver: leaf.driver_name(),
@@ -236,6 +242,54 @@ impl Io {
         }
     }
 
+    /// Bytes that nobody can foretell, as many as are asked for.
+    ///
+    /// # Errors
+    /// When the host has none.
+    pub async fn entropy_bytes(&self, file: NodeId, len: usize) -> Result<Buf> {
+        let mut bytes = Buf::zeroed(len);
+        let mut done = 0;
+        while done < len {
+            let rest = Buf::zeroed(len - done);
+            let (data, result) = self.moved("entropy", Action::Entropy { data: rest.into() }).await;
+            let moved = match result {
+                Ok(0) => Err(Errno::EIO),
+                other => other,
+            };
+            let moved = moved.map_err(|errno| Error::Entropy { location: self.title(file), errno })?;
+            data.copy_out(0, &mut bytes[done..]);
+            done += moved;
+        }
+        Ok(bytes)
+    }
+
+    /// The secret of that id.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn secret(&self, id: &str) -> Result<Secret> {
+        let found = self.shared.secrets.borrow().find(id);
+        found.ok_or_else(|| Box::new(Error::Options(format!("No secret with id '{id}'"))))
+    }
+
+    /// Has several pieces of work done side by side; the answers come in the order of the pieces.
+    pub(crate) async fn compute_all(
+        &self,
+        label: Label,
+        works: impl IntoIterator<Item = Compute>,
+    ) -> SmallVec<[Computed; 4]> {
+        let ask = |work| self.shared.ask(label, Action::Compute(Box::new(work)));
+        let keys: SmallVec<[u32; 4]> = works.into_iter().map(ask).collect();
+        let mut done = SmallVec::new();
+        for key in keys {
+            match Answer::new(&self.shared.answers, key).await {
+                AnswerValue::Outcome(Outcome::Computed(computed)) => done.push(computed),
+                _ => panic!("an executor answered {label} with something else"),
+            }
+        }
+        done
+    }
+
     /// Has CPU-heavy work done where the executor chooses.
     pub async fn compute(&self, label: Label, work: Compute) -> Computed {
         match self.outcome(label, Action::Compute(Box::new(work))).await {
@@ -253,6 +307,21 @@ impl Io {
     pub async fn sleep(&self, duration: Duration) {
         // A timer that fails is a timer that rang at once.
         let _ = self.done("sleep", Action::Sleep { duration }).await;
+    }
+
+    /// Has something done by a coroutine of its own, which goes on to its end where the one that waits for it is dropped:
+    /// steps of which all have to be taken, or memory would no longer say what is on the disk.
+    pub(crate) async fn to_end<T: 'static>(&self, work: impl Future<Output = T> + 'static) -> T {
+        let key = self.shared.answers.open(&self.shared.tasks);
+        let promise = Promise::default();
+        let (shared, fulfil) = (Rc::clone(&self.shared), Rc::clone(&promise));
+        self.spawn(Box::pin(async move {
+            let value = work.await;
+            *fulfil.borrow_mut() = Some(value);
+            shared.answers.fill(&shared.tasks, key, AnswerValue::Request(BufList::new(), Ok(())));
+        }));
+        Answer::new(&self.shared.answers, key).await;
+        promise.take().expect("it has just ended")
     }
 
     /// Starts another coroutine beside this one.
@@ -282,6 +351,7 @@ impl Io {
             Some(driver) if driver.is_filter() => {
                 self.edge(node, Role::File).is_some_and(|file| self.starts_as_zeroes(file))
             }
+            Some(driver) if !driver.starts_as_zeroes() => false,
             Some(_) => self.edge(node, Role::DataFile).is_none_or(|data| self.starts_as_zeroes(data)),
         }
     }
@@ -453,6 +523,8 @@ impl Io {
             if !here.leave() {
                 return Ok(());
             }
+            // A coroutine that was dropped may have left requests behind, and they use the node until their end.
+            self.shared.answers.settle(&self.shared.tasks).await;
             let mut result = match &here.kind {
                 Kind::Driver(driver) => driver.close(&self.for_node(node)).await,
                 Kind::Leaf(leaf) => {
@@ -559,7 +631,10 @@ impl Io {
                     driver.resized(len);
                     Ok(())
                 }
-                graph::Length::Bytes(_) => driver.resize(&self.for_node(node), len, how).await,
+                graph::Length::Bytes(_) => {
+                    let (driver, io) = (Rc::clone(driver), self.for_node(node));
+                    self.to_end(async move { driver.resize(&io, len, how).await }).await
+                }
             },
         }
     }
@@ -643,7 +718,11 @@ impl Io {
         let extent = loop {
             let extent = driver.lookup(offset, len, Access::Read)?;
             match extent.mapping {
-                Mapping::Miss(miss) => driver.load(&self.for_node(image.id), miss).await?,
+                Mapping::Miss(miss) => {
+                    // Others may wait for the same load, and it may make room by a commit.
+                    let (driver, io) = (Rc::clone(driver), self.for_node(image.id));
+                    self.to_end(async move { driver.load(&io, miss).await }).await?;
+                }
                 _ => break extent,
             }
         };

@@ -157,6 +157,8 @@ pub(crate) struct Shared {
     pub(crate) answers: Answers<AnswerValue>,
     pub(crate) epochs: epoch::Epochs,
     pub(crate) cycles: Cell<u64>,
+    /// Passphrases, by the ids that options refer to them by.
+    pub(crate) secrets: RefCell<crate::crypto::Secrets>,
     /// Nodes that wait for events of the drivers above them; each counts itself while it lives.
     pub(crate) debugged: Rc<Cell<u32>>,
     /// The engine itself, for what outlives a call.
@@ -220,6 +222,11 @@ impl Engine {
         self.0.events.borrow_mut().pop_front()
     }
 
+    /// Keeps a passphrase or key, which options of nodes refer to by `id`; a later one of that id replaces it.
+    pub fn add_secret(&self, id: &str, secret: crate::crypto::Secret) {
+        self.0.secrets.borrow_mut().add(id, secret);
+    }
+
     /// Starts a coroutine: opening, closing, a job. A reply with `tag` says that it ended.
     ///
     /// Inside, only what [`Io`] offers may be awaited.
@@ -245,9 +252,9 @@ impl Engine {
         self.0.graph.describe()
     }
 
-    /// Length of what a node shows, in bytes.
+    /// Length of what a guest may ask a node for, in bytes.
     pub fn len(&self, node: NodeId) -> u64 {
-        self.0.graph.len(node)
+        self.0.graph.with(|nodes| crate::graph::guest_length(nodes, node))
     }
 
     /// Coroutines started so far. Tests pin it: a request that memory answers starts none.
@@ -316,7 +323,7 @@ impl Shared {
             if here.flags.read_only && !matches!(verb, Verb::Read | Verb::Flush) {
                 return Err(Box::new(Error::ReadOnly { node: here.name.clone() }));
             }
-            let size = crate::graph::length(nodes, node);
+            let size = crate::graph::guest_length(nodes, node);
             if verb != Verb::Flush && offset.checked_add(len).is_none_or(|end| end > size) {
                 let (node, operation) = (here.name.clone(), verb.name());
                 return Err(Box::new(Error::OutOfRange { node, operation, offset, len, size }));

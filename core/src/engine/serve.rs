@@ -445,27 +445,74 @@ async fn write_zeroes(
     flags: ZeroFlags,
 ) -> Result<()> {
     let (start, end) = (piece.offset, piece.offset + piece.len);
-    let Some((first, last)) = whole_units(start, end, driver.zero_granularity(), io.len(node.id)) else {
-        return zero_edge_of_unit(io, node.id, start, end).await;
-    };
-    zero_edge_of_unit(io, node.id, start, first).await?;
-    let done = {
+    let whole = {
         let unit = driver.granularity();
-        let (claimed, until) = (first - first % unit, last.next_multiple_of(unit));
+        let (claimed, until) = (start - start % unit, end.next_multiple_of(unit));
         let _claim = node.claims.take(&io.shared().tasks, claimed, until).await;
-        driver.write_zeroes(io, first, last - first, flags).await?
+        let whole = units_to_zero(io, node.id, driver, start, end).await?;
+        let done =
+            !whole.is_empty() && driver.write_zeroes(io, whole.start, whole.end - whole.start, flags).await?;
+        if done { whole } else { end..end }
     };
-    if !done {
-        if flags.no_fallback {
-            return Err(Box::new(crate::error::Error::Unsupported {
-                node: node.name.clone(),
-                driver: driver.name(),
-                what: "fast zeros",
-            }));
-        }
-        zeroes_as_data(io, node.id, first, last - first).await?;
+    let left = start < whole.start || whole.end < end;
+    if left && flags.no_fallback {
+        return Err(Box::new(crate::error::Error::Unsupported {
+            node: node.name.clone(),
+            driver: driver.name(),
+            what: "fast zeros",
+        }));
     }
-    zero_edge_of_unit(io, node.id, last, end).await
+    zeroes_as_data(io, node.id, start, whole.start.saturating_sub(start)).await?;
+    zeroes_as_data(io, node.id, whole.end, end.saturating_sub(whole.end)).await
+}
+
+/// The whole units that zeroing `[start, end)` is to change: those within it, and one at either end of which nothing is
+/// stored, and which reads as zeros beside the range. The caller has a claim on all of them.
+async fn units_to_zero(
+    io: &Io,
+    node: NodeId,
+    driver: &dyn Driver,
+    start: u64,
+    end: u64,
+) -> Result<std::ops::Range<u64>> {
+    let unit = driver.zero_granularity();
+    let first = start - start % unit;
+    let last = end.next_multiple_of(unit).min(io.len(node));
+    let mut whole = first..last;
+    if !stores_nothing(io, node, driver, first..start).await? {
+        whole.start += unit;
+    }
+    if !stores_nothing(io, node, driver, end..last).await? {
+        whole.end = end - end % unit;
+    }
+    Ok(whole)
+}
+
+/// Whether a part of a unit reads as zeros and is not stored, as far as metadata tells; it is loaded where it is missing.
+async fn stores_nothing(
+    io: &Io,
+    node: NodeId,
+    driver: &dyn Driver,
+    part: std::ops::Range<u64>,
+) -> Result<bool> {
+    let mut at = part.start;
+    while at < part.end {
+        let extent = driver.lookup(at, part.end - at, Access::Read)?;
+        match extent.mapping {
+            Mapping::Miss(miss) => {
+                driver.load(io, miss).await?;
+                continue;
+            }
+            Mapping::Zero { .. } | Mapping::Backing { .. } => {}
+            _ => return Ok(false),
+        }
+        let status = io.status(node, at, extent.len, None).await?;
+        if !status.zero {
+            return Ok(false);
+        }
+        at += status.len;
+    }
+    Ok(true)
 }
 
 /// The whole units within `[start, end)`; the end of the node ends a unit.
@@ -473,13 +520,6 @@ fn whole_units(start: u64, end: u64, unit: u64, size: u64) -> Option<(u64, u64)>
     let first = start.next_multiple_of(unit);
     let last = if end == size { end } else { end - end % unit };
     (first < last).then_some((first, last))
-}
-
-async fn zero_edge_of_unit(io: &Io, node: NodeId, start: u64, end: u64) -> Result<()> {
-    if start >= end || reads_zero(io, node, start..end) {
-        return Ok(());
-    }
-    zeroes_as_data(io, node, start, end - start).await
 }
 
 async fn zeroes_as_data(io: &Io, node: NodeId, offset: u64, len: u64) -> Result<()> {
@@ -652,8 +692,10 @@ async fn rewrite_blocks(io: &Io, leaf: &Leaf, piece: &mut Piece, aligned: bool) 
     let end = at + piece.len as usize;
     piece.data.copy_out(0, &mut blocks[at..end]);
     let wanted_len = leaf.len.get().max(piece.offset + piece.len);
+    let blocks_end = start + blocks.len() as u64;
     let written = write_whole(io, leaf, start, BufList::from(blocks), fua).await;
-    if leaf.len.get() > wanted_len {
+    // Only what this write added is cut off: within the end there is nothing, and beyond it others may have grown the leaf.
+    if wanted_len < blocks_end && leaf.len.get() > wanted_len && leaf.len.get() <= blocks_end {
         cut_back(io, leaf, wanted_len).await?;
     }
     written

@@ -214,6 +214,9 @@ impl WaitList {
 /// Where answers wait for the tasks that asked.
 pub(crate) struct Answers<T> {
     slots: RefCell<Slab<AnswerSlot<T>>>,
+    /// Answers that are still to come, and that nobody waits for.
+    abandoned: Cell<u32>,
+    settled: WaitList,
 }
 
 struct AnswerSlot<T> {
@@ -225,7 +228,7 @@ struct AnswerSlot<T> {
 
 impl<T> Default for Answers<T> {
     fn default() -> Self {
-        Self { slots: RefCell::new(Slab::new()) }
+        Self { slots: RefCell::default(), abandoned: Cell::new(0), settled: WaitList::default() }
     }
 }
 
@@ -243,6 +246,10 @@ impl<T> Answers<T> {
         if slot.abandoned {
             slots.remove(key as usize);
             drop(slots);
+            self.abandoned.set(self.abandoned.get() - 1);
+            if self.abandoned.get() == 0 {
+                self.settled.notify(tasks);
+            }
             return;
         }
         slot.value = Some(value);
@@ -263,7 +270,13 @@ impl<T> Answers<T> {
             drop(slot);
         } else {
             slots[key as usize].abandoned = true;
+            self.abandoned.set(self.abandoned.get() + 1);
         }
+    }
+
+    /// Waits until whatever was asked by a coroutine that is gone has been answered.
+    pub(crate) async fn settle(&self, tasks: &Tasks) {
+        self.settled.wait(tasks, || (self.abandoned.get() == 0).then_some(())).await;
     }
 }
 

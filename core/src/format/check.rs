@@ -1,6 +1,6 @@
 //! Check of an image in whatever format.
 
-use super::{qcow2, qed, vdi, vmdk};
+use super::{qcow2, qed, vdi, vhdx, vmdk};
 use crate::engine::Io;
 use crate::error::{Error, Result};
 use crate::graph::NodeId;
@@ -48,6 +48,7 @@ pub async fn check(
         "qed" => qed::check(io, node).await,
         "vdi" => vdi::check(io, node, say).await,
         "vmdk" => vmdk::check(io, node, say).await,
+        "vhdx" => vhdx::check(io, node, say).await,
         driver => Err(Box::new(Error::Unsupported { node: io.title(node), driver, what: "checks" })),
     }
 }

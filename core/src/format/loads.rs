@@ -35,9 +35,21 @@ impl Loads {
         if !mine.await {
             return Ok(());
         }
-        let result = read.await;
-        self.under_way.borrow_mut().retain(|other| *other != at);
-        self.ended.notify(tasks);
-        result
+        let _under_way = UnderWay { loads: self, tasks, at };
+        read.await
+    }
+}
+
+/// A load that is under way, until it is dropped: those who wait for it look again.
+struct UnderWay<'a> {
+    loads: &'a Loads,
+    tasks: &'a Tasks,
+    at: HostOffset,
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.loads.under_way.borrow_mut().retain(|other| *other != self.at);
+        self.loads.ended.notify(self.tasks);
     }
 }

@@ -5,13 +5,16 @@ mod check;
 mod facts;
 mod image;
 mod loads;
+pub mod luks;
 pub mod qcow;
 pub mod qcow2;
 pub mod qed;
 pub mod raw;
 mod two_level;
 pub mod vdi;
+pub mod vhdx;
 pub mod vmdk;
+pub mod vpc;
 
 pub use check::{CheckReport, check};
 pub use facts::{Backing, ImageFacts, OutsideName};

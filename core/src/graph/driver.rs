@@ -31,6 +31,10 @@ pub enum Role {
     Raw,
     /// `log`: what writes are written down in.
     Log,
+    /// `header`: what holds the header of an encrypted volume that is kept apart.
+    Header,
+    /// The encryption between an image and what holds its data; no edge of QEMU's, which keeps that in the format.
+    Crypt,
     /// `extents.N`: one of the files that hold the guest data of an image whose description is in `file`.
     Extent(u16),
 }
@@ -44,6 +48,8 @@ impl Role {
             Self::DataFile => "data-file".into(),
             Self::Raw => "raw".into(),
             Self::Log => "log".into(),
+            Self::Header => "header".into(),
+            Self::Crypt => "crypt".into(),
             Self::Extent(number) => format!("extents.{number}").into(),
         }
     }
@@ -191,6 +197,11 @@ pub trait Driver {
     /// Length of what the node shows, in bytes.
     fn length(&self) -> Length;
 
+    /// Length of what a guest may ask for. It is less where the driver itself works beyond the end of its disk.
+    fn guest_length(&self) -> Length {
+        self.length()
+    }
+
     /// Returns the extent at `offset`, at most `len` bytes of it; `len` is above zero.
     ///
     /// # Errors
@@ -203,6 +214,12 @@ pub trait Driver {
     /// Whether the node shows its child's bytes as they are, so that the child's holes are its own.
     fn is_filter(&self) -> bool {
         false
+    }
+
+    /// Whether what nobody wrote to reads as zeros. One that decrypts whatever is there says no, and what
+    /// [`resize`](Self::resize) adds is then not zeros either.
+    fn starts_as_zeroes(&self) -> bool {
+        true
     }
 
     /// What the image says of itself.

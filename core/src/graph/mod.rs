@@ -97,6 +97,8 @@ pub(crate) struct Edges {
     data_file: Cell<Option<NodeId>>,
     raw: Cell<Option<NodeId>>,
     log: Cell<Option<NodeId>>,
+    header: Cell<Option<NodeId>>,
+    crypt: Cell<Option<NodeId>>,
     /// In the order of the disk.
     extents: RefCell<Vec<Option<NodeId>>>,
     /// What the node declared to do with leaves.
@@ -112,6 +114,8 @@ impl Edges {
             Role::DataFile => self.data_file.get(),
             Role::Raw => self.raw.get(),
             Role::Log => self.log.get(),
+            Role::Header => self.header.get(),
+            Role::Crypt => self.crypt.get(),
             Role::Extent(number) => self.extents.borrow().get(usize::from(number)).copied().flatten(),
         }
     }
@@ -123,6 +127,8 @@ impl Edges {
             Role::DataFile => self.data_file.set(child),
             Role::Raw => self.raw.set(child),
             Role::Log => self.log.set(child),
+            Role::Header => self.header.set(child),
+            Role::Crypt => self.crypt.set(child),
             Role::Extent(number) => {
                 let (mut extents, number) = (self.extents.borrow_mut(), usize::from(number));
                 if extents.len() <= number {
@@ -143,7 +149,7 @@ impl Edges {
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (Role, NodeId)> + '_ {
         let extents = (0..self.extents.borrow().len() as u16).map(Role::Extent);
-        [Role::File, Role::Backing, Role::DataFile, Role::Raw, Role::Log]
+        [Role::File, Role::Backing, Role::DataFile, Role::Raw, Role::Log, Role::Header, Role::Crypt]
             .into_iter()
             .chain(extents)
             .filter_map(|role| Some((role, self.at(role)?)))
@@ -315,12 +321,23 @@ pub(crate) fn at(nodes: &[Option<Rc<Node>>], id: NodeId) -> &Node {
 /// Length of what a node shows, in bytes.
 #[inline]
 pub(crate) fn length(nodes: &[Option<Rc<Node>>], id: NodeId) -> u64 {
+    length_as(nodes, id, |driver| driver.length())
+}
+
+/// Length of what a guest may ask a node for, in bytes.
+#[inline]
+pub(crate) fn guest_length(nodes: &[Option<Rc<Node>>], id: NodeId) -> u64 {
+    length_as(nodes, id, |driver| driver.guest_length())
+}
+
+#[inline]
+fn length_as(nodes: &[Option<Rc<Node>>], id: NodeId, of: fn(&dyn Driver) -> Length) -> u64 {
     let node = at(nodes, id);
     match &node.kind {
         Kind::Leaf(leaf) => leaf.len.get(),
-        Kind::Driver(driver) => match driver.length() {
+        Kind::Driver(driver) => match of(driver.as_ref()) {
             Length::Bytes(len) | Length::Growing(len) => len,
-            Length::OfFileFrom(start) => length(nodes, node.child(Role::File)).saturating_sub(start),
+            Length::OfFileFrom(start) => length_as(nodes, node.child(Role::File), of).saturating_sub(start),
         },
     }
 }

@@ -345,13 +345,10 @@ enum Format {
 
 /// Tells the format by the first bytes. A format that is known and not supported is no raw image.
 async fn probe(io: &Io, file: NodeId) -> Result<Format> {
-    const OTHERS: [(usize, &[u8], &str); 7] = [
+    const OTHERS: [(usize, &[u8], &str); 4] = [
         (0, b"Bochs Virtual HD Image\0", "bochs"),
         (0, b"#!/bin/sh\n#V2.0 Format\nmodprobe cloop ", "cloop"),
         (0, b"WithouFreSpacExt", "parallels"),
-        (0, b"vhdxfile", "vhdx"),
-        (0, b"conectix", "vpc"),
-        (0, b"LUKS\xba\xbe", "luks"),
         (0, b"WithoutFreeSpace", "parallels"),
     ];
     let len = io.len(file).min(2048) as usize;

@@ -63,6 +63,17 @@ impl Opening<'_> {
         Ok(part)
     }
 
+    /// Opens what options describe as a part of the image, and locks it as the image.
+    ///
+    /// # Errors
+    /// When it does not open.
+    pub async fn open_child(&self, role: Role, spec: &NodeSpec) -> Result<NodeId> {
+        let child = open_child(self.io, spec, self.depth).await?;
+        self.edges.set(role, Some(child));
+        lock_child(self.io, self.spec, self.edges, role, Sharing::Reads).await?;
+        Ok(child)
+    }
+
     fn backing_spec(&self, name: Option<&str>, format: Option<&str>) -> Result<Option<NodeSpec>> {
         let Self { io, spec, file, .. } = *self;
         let commits_down = spec.mode.commits_down.saturating_sub(1);

@@ -72,7 +72,7 @@ pub(super) fn name_a_file(options: &Map<String, Value>) -> bool {
 
 /// Whether flat options name a node that is open already.
 pub(super) fn refer_to_nodes(options: &Map<String, Value>) -> bool {
-    const CHILDREN: [&str; 7] = ["file", "backing", "data-file", "image", "raw", "test", "log"];
+    const CHILDREN: [&str; 8] = ["file", "backing", "data-file", "image", "raw", "test", "log", "header"];
     let is_child = |key: &str| key.rsplit('.').next().is_some_and(|last| CHILDREN.contains(&last));
     options.iter().any(|(key, value)| is_child(key) && value.as_str().is_some_and(|name| !name.is_empty()))
 }
@@ -155,7 +155,7 @@ fn node(options: Options, path: Option<&str>, mode: OpenMode, depth: usize) -> R
             let backing = backing_child(&mut options, below)?;
             DriverSpec::Qcow2 { file, backing, data_file, options: qcow2_options(&mut options)? }
         }
-        Some(format) => formats::image(&mut options, format, file, below)?,
+        Some(format) => formats::image(&mut options, format, file, below, depth)?,
         None => {
             let backing = backing_child(&mut options, below)?;
             DriverSpec::Probe { file, backing, options: qcow2_options(&mut options)? }

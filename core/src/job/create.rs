@@ -5,7 +5,7 @@
 
 use crate::engine::Io;
 use crate::error::Result;
-use crate::format::{qcow, qcow2, qed, vdi, vmdk};
+use crate::format::{luks, qcow, qcow2, qed, vdi, vhdx, vmdk, vpc};
 use crate::graph::open::{ChildSpec, DriverSpec, NodeSpec, OpenMode, open};
 use crate::graph::options::location;
 use crate::graph::{NodeId, Preallocate};
@@ -22,6 +22,8 @@ pub enum ImageSpec {
         /// How its space is reserved.
         preallocation: Preallocation,
     },
+    /// An encrypted volume.
+    Luks(luks::CreateOptions),
     /// An empty qcow image.
     Qcow(qcow::CreateOptions),
     /// An empty QED image.
@@ -30,6 +32,10 @@ pub enum ImageSpec {
     Vdi(vdi::CreateOptions),
     /// An empty VMDK image, with its extents.
     Vmdk(vmdk::CreateOptions),
+    /// An empty VHDX image.
+    Vhdx(vhdx::CreateOptions),
+    /// An empty VHD image.
+    Vpc(vpc::CreateOptions),
     /// An empty qcow2 image; its external data file, where it has one, is made too.
     Qcow2(qcow2::CreateOptions),
 }
@@ -42,6 +48,9 @@ pub async fn create(io: &Io, path: &str, image: &ImageSpec) -> Result<()> {
     let location = location(path)?;
     match image {
         ImageSpec::Raw { size, preallocation } => io.create_leaf(&location, *size, *preallocation).await,
+        ImageSpec::Luks(options) => {
+            in_new_file(io, &location, async |file| luks::create(io, file, options).await).await
+        }
         ImageSpec::Qcow(options) => {
             in_new_file(io, &location, async |file| qcow::create(io, file, options).await).await
         }
@@ -59,6 +68,12 @@ pub async fn create(io: &Io, path: &str, image: &ImageSpec) -> Result<()> {
                 in_new_file(io, &location, async |file| vmdk::create(io, file, &new).await).await?;
             }
             Ok(())
+        }
+        ImageSpec::Vhdx(options) => {
+            in_new_file(io, &location, async |file| vhdx::create(io, file, options).await).await
+        }
+        ImageSpec::Vpc(options) => {
+            in_new_file(io, &location, async |file| vpc::create(io, file, options).await).await
         }
         ImageSpec::Qcow2(options) => {
             let refused =

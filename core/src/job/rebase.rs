@@ -79,18 +79,26 @@ pub async fn rebase(
 /// When the format has no backing files, the header has no room for the name, or the leaf fails.
 pub async fn change_backing(io: &Io, image: NodeId, backing: Option<(&str, Option<&str>)>) -> Result<()> {
     let driver = io.driver(image);
-    if let Some(qed) = driver.as_ref().and_then(|driver| driver.as_any().downcast_ref::<Qed>()) {
-        let backing = backing.map(|(name, format)| (name, format == Some("raw")));
-        return qed.change_backing(&io.for_node(image), backing).await;
-    }
-    match driver.as_ref().and_then(|driver| driver.as_any().downcast_ref::<Qcow2>()) {
-        Some(qcow2) => qcow2.change_backing(&io.for_node(image), backing).await,
-        None => Err(Box::new(Error::Unsupported {
-            node: io.title(image),
-            driver: driver.map_or("file", |driver| driver.name()),
-            what: "a backing file",
-        })),
-    }
+    let name = driver.as_ref().map_or("file", |driver| driver.name());
+    let Some(driver) = driver.filter(|driver| driver.as_any().is::<Qcow2>() || driver.as_any().is::<Qed>())
+    else {
+        let what = "a backing file";
+        return Err(Box::new(Error::Unsupported { node: io.title(image), driver: name, what }));
+    };
+    let here = io.for_node(image);
+    let owned = backing.map(|(name, format)| (name.to_owned(), format.map(str::to_owned)));
+    // Goes on to its end even when nobody waits for it any more.
+    io.to_end(async move {
+        let backing = owned.as_ref().map(|(name, format)| (name.as_str(), format.as_deref()));
+        if let Some(qed) = driver.as_any().downcast_ref::<Qed>() {
+            return qed
+                .change_backing(&here, backing.map(|(name, format)| (name, format == Some("raw"))))
+                .await;
+        }
+        let qcow2: &Qcow2 = driver.as_any().downcast_ref().expect("looked at before");
+        qcow2.change_backing(&here, backing).await
+    })
+    .await
 }
 
 /// Whether `image` is one of the chain that begins with `top`.

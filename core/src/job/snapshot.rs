@@ -1,4 +1,4 @@
-//! Snapshots within an image.
+//! Snapshots within an image. What has begun goes on to its end, even when nobody waits for it any more.
 
 use std::rc::Rc;
 
@@ -12,8 +12,8 @@ use crate::graph::{Driver, NodeId};
 /// # Errors
 /// When the node's format has no snapshots, or as the format says; the image is then what it was.
 pub async fn create_snapshot(io: &Io, node: NodeId, new: &NewSnapshot) -> Result<String> {
-    let driver = with_snapshots(io, node)?;
-    qcow2(&driver).create_snapshot(&io.for_node(node), new).await
+    let (driver, here, new) = (with_snapshots(io, node)?, io.for_node(node), new.clone());
+    io.to_end(async move { qcow2(&driver).create_snapshot(&here, &new).await }).await
 }
 
 /// Makes the disk what it was when a snapshot was taken, its length included. Durable on return.
@@ -21,8 +21,8 @@ pub async fn create_snapshot(io: &Io, node: NodeId, new: &NewSnapshot) -> Result
 /// # Errors
 /// As [`create_snapshot`].
 pub async fn apply_snapshot(io: &Io, node: NodeId, choice: &SnapshotChoice) -> Result<()> {
-    let driver = with_snapshots(io, node)?;
-    qcow2(&driver).apply_snapshot(&io.for_node(node), choice).await
+    let (driver, here, choice) = (with_snapshots(io, node)?, io.for_node(node), choice.clone());
+    io.to_end(async move { qcow2(&driver).apply_snapshot(&here, &choice).await }).await
 }
 
 /// Deletes a snapshot. Durable on return; its space is free once the image is closed, or earlier.
@@ -30,8 +30,8 @@ pub async fn apply_snapshot(io: &Io, node: NodeId, choice: &SnapshotChoice) -> R
 /// # Errors
 /// As [`create_snapshot`].
 pub async fn delete_snapshot(io: &Io, node: NodeId, choice: &SnapshotChoice) -> Result<()> {
-    let driver = with_snapshots(io, node)?;
-    qcow2(&driver).delete_snapshot(&io.for_node(node), choice).await
+    let (driver, here, choice) = (with_snapshots(io, node)?, io.for_node(node), choice.clone());
+    io.to_end(async move { qcow2(&driver).delete_snapshot(&here, &choice).await }).await
 }
 
 /// The driver of a node that can have snapshots.

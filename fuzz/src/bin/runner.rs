@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use drystone_fuzz::meter::Meter;
+use drystone_conformance::meter::Meter;
 use drystone_fuzz::minimise::minimise;
 use drystone_fuzz::{TARGETS, Target};
 

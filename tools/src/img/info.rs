@@ -2,12 +2,14 @@
 
 mod human;
 mod json;
+mod name;
 mod qcow2;
 
 use serde_json::{Map, Value};
 
 pub use human::{render_human, render_specific, snapshot_header, snapshot_line};
 pub use json::render_json;
+pub use name::{NodeName, given_options};
 pub use qcow2::qcow2_facts;
 
 /// What is known of one node, and of those below it.

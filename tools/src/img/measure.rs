@@ -1,12 +1,11 @@
 //! What `measure` decides before it looks at an image, and what it shows.
 
-mod luks;
-
 use drystone_core::format::qcow2::Shape;
 use serde_json::{Map, Value};
 
 use super::args::{MeasureArgs, OutputFormat};
 use super::create::{CreateOptions, Known, create_options};
+use super::luks::LuksChoice;
 use crate::message::{Failure, Message};
 use crate::object::ObjectDef;
 use crate::options::json::to_pages;
@@ -43,9 +42,6 @@ impl MeasureTarget {
     /// What is wrong with them, in the words of the reference.
     pub fn new(args: &MeasureArgs, known: Known<'_>) -> Result<Self, Failure> {
         let format = args.target_format.as_str();
-        // A volume that is only measured needs no driver.
-        let drivers = [known.drivers, &["luks"]].concat();
-        let known = Known { drivers: &drivers, ..known };
         create_options(format, None, known).map_err(Failure::new)?;
         if !matches!(format, "raw" | "qcow2" | "luks") {
             return Err(Failure::new(format!("Block driver '{format}' does not support size measurement")));
@@ -62,7 +58,7 @@ impl MeasureTarget {
         let objects = &args.common.objects;
         match format {
             "raw" => Ok(Self::Raw),
-            "luks" => luks::header_len(&options, "", objects).map(Self::Luks),
+            "luks" => luks_header_len(&options, "", objects).map(Self::Luks),
             _ => qcow2(&options, objects),
         }
     }
@@ -110,13 +106,17 @@ impl MeasureTarget {
     }
 }
 
+fn luks_header_len(options: &CreateOptions, prefix: &str, objects: &[ObjectDef]) -> Result<u64, Failure> {
+    LuksChoice::parse(options, prefix).map_err(Failure::new)?.header_len(objects)
+}
+
 fn qcow2(options: &CreateOptions, objects: &[ObjectDef]) -> Result<MeasureTarget, Failure> {
     let refuse = |text: &str| Err(Failure::new(text));
     let number = |name: &str| options.number(name).unwrap_or(0);
     let switch = |name: &str| options.switch(name) == Some(true);
     // Any other encryption has no header of its own.
     let luks = match options.text("encrypt.format") {
-        Some("luks") => luks::header_len(options, "encrypt.", objects)?,
+        Some("luks") => luks_header_len(options, "encrypt.", objects)?,
         _ => 0,
     };
     let version = match options.text("compat") {

@@ -15,6 +15,7 @@ pub mod convert;
 pub mod create;
 pub mod info;
 pub mod inspect;
+pub mod luks;
 pub mod map;
 pub mod measure;
 pub mod open;

@@ -7,6 +7,7 @@ use drystone_core::graph::Preallocate;
 use super::flags::{self, Flags};
 use super::number::{milliseconds, number};
 use super::transfer::{self, DiscardArgs, ReadArgs, Vectored, WriteArgs};
+use super::zones;
 use crate::img::args::CacheMode;
 
 /// What a line asks for.
@@ -22,8 +23,14 @@ pub enum Command {
     AioFlush,
     Flush,
     Discard(DiscardArgs),
-    Truncate { len: u64, preallocation: Preallocate },
-    Alloc { offset: u64, count: u64 },
+    Truncate {
+        len: u64,
+        preallocation: Preallocate,
+    },
+    Alloc {
+        offset: u64,
+        count: u64,
+    },
     Map,
     Length,
     Info,
@@ -35,10 +42,18 @@ pub enum Command {
     Abort,
     Help(Option<String>),
     Quit,
-    Break { event: String, tag: String },
+    Break {
+        event: String,
+        tag: String,
+    },
     RemoveBreak(String),
     Resume(String),
     WaitBreak(String),
+    /// What nothing here can do: the complaint goes to the error stream, the text to the standard output.
+    Refused {
+        complaint: Option<String>,
+        text: String,
+    },
 }
 
 /// `open`.
@@ -201,6 +216,16 @@ pub const COMMANDS: &[Spec] = &[
     spec("writev", None, "[-Cfqr] [-P pattern] off len [len..]", "write from several buffers")
         .flags("CfP:qr", |flags| transfer::vectored(flags).map(Command::Writev))
         .on_writable(),
+    spec("zone_append", Some("zap"), "offset len [len..]", "write at the end of a zone")
+        .words(3, 4, zones::append)
+        .on_image(),
+    spec("zone_close", Some("zc"), "offset len", "close zones").words(2, 2, zones::close).on_image(),
+    spec("zone_finish", Some("zf"), "offset len", "call zones full").words(2, 2, zones::finish).on_image(),
+    spec("zone_open", Some("zo"), "offset len", "open zones").words(2, 2, zones::open).on_image(),
+    spec("zone_report", Some("zrp"), "offset number", "tell about zones")
+        .words(2, 2, zones::report)
+        .on_image(),
+    spec("zone_reset", Some("zrs"), "offset len", "empty zones").words(2, 2, zones::reset).on_image(),
 ];
 
 const fn spec(

@@ -15,5 +15,6 @@ pub mod info;
 mod number;
 pub mod report;
 mod transfer;
+mod zones;
 
 pub use transfer::{DiscardArgs, Pattern, ReadArgs, Source, Vectored, WriteArgs};

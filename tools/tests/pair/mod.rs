@@ -37,8 +37,12 @@ impl Pair {
         }
         for entry in std::fs::read_dir(pair.theirs.path()).expect("a folder") {
             let path = entry.expect("an entry").path();
-            let name = path.file_name().expect("a file");
-            std::fs::copy(&path, pair.ours.path().join(name)).expect("a file can be copied");
+            // Both are copies, with the same holes.
+            let copy = pair.ours(&path.file_name().expect("a file").to_string_lossy());
+            for (from, to) in [(&path, &copy), (&copy, &path)] {
+                let copied = Command::new("cp").arg("--sparse=auto").args([from, to]).status();
+                assert!(copied.expect("cp runs").success(), "{path:?} can be copied");
+            }
         }
         pair
     }
@@ -123,6 +127,21 @@ impl Pair {
             if !output.status.success() {
                 let _ = writeln!(self.differences, "qemu-img {command} {name}: {output:?}");
             }
+        }
+    }
+
+    /// Has the reference see both folders' images under a name in the same extents.
+    pub fn same_maps(&mut self, name: &str) {
+        let map = |path: PathBuf| {
+            let output = Command::new("qemu-img").args(["map", "--output=json"]).arg(&path).output();
+            let output = output.expect("qemu-img is installed");
+            // Where a file keeps its clusters is its own affair.
+            let offsets = |line: &str| line.split(", \"offset\"").next().unwrap_or_default().to_owned();
+            String::from_utf8_lossy(&output.stdout).lines().map(offsets).collect::<Vec<_>>()
+        };
+        let (ours, theirs) = (map(self.ours(name)), map(self.theirs(name)));
+        if ours != theirs {
+            let _ = writeln!(self.differences, "map of {name}\n  ours: {ours:#?}\ntheirs: {theirs:#?}");
         }
     }
 

@@ -12,7 +12,6 @@ use super::layout::{
     RefcountTableEntry, extension_kind,
 };
 use super::lookup::be_u64;
-use super::open::Protect;
 use super::{Lock, Qcow2, Qcow2Error};
 use crate::engine::{Event, Io};
 use crate::error::Result;
@@ -169,8 +168,8 @@ impl Qcow2 {
     }
 
     /// Protects metadata that only snapshots and bitmaps need.
-    pub(super) async fn protect_more(&self, io: &Io, file: NodeId, what: Protect) -> Result<()> {
-        let header = self.header();
+    pub(super) async fn protect_more(&self, io: &Io, file: NodeId) -> Result<()> {
+        let (header, what) = (self.header(), self.refcounts.borrow().protect);
         let bits = header.cluster_bits;
         // Beyond the end of the file there is nothing to protect, and no end to what a damaged image may name.
         let end = bits.count(io.len(file));

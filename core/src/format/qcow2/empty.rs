@@ -17,6 +17,7 @@ use std::ops::RangeInclusive;
 use rustc_hash::FxHashSet;
 
 use super::layout::{Crypt, GuestOffset, HostOffset, RefcountTableEntry};
+use super::open::unprotected_clusters;
 use super::refcount::REFCOUNT_TABLE_MAX;
 use super::{Qcow2, Qcow2Error};
 use crate::buf::Buf;
@@ -185,7 +186,10 @@ impl Qcow2 {
         l1.entries.fill(0);
         self.l2.borrow_mut().clear();
         let metadata: FxHashSet<u64> = std::iter::once(0).chain(clusters).collect();
-        self.refcounts.borrow_mut().start_over(table_at, table, metadata);
+        let mut refcounts = self.refcounts.borrow_mut();
+        refcounts.start_over(table_at, table, metadata);
+        let open = unprotected_clusters(&self.header.borrow(), &[], &refcounts.table, refcounts.protect);
+        refcounts.hold_metadata(false, open);
         Ok(())
     }
 

@@ -144,6 +144,11 @@ pub enum Qcow2Error {
         "cluster {:#x}, which {what}, is not counted; the image is corrupt, run 'check' on it", .at.0
     )]
     NotCounted { at: HostOffset, what: &'static str },
+    #[error(
+        "cluster {:#x} was free a moment ago, and is counted now: somebody else writes to the image, or it is corrupt; run \
+         'check' on it", .at.0
+    )]
+    NoLongerFree { at: HostOffset },
     #[error("cluster {:#x} has as many references as fit {bits} bits; no snapshot can share it", .at.0)]
     RefcountFull { at: HostOffset, bits: u32 },
     #[error("Cannot decrease refcount entry width to {bits} bits: Cluster at offset {:#x} has a refcount of {count}", .at.0)]

@@ -106,7 +106,10 @@ impl Qcow2 {
         let entry = L1Entry::Table { at: fresh.at, copied: true };
         self.l1.borrow_mut().set(index, entry.encode());
         let cluster = fresh.at.0 >> self.geometry.cluster_bits.bits();
-        self.refcounts.borrow_mut().metadata.insert(cluster);
+        let mut refcounts = self.refcounts.borrow_mut();
+        let protected = refcounts.protect.active_l2;
+        refcounts.hold_metadata(protected, [cluster]);
+        drop(refcounts);
         if let Some(old) = old {
             self.free_later(old, 1, super::refcount::Freed::Other);
         }

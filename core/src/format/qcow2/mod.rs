@@ -103,7 +103,6 @@ pub struct Qcow2 {
     /// The first reason why a freed cluster stays counted.
     reclaim_error: RefCell<Option<Box<Error>>>,
     discards: Discards,
-    protect: Protect,
     pack_fresh_only: bool,
     /// The version whose readers must understand what is written; below the header's while that goes down.
     writes_version: Cell<u32>,
@@ -259,6 +258,12 @@ impl Driver for Qcow2 {
     /// Disks are whole sectors; QEMU 10.0.2 leaves out the rest of a size that is not.
     fn length(&self) -> Length {
         let size = self.shown_len.get().unwrap_or_else(|| self.header.borrow().size);
+        Length::Bytes(size - size % 512)
+    }
+
+    /// What a longer disk will show, and the state of a machine behind the disk, is not yet the guest's, or never.
+    fn guest_length(&self) -> Length {
+        let size = self.header.borrow().size;
         Length::Bytes(size - size % 512)
     }
 

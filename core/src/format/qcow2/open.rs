@@ -224,6 +224,7 @@ pub async fn open(
     let slice_len = header.cluster_bits.size().min(SLICE_LEN) as usize;
     let cache = SliceCache::new(slice_len, options.refcount_cache_len as usize);
     let mut refcounts = Refcounts::new(header.refcount_width, header.cluster_bits, table_at, table, cache);
+    refcounts.protect = options.protect;
     let file_len = io.len(file);
     if grows_as_zeroes(io, file) {
         refcounts.fresh_beyond(file_len);
@@ -257,7 +258,6 @@ pub async fn open(
         reclaimed: Default::default(),
         reclaim_error: RefCell::default(),
         discards: options.discards,
-        protect: options.protect,
         pack_fresh_only: options.pack_fresh_only,
         discard_no_unref: options.discard_no_unref,
         writable,
@@ -271,7 +271,7 @@ pub async fn open(
             true => qcow2.repair_dirty(io, file).await?,
             false => qcow2.protect_metadata()?,
         }
-        qcow2.protect_more(io, file, options.protect).await?;
+        qcow2.protect_more(io, file).await?;
         qcow2.clear_stale_features(io, file).await?;
         qcow2.use_bitmaps(io, file).await?;
     }
@@ -426,7 +426,12 @@ pub(super) fn metadata_clusters(
 }
 
 /// Clusters of metadata that may be written over by wish of who opens the image. What holds protected metadata too is none.
-fn unprotected_clusters(header: &Header, l1: &[u64], table: &[u64], protect: Protect) -> FxHashSet<u64> {
+pub(super) fn unprotected_clusters(
+    header: &Header,
+    l1: &[u64],
+    table: &[u64],
+    protect: Protect,
+) -> FxHashSet<u64> {
     let bits = header.cluster_bits;
     if protect.active_l1 && protect.active_l2 && protect.refcount_table && protect.refcount_block {
         return FxHashSet::default();
@@ -507,7 +512,7 @@ impl Qcow2 {
         let clusters = metadata_clusters(&self.header.borrow(), &l1.entries, &refcounts.table);
         refcounts.metadata = clusters.map_err(|fault| self.fail(fault))?;
         refcounts.unprotected =
-            unprotected_clusters(&self.header.borrow(), &l1.entries, &refcounts.table, self.protect);
+            unprotected_clusters(&self.header.borrow(), &l1.entries, &refcounts.table, refcounts.protect);
         Ok(())
     }
 

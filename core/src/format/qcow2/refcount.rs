@@ -13,6 +13,7 @@
 use rustc_hash::FxHashSet;
 
 use super::layout::{ClusterBits, HostOffset, RefcountTableEntry, RefcountWidth};
+use super::open::Protect;
 use super::{Missing, Qcow2, Qcow2Error};
 use crate::buf::Buf;
 use crate::engine::Io;
@@ -45,8 +46,10 @@ pub(super) struct Refcounts {
     pub(super) next_packed: u64,
     /// Host clusters that hold metadata: nobody is given them, whatever their refcount says.
     pub(super) metadata: FxHashSet<u64>,
-    /// Those of them that may be given to data all the same (`overlap-check`).
+    /// Those of them that may be given to data all the same, because `protect` does not say otherwise.
     pub(super) unprotected: FxHashSet<u64>,
+    /// What of the metadata is protected from data (`overlap-check`).
+    pub(super) protect: Protect,
     /// No cluster below this number is free.
     pub(super) first_free: u64,
     /// From this cluster on, the file was never written, and reads as zeros.
@@ -106,6 +109,7 @@ impl Refcounts {
             next_packed: 0,
             metadata: FxHashSet::default(),
             unprotected: FxHashSet::default(),
+            protect: Protect::default(),
             first_free: 0,
             fresh_from: u64::MAX,
             spare: Vec::new(),
@@ -135,7 +139,7 @@ impl Refcounts {
         }
     }
 
-    /// Takes an empty image's table for the image's: only its metadata is counted.
+    /// Takes an empty image's table for the image's: only its metadata is counted, and none of it is open to data yet.
     pub(super) fn start_over(&mut self, table_at: HostOffset, table: Vec<u64>, metadata: FxHashSet<u64>) {
         let used_to = metadata.iter().max().map_or(0, |last| last + 1);
         let _ = self.taken(used_to, 0);
@@ -249,6 +253,17 @@ impl Refcounts {
         }
     }
 
+    /// Takes note of clusters that hold metadata from here on, protected from data or not.
+    pub(super) fn hold_metadata(&mut self, protected: bool, clusters: impl IntoIterator<Item = u64>) {
+        for cluster in clusters {
+            self.metadata.insert(cluster);
+            match protected {
+                true => self.unprotected.remove(&cluster),
+                false => self.unprotected.insert(cluster),
+            };
+        }
+    }
+
     /// Whether a cluster holds metadata that no data is written over.
     pub(super) fn is_protected(&self, cluster: u64) -> bool {
         self.metadata.contains(&cluster) && !self.unprotected.contains(&cluster)
@@ -287,7 +302,7 @@ impl Refcounts {
 
     fn set_table(&mut self, index: usize, block: HostOffset) {
         self.table[index] = RefcountTableEntry::of(block).encode();
-        self.metadata.insert(block.0 >> self.cluster_bits.bits());
+        self.hold_metadata(self.protect.refcount_block, [block.0 >> self.cluster_bits.bits()]);
         let (first, end) = self.table_dirty.unwrap_or((index, index + 1));
         self.table_dirty = Some((first.min(index), end.max(index + 1)));
     }
@@ -411,7 +426,10 @@ impl Qcow2 {
             let all = plan.block_count + plan.table_clusters;
             (refcounts.table, refcounts.table_at, refcounts.table_dirty) = (table, table_at, None);
             let _ = refcounts.taken(cluster, all);
-            refcounts.metadata.extend(cluster..cluster + all);
+            let Protect { refcount_block, refcount_table, .. } = refcounts.protect;
+            let blocks_end = cluster + plan.block_count;
+            refcounts.hold_metadata(refcount_block, cluster..blocks_end);
+            refcounts.hold_metadata(refcount_table, blocks_end..cluster + all);
             refcounts.first_free = refcounts.first_free.max(cluster + all);
         }
         self.free_later(old.0, old.1, Freed::Other);

@@ -37,7 +37,8 @@ pub struct NewSnapshot {
     pub nanoseconds: u32,
     /// How long the guest has run, in nanoseconds.
     pub guest_nanoseconds: u64,
-    /// Bytes of machine state that the image holds beyond the end of its disk.
+    /// Bytes of machine state that the image holds beyond the end of its disk. They are the snapshot's from then on, and
+    /// the disk's no more.
     pub vm_state_len: u64,
     /// Instructions that the guest has run, where somebody counted.
     pub icount: Option<u64>,
@@ -53,7 +54,7 @@ impl Qcow2 {
     ///
     /// # Errors
     /// When there are too many, a refcount does not hold one reference more, or the file cannot be written: the image is
-    /// then what it was.
+    /// then what it was. Or when the snapshot is there, and the disk could not let go of the state that it took over.
     pub(crate) async fn create_snapshot(&self, io: &Io, new: &NewSnapshot) -> Result<String> {
         self.check_snapshots_work(io)?;
         let node = io.shared().graph.node(io.node());
@@ -96,8 +97,9 @@ impl Qcow2 {
         drop(still);
         switched?;
         io.quiesce().await;
+        let forgotten = self.forget_vmstate(io, new.vm_state_len).await;
         self.start_giving_back(io).await;
-        Ok(id)
+        forgotten.map(|()| id)
     }
 
     /// Makes the disk what it was when a snapshot was taken, its length included. The snapshot stays.

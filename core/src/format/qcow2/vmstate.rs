@@ -5,10 +5,12 @@
 //!                                               ^ the first entry that the disk does not need
 //! ```
 //!
-//! A snapshot holds the state along with the disk, because it shares the L1 table. A write of state is a write like any
-//! other, in the same order on disk: a crash leaves the state as it was, or a part of it new, and leaked clusters at most.
+//! A snapshot holds the state along with the disk, because it shares the L1 table; one that is said to have a state takes it
+//! over. A write of state is a write like any other, in the same order on disk: a crash leaves the state as it was, or a part
+//! of it new, and leaked clusters at most. While it is written or read the node is longer than its disk, but not for a guest
+//! (`Driver::guest_length`).
 
-use super::layout::{Header, L1_LEN_MAX};
+use super::layout::{GuestOffset, Header, L1_LEN_MAX};
 use super::resize::Shown;
 use super::{Qcow2, Qcow2Error};
 use crate::buf::BufList;
@@ -78,6 +80,19 @@ impl Qcow2 {
         result
     }
 
+    /// Gives up the disk's hold on the first `len` bytes of state: a snapshot has them, and every write to them would copy.
+    pub(super) async fn forget_vmstate(&self, io: &Io, len: u64) -> Result<()> {
+        let _one_at_a_time = self.resizes.enter(&io.shared().tasks).await;
+        let (start, span) = (self.header.borrow().vmstate_offset(), self.header.borrow().table_span());
+        let mapped = (self.l1.borrow().entries.len() as u64).saturating_mul(span);
+        let len = len.next_multiple_of(self.geometry.cluster_size).min(mapped.saturating_sub(start));
+        if len == 0 {
+            return Ok(());
+        }
+        self.forget_range(io, GuestOffset(start), len).await?;
+        self.commit(io).await
+    }
+
     /// Has the node show all up to `end`, in whole sectors, until what is returned is dropped.
     fn show(&self, end: u64) -> Shown<'_> {
         self.shown_len.set(Some(end.next_multiple_of(512)));
@@ -104,11 +119,17 @@ impl Io {
                 if access == Access::Write && self.flags(at).read_only {
                     return (data, Err(Box::new(Error::ReadOnly { node: self.title(at) })));
                 }
-                let io = self.for_node(at);
-                let done = match driver.vmstate(&io, access, offset, &mut data) {
-                    Some(transfer) => Some(transfer.await),
-                    None => None,
+                let here = self.for_node(at);
+                let transfer = async move {
+                    let result = match driver.vmstate(&here, access, offset, &mut data) {
+                        Some(transfer) => Some(transfer.await),
+                        None => None,
+                    };
+                    (data, result)
                 };
+                // A longer L1 table is a new generation of metadata.
+                let (back, done) = self.to_end(transfer).await;
+                data = back;
                 if let Some(result) = done {
                     return (data, result);
                 }

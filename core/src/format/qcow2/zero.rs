@@ -33,7 +33,8 @@ impl Qcow2 {
     ) -> Result<bool> {
         let has_backing = io.try_child(Role::Backing).is_some();
         if self.writes_version.get() < 3 {
-            if has_backing {
+            // The reference calls nothing in version 2 fast.
+            if has_backing || flags.no_fallback {
                 return Ok(false);
             }
             self.discard_range(io, offset, len).await?;

@@ -61,6 +61,8 @@ async fn once(
             ("qcow2", Some(what)) => check::repair(&io, node, what, &mut say, &|_, _| {}).await?,
             ("qed", Some(check::Repair::All)) => qed::repair(&io, node).await?,
             ("qed", Some(check::Repair::Leaks)) => qed::check(&io, node).await?,
+            // Its log was replayed as it was opened for writing; nothing else is repaired.
+            ("vhdx", Some(_)) => format::check(&io, node, &mut say, &|_, _| {}).await?,
             (_, None) => match format::check(&io, node, &mut say, &|_, _| {}).await {
                 Err(error) if matches!(*error, Error::Unsupported { .. }) => return Ok(None),
                 report => report?,

@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use drystone_core::graph::Role;
 use drystone_core::graph::open::{DriverSpec, NodeSpec, OpenMode};
-use drystone_core::graph::options::{from_filename, from_options};
+use drystone_core::graph::options::{from_filename_and, from_options};
 use drystone_core::job::{Convert, Count, Doing, Stopped, convert};
 use drystone_exec_linux::{Client, Image};
 use drystone_tools::img::args::{ConvertArgs, ConvertTarget};
@@ -89,7 +89,9 @@ async fn open_target(client: &Client, args: &ConvertArgs, plan: &TargetPlan) -> 
     let (name, spec) = match &args.target {
         Some(ConvertTarget::File(name)) => {
             let image = ImageName::File(name.clone());
-            let spec = from_filename(name, args.target_format.as_deref(), mode);
+            // What was made with a key is opened with it.
+            let options = plan.options.as_ref().map(create::open_options).unwrap_or_default();
+            let spec = from_filename_and(Some(name), args.target_format.as_deref(), options, mode);
             (image, spec)
         }
         Some(ConvertTarget::Options(name)) => (name.clone(), from_options(name.options(), mode)),

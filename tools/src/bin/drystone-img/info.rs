@@ -10,14 +10,15 @@ use drystone_core::intent::LeafKind;
 use drystone_exec_linux::Client;
 use drystone_tools::img::args::{InfoArgs, OutputFormat};
 use drystone_tools::img::info::{
-    BackingName, Child, FormatSpecific, ImageInfo, Snapshot, qcow2_facts, render_human, render_json,
+    BackingName, Child, FormatSpecific, ImageInfo, NodeName, Snapshot, given_options, qcow2_facts,
+    render_human, render_json,
 };
 use drystone_tools::img::inspect::{Inspection, OutsideName};
 use drystone_tools::img::open::cannot_open;
 use drystone_tools::message::Failure;
-use drystone_tools::options::{ImageName, json_filename};
+use drystone_tools::options::{ImageName, flatten};
 use jiff::tz::TimeZone;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use crate::image;
 
@@ -34,12 +35,7 @@ pub async fn run(client: &Client, args: &InfoArgs) -> Result<u8, Failure> {
     let mut name = args.source.name.clone();
     let mut images: Vec<ImageInfo> = Vec::new();
     loop {
-        let mut info = look(client, &name, spec.metadata_only()).await?;
-        if let ImageName::Options { .. } = &name
-            && shows_a_part(&name.options())
-        {
-            info.filename = json_filename(&with_protocol(name.options()));
-        }
+        let info = look(client, &name, spec.metadata_only()).await?;
         let next = info
             .backing
             .as_ref()
@@ -97,66 +93,86 @@ async fn inspect(client: &Client, args: &InfoArgs, spec: NodeSpec) -> Result<u8,
     Ok(0)
 }
 
-/// Whether options say which part of a file a node shows, which no plain file name can.
-fn shows_a_part(options: &Map<String, Value>) -> bool {
-    let part = |key: &str| matches!(key, "offset" | "size");
-    options
-        .iter()
-        .any(|(key, value)| part(key) || (key == "file" && value.as_object().is_some_and(shows_a_part)))
-}
-
-/// The options, with the protocol that a file name without one has.
-fn with_protocol(mut options: Map<String, Value>) -> Map<String, Value> {
-    if let Some(Value::Object(file)) = options.get_mut("file") {
-        let protocol = Map::from_iter([("driver".to_owned(), json!("file"))]);
-        let given = std::mem::replace(file, protocol);
-        file.extend(with_protocol(given));
-    }
-    options
-}
-
 async fn look(client: &Client, name: &ImageName, spec: NodeSpec) -> Result<ImageInfo, Failure> {
     let disk = image::open_spec(client, name, &spec).await?;
-    let node = disk.node();
-    let info = client.run(move |io| async move { describe(&io, node).await }).await;
-    let info = info.map_err(|error| cannot_open(name, &error.to_string()))?;
+    let (node, given) = (disk.node(), given_options(name));
+    let looked = client.run(move |io| async move {
+        let (info, _) = describe(&io, node, &given, Level::Top).await?;
+        let left = left_over(&given).filter(|_| info.format == "qcow2");
+        Ok((info, left))
+    });
+    let looked = looked.await.map_err(|error| cannot_open(name, &error.to_string()));
     image::close(disk).await?;
-    Ok(info)
+    let (info, left) = looked?;
+    match left {
+        None => Ok(info),
+        Some(key) => {
+            let format = &info.format;
+            Err(cannot_open(name, &format!("Block format '{format}' does not support the option '{key}'")))
+        }
+    }
 }
 
-async fn describe(io: &Io, node: NodeId) -> CoreResult<ImageInfo> {
+/// The option that says what is below the image, which nobody opens.
+fn left_over(given: &Map<String, Value>) -> Option<String> {
+    let backing = given.get("backing").filter(|backing| !backing.is_null() && *backing != "")?;
+    flatten(Map::from_iter([("backing".to_owned(), backing.clone())])).keys().next().cloned()
+}
+
+/// Whether a node is what the user asked about. What is below that is not opened; what is below others is shown.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Level {
+    Top,
+    Below,
+}
+
+async fn describe(
+    io: &Io,
+    node: NodeId,
+    given: &Map<String, Value>,
+    level: Level,
+) -> CoreResult<(ImageInfo, NodeName)> {
     let format = driver_name(io, node);
     // What takes its time above a leaf without storage is one with it.
     let file = io.edge(node, Role::File).filter(|_| !format.starts_with("null-"));
-    let mut children = Vec::new();
-    for (name, role) in edges(&format) {
+    let (mut children, mut names) = (Vec::new(), Vec::new());
+    for (name, role) in edges(&format, level) {
         if let Some(child) = io.edge(node, role) {
-            children.push(Child { name: name.into(), info: Box::pin(describe(io, child)).await? });
+            let given = given.get(name).and_then(Value::as_object).cloned().unwrap_or_default();
+            let (info, child) = Box::pin(describe(io, child, &given, Level::Below)).await?;
+            children.push(Child { name: name.into(), info });
+            names.push((name, child));
         }
     }
-    let filename = io.title(node);
+    let title = io.title(node);
+    let names: Vec<_> = names.iter().map(|(name, child)| (*name, child)).collect();
+    let name = NodeName::of(&format, &title, given, &names);
+    let passes_on = matches!(
+        format.as_str(),
+        "blkdebug" | "blklogwrites" | "compress" | "copy-on-read" | "preallocate" | "raw"
+    );
     let actual_size = image::bytes_on_host(io, node);
     let mut info = ImageInfo {
-        format,
         // The reference counts whole sectors.
         virtual_size: io.len(node).next_multiple_of(512),
         actual_size,
         dirty: (!is_null(io, node)).then_some(false),
-        cluster_size: None,
+        cluster_size: children.last().filter(|_| passes_on).and_then(|child| child.info.cluster_size),
         encrypted: false,
         compressed: false,
         backing: None,
         snapshots: None,
         format_specific: None,
         children,
-        filename,
+        filename: name.shown(),
+        format,
     };
     let driver = io.driver(node);
     let Some(file) = file else {
         let kind = info.format.clone();
         let on_host = matches!(kind.as_str(), "file" | "host_device");
         info.format_specific = on_host.then(|| FormatSpecific { kind: "file".into(), data: Map::new() });
-        return Ok(info);
+        return Ok((info, name));
     };
     let facts = driver.as_ref().map(|driver| driver.facts()).unwrap_or_default();
     info.dirty = info.dirty.map(|_| facts.dirty);
@@ -166,7 +182,7 @@ async fn describe(io: &Io, node: NodeId) -> CoreResult<ImageInfo> {
     info.backing = facts.backing.map(|backing| BackingName {
         full_filename: Some(match names_protocol(&backing.name) {
             true => backing.name.clone(),
-            false => beside(&info.filename, &backing.name),
+            false => beside(&title, &backing.name),
         }),
         filename: backing.name,
         format: backing.format,
@@ -180,16 +196,19 @@ async fn describe(io: &Io, node: NodeId) -> CoreResult<ImageInfo> {
         }
     };
     info.format_specific = specific.map(|data| FormatSpecific { kind: info.format.clone(), data });
-    Ok(info)
+    Ok((info, name))
 }
 
 /// The edges of a driver that are shown, by the reference's names, the newest first.
-fn edges(driver: &str) -> Vec<(&'static str, Role)> {
+fn edges(driver: &str, level: Level) -> Vec<(&'static str, Role)> {
     match driver {
         "blkdebug" => vec![("image", Role::File)],
         "blkverify" => vec![("test", Role::File), ("raw", Role::Raw)],
         "blklogwrites" => vec![("log", Role::Log), ("file", Role::File)],
         "null-co" | "null-aio" => Vec::new(),
+        "qcow2" if level == Level::Below => {
+            vec![("backing", Role::Backing), ("data-file", Role::DataFile), ("file", Role::File)]
+        }
         _ => vec![("file", Role::File)],
     }
 }

@@ -25,10 +25,24 @@ use drystone_exec_linux::{Client, Config};
 use drystone_tools::img::args::{self, Action, Command, Common, Executor};
 use drystone_tools::img::progress::{Line, Progress};
 use drystone_tools::message::{Failure, Message, legible};
+use drystone_tools::object::secrets;
 
 /// What the tool calls its formats, for `--help` and for checking `-f` and `-O`.
-const FORMATS: &[&str] =
-    &["file", "host_device", "null-co", "nvme", "qcow", "qcow2", "qed", "raw", "vdi", "vmdk"];
+const FORMATS: &[&str] = &[
+    "file",
+    "host_device",
+    "luks",
+    "null-co",
+    "nvme",
+    "qcow",
+    "qcow2",
+    "qed",
+    "raw",
+    "vdi",
+    "vhdx",
+    "vmdk",
+    "vpc",
+];
 
 fn main() -> ExitCode {
     let argv = match args::words(std::env::args_os()) {
@@ -113,8 +127,10 @@ fn on(
     config: Config,
     command: impl AsyncFnOnce(Client) -> Result<u8, Failure>,
 ) -> Result<u8, Failure> {
+    let secrets = secrets(&common.objects);
     let command = async move |client: Client| {
         let watched = client.clone();
+        secrets.into_iter().for_each(|(id, secret)| client.add_secret(&id, secret));
         let result = command(client).await;
         image::tell_events(&watched);
         result

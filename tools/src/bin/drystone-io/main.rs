@@ -15,6 +15,7 @@ use drystone_exec_linux::{Client, Config};
 use drystone_tools::img::args::{Executor, tool_name, words};
 use drystone_tools::io::args::{self, Action, IoArgs};
 use drystone_tools::message::{Failure, Message, legible};
+use drystone_tools::object::secrets;
 use shell::Shell;
 
 fn main() -> ExitCode {
@@ -52,7 +53,10 @@ fn main() -> ExitCode {
 /// Runs the commands on the executor that was asked for. Tells whether all of them succeeded.
 fn run(args: IoArgs, name: String, config: Config) -> Result<bool, Failure> {
     let executor = args.executor;
-    let commands = async |client: Client| Shell::new(client, args, name).run().await;
+    let commands = async |client: Client| {
+        secrets(&args.objects).into_iter().for_each(|(id, secret)| client.add_secret(&id, secret));
+        Shell::new(client, args, name).run().await
+    };
     let ran = match executor {
         Executor::Tokio => drystone_exec_tokio::run(config, commands),
         Executor::Monoio => drystone_exec_monoio::run(config, commands),

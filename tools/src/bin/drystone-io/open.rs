@@ -46,6 +46,11 @@ impl Opened {
     pub fn top(&self) -> NodeId {
         self.top
     }
+
+    /// The driver of the image's own node.
+    pub fn driver(&self, client: &Client) -> &'static str {
+        client.graph().into_iter().find(|info| info.id == self.top).map_or("raw", |info| info.driver)
+    }
 }
 
 /// Adds lists of options, and returns the warnings that they deserve.
@@ -90,20 +95,69 @@ impl How {
         (how, warnings)
     }
 
-    /// The same, as `reopen` changes it.
-    pub fn changed(&self, command: &ReopenCommand) -> Result<Self, Refusal> {
+    /// The same, as `reopen` changes it, and the warnings that this deserves. `driver` is the image's.
+    pub fn changed(&self, command: &ReopenCommand, driver: &str) -> (Result<Self, Refusal>, Vec<String>) {
+        let mut options = Map::new();
+        let warnings = add_options(&mut options, &command.options);
+        (self.changed_by(command, options, driver).map_err(Refusal::Reported), warnings)
+    }
+
+    fn changed_by(
+        &self,
+        command: &ReopenCommand,
+        options: Map<String, Value>,
+        driver: &str,
+    ) -> Result<Self, String> {
         if self.snapshot {
             let text =
                 "an image with a temporary overlay cannot be opened again: what was written would be lost";
-            return Err(Refusal::Reported(text.into()));
+            return Err(text.into());
+        }
+        if command.writable.is_some() && options.contains_key("read-only") {
+            return Err("Cannot set both -r/-w and 'read-only'".into());
+        }
+        if command.cache.is_some() && options.keys().any(|key| key.starts_with("cache.")) {
+            return Err("Cannot set both -c and the cache options".into());
         }
         let mut how = self.clone();
-        add_options(&mut how.options, &command.options);
+        for (key, value) in options {
+            if self.is_new(&key, &value, driver)? {
+                how.options.insert(key, value);
+            }
+        }
         how.mode.writable = command.writable.unwrap_or(how.mode.writable);
         if let Some(cache) = command.cache {
             how.mode = with_cache(how.mode, cache);
         }
+        how.spec().map_err(|why| match why.rsplit_once("does not support the option ") {
+            Some((_, key)) => format!("Cannot change the option {key}"),
+            None => why,
+        })?;
         Ok(how)
+    }
+
+    /// Whether an option says something new. One that says what the node is, or what is below it, cannot change.
+    fn is_new(&self, key: &str, value: &Value, driver: &str) -> Result<bool, String> {
+        let cannot_change = |key: &str| Err(format!("Cannot change the option '{key}'"));
+        if self.options.get(key) == Some(value) {
+            return Ok(false);
+        }
+        match key.split_once('.') {
+            None if key == "driver" && value == driver => Ok(false),
+            Some(("file", "filename")) if self.path.as_deref() == value.as_str() => Ok(false),
+            Some(("file", "driver")) if self.path.is_some() && value == "file" => Ok(false),
+            None if matches!(key, "driver" | "node-name" | "filename" | "force-share" | "data-file") => {
+                cannot_change(key)
+            }
+            None if matches!(key, "backing" | "file") => {
+                let name = value.as_str().unwrap_or_default();
+                Err(format!("Cannot find device='' nor node-name='{name}'"))
+            }
+            Some(("file" | "backing" | "data-file", below)) => {
+                cannot_change(below.rsplit('.').next().unwrap_or(below))
+            }
+            _ => Ok(true),
+        }
     }
 
     fn spec(&self) -> Result<NodeSpec, String> {

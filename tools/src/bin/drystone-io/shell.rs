@@ -213,6 +213,12 @@ impl Shell {
             Command::RemoveBreak(tag) => debug::remove_break(self, tag).await,
             Command::Resume(tag) => debug::resume(self, tag).await,
             Command::WaitBreak(tag) => debug::wait_break(self, tag).await,
+            Command::Refused { complaint, text } => {
+                if let Some(complaint) = complaint {
+                    say(&format!("{complaint}\n"));
+                }
+                self.refuse(Refusal::Said(text), None)
+            }
         }
     }
 
@@ -251,7 +257,10 @@ impl Shell {
 
     async fn reopen(&mut self, command: &command::ReopenCommand) -> Outcome {
         let old = self.opened().how.clone();
-        let new = match old.changed(command) {
+        let driver = self.opened().driver(&self.client);
+        let (changed, warnings) = old.changed(command, driver);
+        self.warn(warnings);
+        let new = match changed {
             Ok(new) => new,
             Err(refusal) => return self.refuse(refusal, None),
         };

@@ -25,8 +25,8 @@ mod window;
 
 use super::flush::WRITES_MAX;
 use super::layout::{HostOffset, L1Entry, RefcountTableEntry, RefcountWidth, Snapshot};
-use super::open::metadata_clusters;
-use super::refcount::{Freed, FreedRun};
+use super::open::{metadata_clusters, unprotected_clusters};
+use super::refcount::{Freed, FreedRun, Refcounts};
 use super::{L1Table, Qcow2, Qcow2Error};
 use crate::buf::Buf;
 use crate::engine::Io;
@@ -181,7 +181,8 @@ impl Qcow2 {
         let file = io.child(Role::File);
         for indices in next.layout.windows(self.geometry.cluster_size) {
             let mut window = self.fill_window(io, indices, change.width).await?;
-            window.add_region(&next.layout, &next.replaced, next.moved_each);
+            let added = window.add_region(&next.layout, &next.replaced, next.moved_each);
+            added.map_err(|fault| self.fail(fault))?;
             self.count_references(io, &change.raise, &mut window, Step::Raise).await?;
             self.count_references(io, &change.lower, &mut window, Step::Lower).await?;
             if counts_references {
@@ -314,6 +315,7 @@ impl Qcow2 {
             // Tables overlap in a damaged image alone: nothing more is written to it.
             Err(_) => refcounts.adrift = true,
         }
+        self.protect_adopted(&mut refcounts, change, &next);
         (refcounts.table, refcounts.table_at) = (next.table, self.offset_of(layout.table()));
         refcounts.width = change.width;
         refcounts.cache.clear();
@@ -329,6 +331,26 @@ impl Qcow2 {
         let mut l1 = self.l1.borrow_mut();
         let at = if layout.l1_clusters > 0 { self.offset_of(layout.l1()) } else { l1.at };
         *l1 = L1Table { at, entries: next.l1, dirty: None, writing: None };
+    }
+
+    /// Protects the metadata of the next generation as that of the image was protected when it was opened.
+    fn protect_adopted(&self, refcounts: &mut Refcounts, change: &Change, next: &Next) {
+        let (header, bits) = (self.header.borrow(), self.geometry.cluster_bits);
+        let mut protect = refcounts.protect;
+        if let Some(table) = &change.snapshots {
+            if protect.snapshot_table && table.count() > 0 {
+                let at = next.layout.snapshots();
+                refcounts.hold_metadata(true, at..at + bits.count(table.len()));
+            }
+            if protect.inactive_l1 && table.new.is_some() {
+                let at = next.layout.snapshot_l1();
+                refcounts.hold_metadata(true, at..at + bits.count(next.l1.len() as u64 * 8));
+            }
+            // A new snapshot has the L2 tables that are active.
+            protect.active_l2 |= protect.inactive_l2 && table.new.is_some();
+        }
+        let open = unprotected_clusters(&header, &next.l1, &next.table, protect);
+        refcounts.hold_metadata(false, open);
     }
 
     /// Punches holes where the generation before counted clusters and this one counts none. Mappings still stand, so that

@@ -89,7 +89,7 @@ impl Qcow2 {
                 }
                 if !replaced {
                     let place = next.layout.l2_tables().start + next.replaced.len() as u64;
-                    window.use_fresh(place, next.moved_each);
+                    window.use_fresh(place, next.moved_each).map_err(|fault| self.fail(fault))?;
                     next.replaced.push(table.at);
                     table.at = HostOffset(place << bits);
                     let copied = next.moved_each == 1;

@@ -53,9 +53,16 @@ impl Window {
     }
 
     /// Counts a cluster, which nobody used before, so many times; outside the window it does nothing.
-    pub(super) fn use_fresh(&mut self, cluster: u64, count: u64) {
-        assert!(self.count(cluster).is_none_or(|before| before == 0), "a generation goes to free clusters");
-        self.set(cluster, count);
+    ///
+    /// # Errors
+    /// When it is counted already. A place for the generation is looked for in the same refcounts, which are read again for
+    /// the window: between the two, somebody else may have written to the file.
+    pub(super) fn use_fresh(&mut self, cluster: u64, count: u64) -> Result<(), Qcow2Error> {
+        match self.count(cluster) {
+            None | Some(0) => self.set(cluster, count),
+            Some(_) => return Err(Qcow2Error::NoLongerFree { at: HostOffset(cluster << self.cluster_bits) }),
+        }
+        Ok(())
     }
 
     /// Counts one reference more or less; outside the window it does nothing.
@@ -77,13 +84,17 @@ impl Window {
     }
 
     /// Counts the clusters of the generation itself: its tables once, and the L2 tables as often as they are referred to.
-    pub(super) fn add_region(&mut self, layout: &Layout, replaced: &[HostOffset], each: u64) {
-        for cluster in layout.fixed() {
-            self.use_fresh(cluster, 1);
-        }
-        for cluster in layout.l2_tables().take(replaced.len()) {
-            self.use_fresh(cluster, each);
-        }
+    ///
+    /// # Errors
+    /// As for [`use_fresh`](Self::use_fresh).
+    pub(super) fn add_region(
+        &mut self,
+        layout: &Layout,
+        replaced: &[HostOffset],
+        each: u64,
+    ) -> Result<(), Qcow2Error> {
+        layout.fixed().try_for_each(|cluster| self.use_fresh(cluster, 1))?;
+        layout.l2_tables().take(replaced.len()).try_for_each(|cluster| self.use_fresh(cluster, each))
     }
 
     /// The first cluster that nobody uses.

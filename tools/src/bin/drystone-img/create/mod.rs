@@ -1,8 +1,13 @@
 //! `create`, and making the target of `convert`. What a format takes from the options is in a file of its name, where
 //! it is more than a line.
 
+mod luks;
 mod qcow2;
+mod vhdx;
 mod vmdk;
+mod vpc;
+
+pub use luks::open_options;
 
 use std::ffi::OsString;
 use std::os::unix::fs::MetadataExt;
@@ -186,7 +191,10 @@ fn same_file(a: &str, b: &str) -> bool {
 fn image_spec(options: &CreateOptions) -> Result<ImageSpec, String> {
     let size = options.number("size").unwrap_or(0).next_multiple_of(512);
     match options.format() {
+        "luks" => luks::image_spec(options),
         "qcow2" => qcow2::image_spec(options),
+        "vhdx" => vhdx::image_spec(options),
+        "vpc" => vpc::image_spec(options, preallocation(options)?),
         "vdi" => {
             let fixed = options.switch("static").unwrap_or(false);
             Ok(ImageSpec::Vdi(vdi::CreateOptions { size, fixed, preallocation: preallocation(options)? }))

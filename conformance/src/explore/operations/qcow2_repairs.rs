@@ -1,4 +1,4 @@
-//! Repairs: a check that puts right what it finds, and an image that is repaired because it is opened for writing.
+//! Repairs of qcow2 images: a check that puts right what it finds, and an image that is repaired because it is opened for writing.
 
 use drystone_core::buf::Buf;
 use drystone_core::engine::Io;
@@ -9,13 +9,12 @@ use drystone_core::graph::open::{DriverSpec, NodeSpec, OpenMode, open};
 use drystone_core::graph::options::from_filename;
 use drystone_core::job::create_snapshot;
 
-use super::operation::{Guest, Operation, TOP, qcow2};
-use super::{look, straight};
+use super::super::{look, qcow2, straight};
+use super::{Guest, KIB, Operation, TOP};
 use crate::cases::WRITABLE;
 use crate::sparse::Sparse;
 use crate::world::World;
 
-const KIB: u64 = 1 << 10;
 const CLUSTER: u64 = 512;
 
 /// Bit of an entry: the refcount is one.
@@ -27,7 +26,7 @@ const INCOMPATIBLE: usize = 79;
 const MARKED: u8 = 3;
 
 /// All of them.
-pub(super) fn repairs() -> Vec<Operation> {
+pub(super) fn operations() -> Vec<Operation> {
     vec![
         on("leaks are repaired", |image| {
             let (entry, beyond) = (image.l2_entry(1), image.end() + 3);
@@ -151,7 +150,7 @@ async fn repair_once(io: &Io, what: Repair, durable: &dyn Fn()) -> Result<CheckR
 }
 
 /// Repairs all that a crash left wrong, wants nothing to be wrong afterwards, and returns what a guest reads.
-pub(super) fn mended(world: World) -> std::result::Result<Buf, String> {
+pub(in super::super) fn mended(world: World) -> std::result::Result<Buf, String> {
     let (done, world) = straight(world, |io| async move {
         repair_once(&io, Repair::All, &|| ()).await?;
         repair_once(&io, Repair::All, &|| ()).await

@@ -5,11 +5,10 @@ use drystone_core::format::{qcow, qed};
 use drystone_core::graph::Preallocate;
 use drystone_core::job::{ImageSpec, change_backing, create};
 
-use super::operation::{Operation, TOP, image_in};
+use super::super::image_in;
+use super::{KIB, Operation, TOP};
 use crate::cases::stones;
 use crate::world::World;
-
-const KIB: u64 = 1 << 10;
 
 /// Bytes of a QED cluster. The reference opens no fresh image whose tables are one cluster long.
 const CLUSTER: u64 = 4 * KIB;
@@ -30,7 +29,7 @@ fn with_base() -> World {
 }
 
 /// All of them.
-pub(super) fn two_level() -> Vec<Operation> {
+pub(super) fn operations() -> Vec<Operation> {
     let above = |size| qed::CreateOptions { backing: Some(("base".into(), true)), ..qed_options(size) };
     let qcow = |backing: Option<&str>| {
         ImageSpec::Qcow(qcow::CreateOptions { size: 40 * KIB, backing: backing.map(str::to_owned) })

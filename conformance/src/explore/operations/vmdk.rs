@@ -7,12 +7,11 @@ use drystone_core::graph::open::{NodeSpec, OpenMode, open};
 use drystone_core::graph::options::from_filename;
 use drystone_core::job::{ImageSpec, create};
 
-use super::operation::{Operation, TOP, image_in};
-use super::operations::copy;
+use super::super::image_in;
+use super::jobs::copy;
+use super::{KIB, Operation, TOP};
 use crate::cases::{WRITABLE, stones};
 use crate::world::World;
-
-const KIB: u64 = 1 << 10;
 
 /// Bytes of a grain.
 const GRAIN: u64 = 64 * KIB;
@@ -33,7 +32,7 @@ fn making(name: &'static str, subformat: Subformat) -> Operation {
 }
 
 /// All of them.
-pub(super) fn vmdk() -> Vec<Operation> {
+pub(super) fn operations() -> Vec<Operation> {
     let zeroed = CreateOptions { zeroed_grain: true, ..options(Subformat::MonolithicSparse) };
     vec![
         told(on("new grains of a VMDK image", options(Subformat::MonolithicSparse))).doing(

@@ -1,27 +1,23 @@
-//! Operations that change an image as a whole: snapshots, lengths, options, bitmaps.
+//! Operations that change a qcow2 image as a whole: snapshots, lengths, options, bitmaps.
 
+use drystone_core::buf::Buf;
 use drystone_core::engine::Io;
 use drystone_core::error::Result;
 use drystone_core::format::qcow2::{Amend, CreateOptions, NewSnapshot, Qcow2, SnapshotChoice};
 use drystone_core::graph::open::{DriverSpec, NodeSpec, open};
-use drystone_core::graph::{Preallocate, Role};
+use drystone_core::graph::{Access, Preallocate, Role};
 use drystone_core::job::{amend, apply_snapshot, create_snapshot, delete_snapshot};
 
-use super::operation::{Guest, Operation, qcow2, qcow2_in};
-use super::operations::{bitmaps, leave_stale_space};
-use super::straight;
+use super::super::{content, qcow2, qcow2_in, straight};
+use super::qcow2::{leave_stale_space, small};
+use super::qcow2_files::bitmaps;
+use super::{Guest, KIB, Operation};
 use crate::cases::stones;
 use crate::world::World;
 
-const KIB: u64 = 1 << 10;
-
 /// All of them.
-pub(super) fn upkeep() -> Vec<Operation> {
-    [snapshots(), lengths(), options()].into_iter().flatten().collect()
-}
-
-fn small(size: u64) -> CreateOptions {
-    CreateOptions { cluster_size: 512, ..CreateOptions::new(size) }
+pub(super) fn operations() -> Vec<Operation> {
+    [snapshots(), states(), lengths(), options()].into_iter().flatten().collect()
 }
 
 fn on(name: &'static str, options: &CreateOptions) -> Operation {
@@ -34,7 +30,7 @@ fn on(name: &'static str, options: &CreateOptions) -> Operation {
 
 fn snapshots() -> Vec<Operation> {
     let taken = on("a snapshot is taken", &small(64 * KIB));
-    let taken = shows_or_is_gone(taken, "first").doing(|guest| async move {
+    let taken = shows_or_is_gone(taken, "first", 0).doing(|guest| async move {
         take(&guest, "first").await?;
         // What the snapshot shares is copied.
         guest.write(2 * KIB, KIB).await?;
@@ -66,7 +62,7 @@ fn snapshots() -> Vec<Operation> {
         guest.write(3 * KIB, KIB).await
     });
     let second = view(&deleted, "second");
-    let deleted = shows_or_is_gone(deleted, "first")
+    let deleted = shows_or_is_gone(deleted, "first", 0)
         .with_view(second)
         // Where it cannot be told what is free, no holes are punched.
         .making_do_without("qcow2.generation/freed")
@@ -77,6 +73,51 @@ fn snapshots() -> Vec<Operation> {
             guest.flush().await
         });
     vec![taken, applied, deleted]
+}
+
+/// The state of a machine, behind the disk.
+fn states() -> Vec<Operation> {
+    const LEN: usize = 4 << 10;
+    let written =
+        on("a machine's state is written", &small(64 * KIB)).with_state(LEN).doing(|guest| async move {
+            guest.save(512, 700).await?;
+            guest.flush().await?;
+            // Beside a guest: what both need of refcounts and tables is one.
+            guest.write(2 * KIB, KIB).await?;
+            guest.save(0, 1024).await?;
+            guest.save(3 * KIB, KIB).await?;
+            guest.flush().await
+        });
+    let saved = |guest: Guest| async move {
+        guest.save(0, 2 * KIB).await?;
+        guest.flush().await
+    };
+    let overwritten = on("a machine's state below a snapshot", &small(64 * KIB))
+        .with_state(LEN)
+        .after(saved)
+        .after(|guest| async move { take(&guest, "first").await });
+    let first = view(&overwritten, "first");
+    let overwritten = overwritten.with_view(first).doing(|guest| async move {
+        guest.save(512, KIB).await?;
+        guest.flush().await?;
+        guest.save(2 * KIB, 512).await
+    });
+    // The disk lets go of the state, and the snapshot has it.
+    let handed_over = on("a snapshot takes a machine's state", &small(64 * KIB)).after(|guest| async move {
+        let data = Buf::from(stones(2 * KIB)).into();
+        guest.io().vmstate(guest.node(), Access::Write, 0, data).await.1
+    });
+    let handed_over = shows_or_is_gone(handed_over, "first", LEN).doing(|guest| async move {
+        let (io, node) = (guest.io(), guest.node());
+        let new = NewSnapshot { name: "first".into(), vm_state_len: 2 * KIB, ..NewSnapshot::default() };
+        create_snapshot(&io, node, &new).await?;
+        let (state, read) = io.vmstate(node, Access::Read, 0, Buf::zeroed(LEN).into()).await;
+        read?;
+        assert!(state.is_zero(), "the disk still has the state");
+        guest.write(2 * KIB, KIB).await?;
+        guest.flush().await
+    });
+    vec![written, overwritten, handed_over]
 }
 
 fn lengths() -> Vec<Operation> {
@@ -212,22 +253,24 @@ pub(super) fn view(operation: &Operation, name: &str) -> NodeSpec {
 
 /// A snapshot comes into being, or goes: where it is there, it shows the disk that it was taken of, which is what the disk
 /// shows before a snapshot is taken.
-fn shows_or_is_gone(operation: Operation, name: &str) -> Operation {
+fn shows_or_is_gone(operation: Operation, name: &str, state_len: usize) -> Operation {
     let spec = view(&operation, name);
-    let content = shown(&operation.world, &spec).unwrap_or_else(|_| operation.content.to_vec());
-    operation.holding(move |world| match shown(world, &spec) {
+    let there = shown(&operation.world, &spec, state_len);
+    let content = there.or_else(|_| shown(&operation.world, &operation.spec(false), state_len));
+    let content = content.expect("the image opens");
+    operation.holding(move |world| match shown(world, &spec, state_len) {
         Ok(found) if found != content => Err("a snapshot shows another disk".into()),
         Err(error) if !error.contains("Can't find snapshot") => Err(format!("a snapshot: {error}")),
         _ => Ok(()),
     })
 }
 
-/// What a view of the image shows, or why it does not open.
-fn shown(world: &World, spec: &NodeSpec) -> std::result::Result<Vec<u8>, String> {
+/// What a view of the image shows, with the first bytes of a machine's state, or why it does not open.
+fn shown(world: &World, spec: &NodeSpec, state_len: usize) -> std::result::Result<Vec<u8>, String> {
     let spec = spec.clone();
     let (content, _) = straight(world.clone(), |io: Io| async move {
         let node = open(&io, &spec).await?;
-        let content = io.read_bytes("explore", node, 0, io.len(node) as usize).await;
+        let content = content(&io, node, state_len).await;
         io.close(node).await?;
         content
     });

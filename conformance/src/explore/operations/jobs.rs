@@ -1,25 +1,37 @@
-//! Jobs on chains of images: commit, rebase; and filters that a guest works through.
+//! Jobs on several images: convert, commit, rebase; and filters that a guest works through.
 
 use std::rc::Rc;
 
+use drystone_core::engine::Io;
 use drystone_core::error::Result;
 use drystone_core::format::qcow2::CreateOptions;
-use drystone_core::graph::Role;
-use drystone_core::graph::open::{OpenMode, open};
+use drystone_core::graph::open::{NodeSpec, OpenMode, open};
 use drystone_core::graph::options::from_filename;
-use drystone_core::job::{Commit, Count, Rebase, change_backing, commit, rebase};
+use drystone_core::graph::{NodeId, Role};
+use drystone_core::job::{
+    Commit, Convert, Count, ImageSpec, Rebase, change_backing, commit, convert, create, rebase,
+};
 
-use super::operation::{Guest, Operation, TOP, qcow2, qcow2_in};
-use super::operations::by_qemu;
-use super::{look, straight};
+use super::super::{look, qcow2, qcow2_in, straight};
+use super::{Guest, KIB, Operation, TOP, by_qemu};
 use crate::cases::{WRITABLE, stones};
 use crate::world::World;
 
-const KIB: u64 = 1 << 10;
-
 /// All of them.
-pub(super) fn jobs() -> Vec<Operation> {
-    [commits(), rebases(), filters()].into_iter().flatten().collect()
+pub(super) fn operations() -> Vec<Operation> {
+    [converts(), commits(), rebases(), filters()].into_iter().flatten().collect()
+}
+
+fn converts() -> Vec<Operation> {
+    let source = stones(48 * KIB);
+    let mut world = World::new();
+    world.add_file("source", &source);
+    vec![
+        Operation::making("convert", "qcow2", world.clone(), &source)
+            .doing(|guest| async move { converted(&guest.io(), false).await }),
+        Operation::making("convert, compressed", "qcow2", world, &source)
+            .doing(|guest| async move { converted(&guest.io(), true).await }),
+    ]
 }
 
 fn commits() -> Vec<Operation> {
@@ -202,4 +214,41 @@ fn in_order(image: &'static str) -> impl Fn(&World) -> std::result::Result<(), S
         let spec = from_filename(image, Some("qcow2"), OpenMode::default()).expect("a path");
         look(world.clone(), spec).map(drop).map_err(|report| format!("{image}: {report}"))
     }
+}
+
+/// Copies `source` into a new image.
+async fn converted(io: &Io, compress: bool) -> Result<()> {
+    let options = CreateOptions { cluster_size: 4 * KIB, ..CreateOptions::new(48 * KIB) };
+    create(io, TOP, &ImageSpec::Qcow2(options)).await?;
+    let source = open(io, &NodeSpec::raw(NodeSpec::file("source", OpenMode::default()))).await?;
+    let copied = match open(io, &from_filename(TOP, Some("qcow2"), WRITABLE)?).await {
+        Ok(target) => {
+            let copied = copy(io, source, target, compress).await;
+            let closed = io.close(target).await;
+            copied.and(closed)
+        }
+        Err(error) => Err(error),
+    };
+    let closed = io.close(source).await;
+    copied.and(closed)
+}
+
+pub(super) async fn copy(io: &Io, source: NodeId, target: NodeId, compress: bool) -> Result<()> {
+    let plan = Convert {
+        above: None,
+        sources: vec![source],
+        target,
+        compress,
+        sparse: 4 * KIB,
+        workers: 4,
+        out_of_order: true,
+        target_is_zero: true,
+        target_has_backing: false,
+        backing_len: 0,
+        copy_range: false,
+        salvage: false,
+        rate: 0,
+        count: Count::Disk,
+    };
+    convert(io, &plan, Rc::new(|_, _| {}), &|| false).await.map_err(|stopped| stopped.source)
 }

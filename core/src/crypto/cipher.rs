@@ -1,0 +1,381 @@
+//! Ciphers over sectors: a block cipher, a mode, and how each sector gets its initialisation vector.
+//!
+//! ```text
+//!   XTS    tweak = E2(iv);  block i: E1(plain ^ tweak * 2^i) ^ tweak * 2^i          all blocks of a sector at once
+//!   CBC    block i: E(plain ^ block i-1), the first with the iv                      decryption: all blocks at once
+//! ```
+//!
+//! Source: IEEE 1619 (XTS), NIST SP 800-38A (CBC, CTR, ECB), \[LUKS1\] "Cipher modes" for the vectors.
+
+use std::fmt;
+
+use aes::cipher::array::Array;
+use aes::cipher::consts::U16;
+use aes::cipher::{BlockCipherDecrypt, BlockCipherEncrypt, BlockSizeUser, KeyInit};
+
+use super::Hash;
+
+/// Bytes that initialisation vectors count.
+pub const SECTOR: u64 = 512;
+
+/// Blocks that are worked on at once: a sector of 4096 bytes.
+const BATCH: usize = 256;
+
+type Block = Array<u8, U16>;
+
+/// What a cipher is called: `aes`, and `xts-plain64` or `cbc-essiv:sha256`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CipherName {
+    /// The block cipher.
+    pub cipher: String,
+    /// How blocks are chained.
+    pub mode: String,
+    /// How initialisation vectors are made.
+    pub iv: String,
+    /// The hash that the vectors need, if they need one.
+    pub iv_hash: Option<String>,
+}
+
+impl CipherName {
+    /// Reads a cipher's name and its mode, as LUKS1 headers have them. `None` where the mode has no vectors.
+    pub fn parse(cipher: &str, mode: &str) -> Option<Self> {
+        let (mode, iv) = match mode.split_once('-') {
+            Some(parts) => parts,
+            None if mode == "ecb" => (mode, "null"),
+            None => return None,
+        };
+        let (iv, iv_hash) = match iv.split_once(':') {
+            Some((iv, hash)) => (iv, Some(hash.to_owned())),
+            None => (iv, None),
+        };
+        Some(Self { cipher: cipher.into(), mode: mode.into(), iv: iv.into(), iv_hash })
+    }
+
+    /// Reads both in one, as LUKS2 has them: `aes-xts-plain64`.
+    pub fn parse_whole(text: &str) -> Option<Self> {
+        let (cipher, mode) = text.split_once('-')?;
+        Self::parse(cipher, mode)
+    }
+
+    /// The mode as headers have it.
+    pub fn mode_text(&self) -> String {
+        match &self.iv_hash {
+            Some(hash) => format!("{}-{}:{hash}", self.mode, self.iv),
+            None if self.mode == "ecb" && self.iv == "null" => self.mode.clone(),
+            None => format!("{}-{}", self.mode, self.iv),
+        }
+    }
+
+    /// Bits of one key of the block cipher, where all keys together have so many bytes: XTS takes two.
+    pub fn key_bits(&self, key_len: usize) -> usize {
+        key_len * 8 / if self.mode == "xts" { 2 } else { 1 }
+    }
+}
+
+impl fmt::Display for CipherName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.cipher, self.mode_text())
+    }
+}
+
+/// Why there is no such cipher.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+#[allow(missing_docs, reason = "the messages say it")]
+pub enum CipherError {
+    #[error("Algorithm '{cipher}' with a key size of {bits} bits is not supported")]
+    Algorithm { cipher: String, bits: usize },
+    #[error("Unsupported cipher mode {0}")]
+    Mode(String),
+    #[error("Unsupported IV generator '{0}'")]
+    Iv(String),
+    #[error("Hash algorithm '{0}' is not supported")]
+    Hash(String),
+    #[error("IV generator 'essiv' needs a hash whose digest is a key of the cipher, and '{0}' has none")]
+    EssivHash(String),
+}
+
+/// What is to be done with data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "their names say it")]
+pub enum Direction {
+    Encrypt,
+    Decrypt,
+}
+
+/// A block cipher with its key.
+trait Blocks: Send + Sync {
+    fn encrypt(&self, blocks: &mut [Block]);
+    fn decrypt(&self, blocks: &mut [Block]);
+}
+
+impl<C: BlockCipherEncrypt + BlockCipherDecrypt + BlockSizeUser<BlockSize = U16> + Send + Sync> Blocks for C {
+    fn encrypt(&self, blocks: &mut [Block]) {
+        self.encrypt_blocks(blocks);
+    }
+
+    fn decrypt(&self, blocks: &mut [Block]) {
+        self.decrypt_blocks(blocks);
+    }
+}
+
+fn keyed(cipher: &str, key: &[u8]) -> Result<Box<dyn Blocks>, CipherError> {
+    fn boxed<C: KeyInit + Blocks + 'static>(key: &[u8]) -> Option<Box<dyn Blocks>> {
+        C::new_from_slice(key).ok().map(|cipher| Box::new(cipher) as Box<dyn Blocks>)
+    }
+    let made = match (cipher, key.len()) {
+        ("aes", 16) => boxed::<aes::Aes128>(key),
+        ("aes", 24) => boxed::<aes::Aes192>(key),
+        ("aes", 32) => boxed::<aes::Aes256>(key),
+        ("serpent", 16 | 24 | 32) => boxed::<serpent::Serpent>(key),
+        ("twofish", 16 | 24 | 32) => boxed::<twofish::Twofish>(key),
+        _ => None,
+    };
+    made.ok_or_else(|| CipherError::Algorithm { cipher: cipher.into(), bits: key.len() * 8 })
+}
+
+enum Mode {
+    /// With the cipher of the tweaks.
+    Xts(Box<dyn Blocks>),
+    Cbc,
+    Ctr,
+    Ecb,
+}
+
+enum Iv {
+    Null,
+    Plain,
+    Plain64,
+    Plain64Be,
+    /// With the cipher that encrypts sector numbers.
+    Essiv(Box<dyn Blocks>),
+}
+
+/// A cipher with its keys, for sectors of one size.
+pub struct Cipher {
+    blocks: Box<dyn Blocks>,
+    mode: Mode,
+    iv: Iv,
+    sector_len: usize,
+}
+
+impl fmt::Debug for Cipher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cipher").field("sector_len", &self.sector_len).finish_non_exhaustive()
+    }
+}
+
+impl Cipher {
+    /// A cipher for sectors of 512 to 4096 bytes, a power of two.
+    ///
+    /// # Errors
+    /// When there is no such cipher, mode or vector, or the key has another length.
+    pub fn new(name: &CipherName, key: &[u8], sector_len: usize) -> Result<Self, CipherError> {
+        assert!(sector_len.is_power_of_two() && (512..=4096).contains(&sector_len), "sizes of sectors");
+        let (data_key, mode) = match name.mode.as_str() {
+            "xts" => {
+                let (data, tweak) = key.split_at(key.len() / 2);
+                (data, Mode::Xts(keyed(&name.cipher, tweak)?))
+            }
+            "cbc" => (key, Mode::Cbc),
+            "ctr" => (key, Mode::Ctr),
+            "ecb" => (key, Mode::Ecb),
+            _ => return Err(CipherError::Mode(name.mode.clone())),
+        };
+        let iv = match name.iv.as_str() {
+            "null" => Iv::Null,
+            "plain" => Iv::Plain,
+            "plain64" => Iv::Plain64,
+            "plain64be" => Iv::Plain64Be,
+            "essiv" => Iv::Essiv(essiv(name, key)?),
+            _ => return Err(CipherError::Iv(name.iv.clone())),
+        };
+        Ok(Self { blocks: keyed(&name.cipher, data_key)?, mode, iv, sector_len })
+    }
+
+    /// Bytes of a sector.
+    pub fn sector_len(&self) -> usize {
+        self.sector_len
+    }
+
+    /// Encrypts or decrypts whole sectors in place. Vectors count 512 bytes each, whatever the sectors' size; `first` is
+    /// the number of the first.
+    pub fn apply(&self, direction: Direction, first: u64, data: &mut [u8]) {
+        let step = self.sector_len as u64 / SECTOR;
+        assert!(data.len().is_multiple_of(self.sector_len), "whole sectors");
+        for (sector, number) in data.chunks_exact_mut(self.sector_len).zip(0..) {
+            self.apply_to_sector(direction, first.wrapping_add(number * step), sector);
+        }
+    }
+
+    /// Encrypts or decrypts whole sectors of `from` into `to`, which is as long: each sector is copied and worked on while
+    /// it is in the processor's first cache.
+    pub fn apply_into(&self, direction: Direction, first: u64, from: &[u8], to: &mut [u8]) {
+        let step = self.sector_len as u64 / SECTOR;
+        assert!(from.len() == to.len() && from.len().is_multiple_of(self.sector_len), "whole sectors");
+        let sectors = from.chunks_exact(self.sector_len).zip(to.chunks_exact_mut(self.sector_len));
+        for ((from, to), number) in sectors.zip(0..) {
+            to.copy_from_slice(from);
+            self.apply_to_sector(direction, first.wrapping_add(number * step), to);
+        }
+    }
+
+    fn apply_to_sector(&self, direction: Direction, number: u64, sector: &mut [u8]) {
+        let (blocks, _) = Block::slice_as_chunks_mut(sector);
+        match (&self.mode, direction) {
+            (Mode::Xts(tweaks), _) => self.xts(direction, tweaks.as_ref(), number, blocks),
+            (Mode::Cbc, Direction::Encrypt) => {
+                let mut last = self.vector(number);
+                for block in blocks {
+                    xor(block, &last);
+                    self.blocks.encrypt(std::slice::from_mut(block));
+                    last = *block;
+                }
+            }
+            (Mode::Cbc, Direction::Decrypt) => {
+                let mut chain = [Block::default(); BATCH];
+                chain[0] = self.vector(number);
+                chain[1..blocks.len()].copy_from_slice(&blocks[..blocks.len() - 1]);
+                self.blocks.decrypt(blocks);
+                blocks.iter_mut().zip(&chain).for_each(|(block, last)| xor(block, last));
+            }
+            (Mode::Ctr, _) => {
+                let mut stream = [Block::default(); BATCH];
+                let mut counter = u128::from_be_bytes(self.vector(number).0);
+                for block in &mut stream[..blocks.len()] {
+                    block.0 = counter.to_be_bytes();
+                    counter = counter.wrapping_add(1);
+                }
+                self.blocks.encrypt(&mut stream[..blocks.len()]);
+                blocks.iter_mut().zip(&stream).for_each(|(block, key)| xor(block, key));
+            }
+            (Mode::Ecb, Direction::Encrypt) => self.blocks.encrypt(blocks),
+            (Mode::Ecb, Direction::Decrypt) => self.blocks.decrypt(blocks),
+        }
+    }
+
+    fn xts(&self, direction: Direction, tweaks: &dyn Blocks, number: u64, blocks: &mut [Block]) {
+        let mut first = [self.vector(number)];
+        tweaks.encrypt(&mut first);
+        let mut tweak = u128::from_le_bytes(first[0].0);
+        let mut all = [0u128; BATCH];
+        for (block, kept) in blocks.iter_mut().zip(&mut all) {
+            *kept = tweak;
+            block.0 = (u128::from_le_bytes(block.0) ^ tweak).to_le_bytes();
+            // Times x in the field of 2^128 elements; without a branch that would depend on the key.
+            tweak = (tweak << 1) ^ ((tweak >> 127) * 0x87);
+        }
+        match direction {
+            Direction::Encrypt => self.blocks.encrypt(blocks),
+            Direction::Decrypt => self.blocks.decrypt(blocks),
+        }
+        for (block, tweak) in blocks.iter_mut().zip(&all) {
+            block.0 = (u128::from_le_bytes(block.0) ^ tweak).to_le_bytes();
+        }
+    }
+
+    fn vector(&self, number: u64) -> Block {
+        let mut vector = Block::default();
+        match &self.iv {
+            Iv::Null => {}
+            Iv::Plain => vector[..4].copy_from_slice(&(number as u32).to_le_bytes()),
+            Iv::Plain64 => vector[..8].copy_from_slice(&number.to_le_bytes()),
+            Iv::Plain64Be => vector[8..].copy_from_slice(&number.to_be_bytes()),
+            Iv::Essiv(cipher) => {
+                vector[..8].copy_from_slice(&number.to_le_bytes());
+                cipher.encrypt(std::slice::from_mut(&mut vector));
+            }
+        }
+        vector
+    }
+}
+
+fn xor(block: &mut Block, with: &Block) {
+    block.0 = (u128::from_ne_bytes(block.0) ^ u128::from_ne_bytes(with.0)).to_ne_bytes();
+}
+
+/// The cipher of encrypted sector numbers, whose key is a digest of the data's key.
+fn essiv(name: &CipherName, key: &[u8]) -> Result<Box<dyn Blocks>, CipherError> {
+    let hash = name.iv_hash.as_deref().unwrap_or_default();
+    let known = Hash::parse(hash).ok_or_else(|| CipherError::Hash(hash.into()))?;
+    let digest = zeroize::Zeroizing::new(known.digest(&[key]));
+    keyed(&name.cipher, &digest).map_err(|_| CipherError::EssivHash(hash.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hex(text: &str) -> Vec<u8> {
+        (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).expect("hex")).collect()
+    }
+
+    /// IEEE 1619, vector 10: the first and the last bytes of a sector of 512 bytes.
+    #[test]
+    fn aes_256_xts_gives_the_vectors_of_the_standard() {
+        let key = hex(
+            "27182818284590452353602874713526624977572470936999595749669676273141592653589793238462643383279502884197169399375105820974944592",
+        );
+        let name = CipherName::parse("aes", "xts-plain64").expect("a name");
+        let cipher = Cipher::new(&name, &key, 512).expect("a cipher");
+        let plain: Vec<u8> = (0..512).map(|at| at as u8).collect();
+        let mut data = plain.clone();
+        cipher.apply(Direction::Encrypt, 0xff, &mut data);
+        assert_eq!(data[..16], hex("1c3b3a102f770386e4836c99e370cf9b"));
+        cipher.apply(Direction::Decrypt, 0xff, &mut data);
+        assert_eq!(data, plain);
+    }
+
+    #[test]
+    fn every_cipher_decrypts_what_it_encrypts_and_sectors_stand_alone() {
+        let key: Vec<u8> = (0..64).collect();
+        let modes = [
+            "xts-plain64",
+            "cbc-essiv:sha256",
+            "cbc-plain64",
+            "cbc-plain",
+            "ctr-plain64",
+            "ecb",
+            "cbc-plain64be",
+        ];
+        for (cipher, mode, len) in ["aes", "serpent", "twofish"]
+            .into_iter()
+            .flat_map(|cipher| modes.into_iter().map(move |mode| (cipher, mode)))
+            .flat_map(|(cipher, mode)| [16, 24, 32].into_iter().map(move |len| (cipher, mode, len)))
+        {
+            let name = CipherName::parse(cipher, mode).expect("a name");
+            assert_eq!(name.mode_text(), mode);
+            let len = if name.mode == "xts" { 2 * len } else { len };
+            for sector_len in [512, 4096] {
+                let cipher = Cipher::new(&name, &key[..len], sector_len).expect("a cipher");
+                let plain: Vec<u8> = (0..2 * sector_len).map(|at| (at / 7) as u8).collect();
+                let mut both = plain.clone();
+                cipher.apply(Direction::Encrypt, 1 << 33, &mut both);
+                assert_ne!(both, plain);
+                let mut second = plain[sector_len..].to_vec();
+                cipher.apply(Direction::Encrypt, (1 << 33) + sector_len as u64 / 512, &mut second);
+                assert_eq!(second, both[sector_len..], "{name} {sector_len}");
+                let mut back = vec![0; both.len()];
+                cipher.apply_into(Direction::Decrypt, 1 << 33, &both, &mut back);
+                assert_eq!(back, plain, "{name} {sector_len}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_there_is_not_is_refused() {
+        for (cipher, mode, len) in [
+            ("cast5", "cbc-plain64", 16),
+            ("aes", "xts-plain64", 16),
+            ("aes", "lrw-benbi", 32),
+            ("aes", "cbc-benbi", 32),
+            ("aes", "cbc-essiv:md4", 32),
+            ("aes", "cbc-essiv:sha1", 32),
+            ("aes", "cbc-essiv", 32),
+        ] {
+            let name = CipherName::parse(cipher, mode).expect("a name");
+            assert!(Cipher::new(&name, &vec![1; len], 512).is_err(), "{name}");
+        }
+        assert_eq!(CipherName::parse("aes", "xts"), None);
+    }
+}

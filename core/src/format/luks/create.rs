@@ -1,0 +1,168 @@
+//! Create: the header of a new volume, with one keyslot.
+//!
+//! Order on disk: the keyslot's material, a barrier, the header, a barrier. Until the header is there, the file is no
+//! volume.
+
+use zeroize::Zeroize;
+
+use super::LuksError;
+use super::keyslot::{Digest, ITERATIONS_MAX, Place, rounds_per_second};
+use super::layout::{Header, SECTOR, SLOTS, STRIPES, Slot, header_len, slot_place};
+use crate::buf::Buf;
+use crate::crypto::{Cipher, CipherName, Hash, Secret};
+use crate::engine::Io;
+use crate::error::Result;
+use crate::graph::NodeId;
+use crate::intent::{Fua, Preallocation};
+
+/// Milliseconds that a passphrase takes to be tried, unless something else is said.
+pub const ITER_TIME_MS: u64 = 2000;
+
+/// Rounds at the least, however slow the processor. As in the reference.
+const ITERATIONS_MIN: u64 = 1000;
+
+/// What a new volume is to be like. The defaults are those of `qemu-img create`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CreateOptions {
+    /// Bytes of the payload.
+    pub size: u64,
+    /// The id of the secret that holds the passphrase.
+    pub key_secret: Option<String>,
+    /// The cipher.
+    pub cipher: CipherName,
+    /// Bytes of the volume's key.
+    pub key_len: usize,
+    /// The hash of keys.
+    pub hash: Hash,
+    /// Milliseconds that a passphrase takes to be tried.
+    pub iter_time_ms: u64,
+    /// How the payload's space is reserved on the host.
+    pub preallocation: Preallocation,
+}
+
+impl CreateOptions {
+    /// A volume of `size` bytes with the defaults, whose passphrase is in the secret `key_secret`.
+    pub fn new(size: u64, key_secret: Option<String>) -> Self {
+        Self {
+            size,
+            key_secret,
+            cipher: CipherName::parse("aes", "xts-plain64").expect("a cipher's name"),
+            key_len: 64,
+            hash: Hash::Sha256,
+            iter_time_ms: ITER_TIME_MS,
+            preallocation: Preallocation::Off,
+        }
+    }
+
+    /// Bytes before the payload.
+    pub fn header_len(&self) -> u64 {
+        header_len(self.key_len as u64)
+    }
+
+    /// Whether such a volume can be made; gives the passphrase.
+    ///
+    /// # Errors
+    /// What is missing, or what there is not.
+    pub(in crate::format) fn check(&self, io: &Io, place: Place, prefix: &'static str) -> Result<Secret> {
+        Cipher::new(&self.cipher, &vec![0; self.key_len], SECTOR as usize)
+            .map_err(|fault| place.fail(io, fault.into()))?;
+        match &self.key_secret {
+            Some(id) => io.secret(id),
+            None => Err(place.fail(io, LuksError::NoSecret(prefix))),
+        }
+    }
+}
+
+/// Makes a volume in an empty file.
+///
+/// # Errors
+/// When there is no such cipher or secret, or the file cannot be written.
+pub async fn create(io: &Io, file: NodeId, options: &CreateOptions) -> Result<()> {
+    let place = Place { node: file, base: 0 };
+    let passphrase = options.check(io, place, "")?;
+    let end = options.header_len().checked_add(options.size).filter(|end| *end <= i64::MAX as u64);
+    let end =
+        end.ok_or_else(|| place.fail(io, LuksError::Option("The requested file size is too large".into())))?;
+    io.set_len(file, end, options.preallocation).await?;
+    write_volume(io, place, options, &passphrase).await.map(drop)
+}
+
+/// Writes the header and the first keyslot of a new volume, and gives its header and its key.
+///
+/// # Errors
+/// When they cannot be written.
+pub(in crate::format) async fn write_volume(
+    io: &Io,
+    place: Place,
+    options: &CreateOptions,
+    passphrase: &Secret,
+) -> Result<Header> {
+    let fail = |fault| place.fail(io, fault);
+    let mut random = io.entropy_bytes(place.node, options.key_len + 32 + 32 + 16).await?;
+    let (key, salts) = random.split_at_mut(options.key_len);
+    let per_second = rounds_per_second(io, options.hash, options.key_len).await;
+    let mut header = new_header(options, salts, per_second);
+    let digest = Digest {
+        hash: options.hash,
+        salt: header.digest_salt.to_vec(),
+        iterations: header.digest_iterations,
+        digest: vec![0; header.digest.len()],
+    };
+    header.digest.copy_from_slice(&digest.of(io, key).await);
+    let slot = header.keyslot(0).map_err(fail)?;
+    slot.seal(io, place, passphrase, key).await?;
+    key.zeroize();
+    // The material is durable before a header says that it is there.
+    io.flush("luks.create/before_header", place.node).await?;
+    io.write("luks.create/header", place.node, place.base, Buf::from(&header.encode()[..]), Fua::No)
+        .await
+        .1?;
+    io.flush("luks.create/after", place.node).await?;
+    Ok(header)
+}
+
+fn new_header(options: &CreateOptions, random: &[u8], per_second: u64) -> Header {
+    let key_len = options.key_len as u64;
+    let iterations = iterations(per_second, options.iter_time_ms);
+    let salt = |at: usize| random[at..at + 32].try_into().expect("32 bytes");
+    let slot = |number: usize| Slot {
+        active: number == 0,
+        iterations: if number == 0 { iterations } else { 0 },
+        salt: if number == 0 { salt(32) } else { [0; 32] },
+        sector: (slot_place(number, key_len) / SECTOR) as u32,
+        stripes: STRIPES,
+    };
+    let mut uuid: [u8; 16] = random[64..80].try_into().expect("16 bytes");
+    // RFC 9562, 5.4: version 4, variant 10.
+    uuid[6] = uuid[6] & 0x0f | 0x40;
+    uuid[8] = uuid[8] & 0x3f | 0x80;
+    Header {
+        cipher: options.cipher.clone(),
+        hash: options.hash.name().into(),
+        payload_sector: (header_len(key_len) / SECTOR) as u32,
+        key_len: options.key_len as u32,
+        digest: [0; 20],
+        digest_salt: salt(0),
+        // The digest is tried once for each slot: an eighth of the time, as in the reference.
+        digest_iterations: (iterations / 8).max(ITERATIONS_MIN as u32),
+        uuid: uuid_text(&uuid),
+        slots: std::array::from_fn::<_, SLOTS, _>(slot),
+    }
+}
+
+/// Rounds for a slot whose passphrase takes so long to try.
+pub(super) fn iterations(per_second: u64, iter_time_ms: u64) -> u32 {
+    let wanted = u128::from(per_second) * u128::from(iter_time_ms) / 1000;
+    wanted.clamp(u128::from(ITERATIONS_MIN), u128::from(ITERATIONS_MAX)) as u32
+}
+
+fn uuid_text(uuid: &[u8; 16]) -> String {
+    let mut text = String::new();
+    for (at, byte) in uuid.iter().enumerate() {
+        if matches!(at, 4 | 6 | 8 | 10) {
+            text.push('-');
+        }
+        text.push_str(&format!("{byte:02x}"));
+    }
+    text
+}
