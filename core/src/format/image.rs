@@ -49,7 +49,9 @@ impl ImageFormat {
 
     /// Tells the format by a file's first bytes, up to 2048 of them.
     pub fn probe(head: &[u8]) -> Option<Self> {
-        const PROBES: [(fn(&[u8]) -> bool, fn() -> ImageFormat); 7] = [
+        /// Tells the format, and names it.
+        type Probe = (fn(&[u8]) -> bool, fn() -> ImageFormat);
+        const PROBES: [Probe; 7] = [
             (luks::probe, || ImageFormat::Luks(LuksOptions::default())),
             (qcow::probe, || ImageFormat::Qcow),
             (qed::probe, || ImageFormat::Qed),
