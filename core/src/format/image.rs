@@ -63,7 +63,9 @@ impl ImageFormat {
 
     /// Tells the format by a file's first bytes, up to 2048 of them.
     pub fn probe(head: &[u8]) -> Option<Self> {
-        const PROBES: [(fn(&[u8]) -> bool, fn() -> ImageFormat); 10] = [
+        /// Tells the format, and names it.
+        type Probe = (fn(&[u8]) -> bool, fn() -> ImageFormat);
+        const PROBES: [Probe; 10] = [
             (bochs::probe, || ImageFormat::Bochs),
             (cloop::probe, || ImageFormat::Cloop),
             (luks::probe, || ImageFormat::Luks(LuksOptions::default())),

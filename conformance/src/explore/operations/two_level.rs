@@ -21,10 +21,11 @@ fn on_qed(name: &'static str, options: qed::CreateOptions) -> Operation {
     Operation::new(name, "qed", image_in(with_base(), &ImageSpec::Qed(options)))
 }
 
-/// A world with a file that an image can be above.
+/// A world with two files of the same bytes that an image can be above.
 fn with_base() -> World {
     let mut world = World::new();
     world.add_file("base", &stones(48 * KIB));
+    world.add_file("twin", &stones(48 * KIB));
     world
 }
 
@@ -55,7 +56,7 @@ pub(super) fn operations() -> Vec<Operation> {
         on_qed("another backing file of a QED image", above(48 * KIB)).doing(|guest| async move {
             let content = stones(48 * KIB);
             let io = guest.io();
-            let work = change_backing(&io, guest.node(), Some(("./base", Some("raw"))));
+            let work = change_backing(&io, guest.node(), Some(("twin", Some("raw"))));
             guest.replace(&content, work).await
         }),
         Operation::making("create a QED image", "qed", World::new(), &[0; 40 << 10]).doing(

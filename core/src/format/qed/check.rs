@@ -91,7 +91,6 @@ pub(super) async fn examine(image: &Qed, io: &Io, file: NodeId, fix: Fix) -> Res
     used.take(0, header.header_size.into());
     report.corruptions += used.take(header.l1_at, table_clusters);
     let mut fixed = false;
-    let mut last = 0;
     let mut tables = Entries::of(header.l1_at, header.table_len());
     while let Some(piece) = tables.next(image, io, file).await? {
         for (entry, at) in piece {
@@ -108,6 +107,7 @@ pub(super) async fn examine(image: &Qed, io: &Io, file: NodeId, fix: Fix) -> Res
             if twice > 0 {
                 continue;
             }
+            let mut last = 0;
             let mut clusters = Entries::of(at, header.table_len());
             while let Some(piece) = clusters.next(image, io, file).await? {
                 for (entry, raw) in piece.into_iter().filter(|(_, raw)| *raw > ZERO) {

@@ -158,10 +158,7 @@ impl Header {
     /// Bytes of a disk at the most.
     pub fn size_max(&self) -> u64 {
         let entries = self.table_len() / 8;
-        (entries * entries)
-            .checked_mul(self.cluster_len())
-            .unwrap_or(u64::MAX)
-            .min(i64::MAX as u64 / 512 * 512)
+        (entries * entries).saturating_mul(self.cluster_len()).min(i64::MAX as u64 / 512 * 512)
     }
 
     /// Entries of the L1 table that the disk needs.
