@@ -205,7 +205,6 @@ fn decoded(text: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use crate::graph::open::{DriverSpec, OpenMode};
     use crate::graph::options::from_filename;
 
