@@ -111,31 +111,44 @@ pub struct Computed {
     pub input: Buf,
     /// The bytes made; where there are none, what was there before, or nothing.
     pub output: Buf,
-    /// What became of a key.
-    pub derived: Derived,
+    /// What became of a key; apart, so that an outcome is no longer than what requests need.
+    pub derived: Option<Box<Derived>>,
     /// Whether they were made.
     pub result: Result<(), ComputeError>,
-    /// How long a processor worked on it. The executor says so; the work itself does not look at a clock.
-    pub took: Duration,
 }
 
 impl Computed {
     fn new(input: Buf, output: Buf, result: Result<(), ComputeError>) -> Self {
-        Self { input, output, derived: Derived::Nothing, result, took: Duration::ZERO }
+        Self { input, output, derived: None, result }
     }
 
-    /// The same, with the time that it took.
-    #[must_use]
-    pub fn within(self, took: Duration) -> Self {
-        Self { took, ..self }
+    fn of_key(key: DerivedKey) -> Self {
+        let derived = Some(Box::new(Derived { key, took: Duration::ZERO }));
+        Self { derived, ..Self::new(Buf::empty(), Buf::empty(), Ok(())) }
     }
+
+    /// The same, with the time that a key took.
+    #[must_use]
+    pub fn within(mut self, took: Duration) -> Self {
+        if let Some(derived) = &mut self.derived {
+            derived.took = took;
+        }
+        self
+    }
+}
+
+/// A key that is being made.
+#[derive(Debug)]
+pub struct Derived {
+    /// As far as it is.
+    pub key: DerivedKey,
+    /// How long a processor worked on it. The executor says so; the work itself does not look at a clock.
+    pub took: Duration,
 }
 
 /// What came of the making of a key.
 #[derive(Debug)]
-pub enum Derived {
-    /// The work was another.
-    Nothing,
+pub enum DerivedKey {
     /// A part of it, further than it was.
     Chain(Box<Pbkdf2Chain>),
     /// The key.
@@ -184,16 +197,12 @@ impl Compute {
             }
             Self::Pbkdf2 { mut chain, rounds } => {
                 chain.advance(rounds);
-                Computed {
-                    derived: Derived::Chain(chain),
-                    ..Computed::new(Buf::empty(), Buf::empty(), Ok(()))
-                }
+                Computed::of_key(DerivedKey::Chain(chain))
             }
             Self::Argon2 { kind, password, salt, passes, memory_kib, lanes, len } => {
-                let nothing = Computed::new(Buf::empty(), Buf::empty(), Err(ComputeError::Argon2));
                 match argon2(kind, &password, &salt, (passes, memory_kib, lanes), len) {
-                    Some(key) => Computed { derived: Derived::Key(key), result: Ok(()), ..nothing },
-                    None => nothing,
+                    Some(key) => Computed::of_key(DerivedKey::Key(key)),
+                    None => Computed::new(Buf::empty(), Buf::empty(), Err(ComputeError::Argon2)),
                 }
             }
         }

@@ -12,7 +12,7 @@ use zeroize::{Zeroize, Zeroizing};
 use super::LuksError;
 use super::layout::{SECTOR, STRIPES};
 use crate::buf::Buf;
-use crate::compute::{Compute, Derived};
+use crate::compute::{Compute, DerivedKey};
 use crate::crypto::{
     Argon2Kind, Cipher, CipherName, Direction, Hash, Pbkdf2Chain, Secret, af_merge, af_split,
 };
@@ -195,8 +195,8 @@ async fn derive(
                 lanes: *lanes,
                 len,
             };
-            match io.compute("luks.derive/argon2", work).await.derived {
-                Derived::Key(key) => Ok(key),
+            match io.compute("luks.derive/argon2", work).await.derived.map(|derived| derived.key) {
+                Some(DerivedKey::Key(key)) => Ok(key),
                 _ => {
                     let fault =
                         LuksError::Argon2 { what: "lanes for that memory", found: u64::from(*lanes), max: 1 };
@@ -258,9 +258,10 @@ async fn pbkdf2(
 
 async fn advance(io: &Io, chain: Pbkdf2Chain, rounds: u32) -> (Pbkdf2Chain, std::time::Duration) {
     let computed = io.compute("luks.derive/pbkdf2", Compute::Pbkdf2 { chain: Box::new(chain), rounds }).await;
-    match computed.derived {
-        Derived::Chain(chain) => (*chain, computed.took),
-        other => panic!("an executor answered PBKDF2 with {other:?}"),
+    let derived = computed.derived.expect("an executor answers with what the work made");
+    match derived.key {
+        DerivedKey::Chain(chain) => (*chain, derived.took),
+        DerivedKey::Key(_) => unreachable!("the work was PBKDF2"),
     }
 }
 
