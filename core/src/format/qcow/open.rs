@@ -73,7 +73,9 @@ pub(crate) async fn open(opening: &Opening<'_>) -> Result<Qcow> {
         labels: &LABELS,
     };
     let grows_as_zeroes = io.leaf_info(file).is_some_and(|leaf| leaf.grows_as_zeroes);
-    let tables = TwoLevel::new(shape, &l1, file_len, grows_as_zeroes);
+    // The last cluster may lack zeros at its end: compressed bytes go behind all of it.
+    let end = file_len.next_multiple_of(header.cluster_len());
+    let tables = TwoLevel::new(shape, &l1, end, grows_as_zeroes);
     if !opening.metadata_only {
         opening.open_backing(backing.as_deref(), None).await?;
     }
