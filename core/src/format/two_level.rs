@@ -51,8 +51,8 @@ pub(in crate::format) struct Shape {
     pub big_endian: bool,
     /// Whether the file must hold all of a cluster; else what is missing at its end reads as zeros.
     pub whole_clusters: bool,
-    /// Where the header and the L1 table begin and end: nothing else lies there.
-    pub metadata: [(u64, u64); 2],
+    /// Where the header, the L1 table and the backing file's name begin and end: nothing else lies there.
+    pub metadata: [(u64, u64); 3],
     pub labels: &'static Labels,
 }
 

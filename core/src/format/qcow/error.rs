@@ -34,7 +34,9 @@ pub enum QcowError {
     BackingPlace { at: u64, len: u64, file_len: u64 },
     #[error("the name of the backing file is no UTF-8")]
     BackingName,
-    #[error("the L1 table at {at} of {len} bytes does not lie in the {file_len} bytes of the file")]
+    #[error(
+        "the L1 table at {at} of {len} bytes does not lie behind the header in the {file_len} bytes of the file"
+    )]
     TablePlace { at: u64, len: u64, file_len: u64 },
     #[error(
         "L1 entry {index} names an L2 table at {at}, of which not all lies in the {end} bytes of the file"

@@ -51,7 +51,9 @@ pub(crate) async fn open(opening: &Opening<'_>) -> Result<Qcow> {
         _ => None,
     };
     let (at, len) = (header.l1_at, header.l1_entries() * 8);
-    if !lies_in(at, len) {
+    let name_place = header.backing.map_or((0, 0), |(at, len)| (at, at.saturating_add(len.into())));
+    let in_name = at < name_place.1 && name_place.0 < at.saturating_add(len);
+    if !lies_in(at, len) || at < HEADER_LEN as u64 || in_name {
         return Err(fail(QcowError::TablePlace { at, len, file_len }));
     }
     let mut l1 = Vec::new();
@@ -67,11 +69,13 @@ pub(crate) async fn open(opening: &Opening<'_>) -> Result<Qcow> {
         align: 1,
         big_endian: true,
         whole_clusters: false,
-        metadata: [(0, HEADER_LEN as u64), (at, at + len)],
+        metadata: [(0, HEADER_LEN as u64), (at, at + len), name_place],
         labels: &LABELS,
     };
     let grows_as_zeroes = io.leaf_info(file).is_some_and(|leaf| leaf.grows_as_zeroes);
-    let tables = TwoLevel::new(shape, &l1, file_len, grows_as_zeroes);
+    // The last cluster may lack zeros at its end: compressed bytes go behind all of it.
+    let end = file_len.next_multiple_of(header.cluster_len());
+    let tables = TwoLevel::new(shape, &l1, end, grows_as_zeroes);
     if !opening.metadata_only {
         opening.open_backing(backing.as_deref(), None).await?;
     }

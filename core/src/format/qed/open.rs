@@ -66,7 +66,7 @@ pub(crate) async fn open(opening: &Opening<'_>) -> Result<Qed> {
         align: header.cluster_len(),
         big_endian: false,
         whole_clusters: true,
-        metadata: [(0, header_len.max(HEADER_LEN as u64)), (at, at + len)],
+        metadata: [(0, header_len.max(HEADER_LEN as u64)), (at, at + len), (0, 0)],
         labels: &LABELS,
     };
     let grows_as_zeroes = io.leaf_info(file).is_some_and(|leaf| leaf.grows_as_zeroes);

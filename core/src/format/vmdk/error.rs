@@ -98,6 +98,10 @@ pub enum VmdkError {
          read only"
     )]
     BehindOverhead { what: &'static str, at: u64, overhead: u64 },
+    #[error(
+        "the {table} at byte {table_at} shares bytes with the {what} at byte {at}: such an image is read only"
+    )]
+    Shared { table: &'static str, table_at: u64, what: &'static str, at: u64 },
     #[error("'{file}' is full: a grain table cannot point beyond byte {max}")]
     Full { file: String, max: u64 },
     #[error("all grain tables in memory hold changes that could not be written")]

@@ -302,26 +302,42 @@ async fn open_hosted(io: &Io, file: NodeId, role: Role, writable: bool) -> Resul
     })
 }
 
-/// Grains lie behind all metadata, so that a write to one cannot damage it.
+/// Grains lie behind all metadata, so that a write to one cannot damage it; and no grain table shares a byte with what
+/// leads to it.
 fn check_metadata(header: &SparseHeader, directory: &[u32], copies: &[(u32, u32)]) -> Result<(), VmdkError> {
     let overhead = header.overhead.saturating_mul(SECTOR);
     let (directory_len, table_len) = (header.tables() * 4, u64::from(header.table_entries) * 4);
-    let copied = |len| if copies.is_empty() { 0 } else { len };
-    let last_table = directory.iter().max().copied().unwrap_or(0);
-    let last_copy = copies.iter().map(|(_, copy)| *copy).max().unwrap_or(0);
-    let places = [
+    let copied = if copies.is_empty() { 0 } else { directory_len };
+    let fixed = [
+        ("header", 0, HEADER_LEN as u64),
+        ("descriptor", header.descriptor_at, header.descriptor_sectors.saturating_mul(SECTOR)),
         ("grain directory", header.directory_at.unwrap_or(0), directory_len),
-        ("redundant grain directory", header.redundant_at, copied(directory_len)),
-        ("grain table", last_table.into(), table_len),
-        ("redundant grain table", last_copy.into(), copied(table_len)),
+        ("redundant grain directory", header.redundant_at, copied),
     ];
-    for (what, sector, len) in places {
+    let fixed = fixed.map(|(what, sector, len)| {
         let at = sector.saturating_mul(SECTOR);
-        if sector > 0 && len > 0 && at.saturating_add(len) > overhead {
+        (what, at, if what != "header" && sector == 0 { at } else { at.saturating_add(len) })
+    });
+    let tables = directory.iter().map(|table| ("grain table", *table));
+    let tables = tables.chain(copies.iter().map(|(_, copy)| ("redundant grain table", *copy)));
+    for (what, at, end) in fixed {
+        if end > overhead {
             return Err(VmdkError::BehindOverhead { what, at, overhead });
         }
+        let shares = |table: u64| table < end && at < table + table_len;
+        let shared = tables.clone().find(|(_, table)| *table != 0 && shares(u64::from(*table) * SECTOR));
+        if let Some((table, sector)) = shared {
+            let table_at = u64::from(sector) * SECTOR;
+            return Err(VmdkError::Shared { table, table_at, what, at });
+        }
     }
-    Ok(())
+    match tables
+        .map(|(what, sector)| (what, u64::from(sector) * SECTOR))
+        .find(|(_, at)| at + table_len > overhead)
+    {
+        Some((what, at)) if at > 0 => Err(VmdkError::BehindOverhead { what, at, overhead }),
+        _ => Ok(()),
+    }
 }
 
 fn space(io: &Io, file: NodeId, unit: u64, overhead: u64) -> Space {
