@@ -66,7 +66,7 @@ pub fn outcome(outcome: &Outcome) -> String {
         Outcome::Done(Ok(())) | Outcome::Locked(Ok(())) => "ok".into(),
         Outcome::Opened(Ok(info)) => format!("leaf {}, {} bytes", info.leaf.0, info.len),
         Outcome::Status(Ok(status)) => {
-            format!("{} {}", status.len, if status.hole { "hole" } else { "data" })
+            format!("{} {}", status.len, if status.zero { "hole" } else { "data" })
         }
         Outcome::Locked(Err(refused)) => format!("{refused:?}"),
         Outcome::Computed(computed) => match &computed.result {
