@@ -15,6 +15,7 @@ mod hostile;
 mod layouts;
 pub mod meter;
 pub mod minimise;
+mod nbd;
 mod requests;
 pub mod targets;
 mod texts;
@@ -61,7 +62,7 @@ const PARSER: Target = Target {
 const SIMULATION: Target = Target { intents_max: 5_000_000, memory_max: 512 * MIB, ..PARSER };
 
 /// All of them.
-pub const TARGETS: [Target; 16] = [
+pub const TARGETS: [Target; 18] = [
     Target { name: "raw", run: targets::raw, ..SIMULATION },
     Target {
         name: "qcow2",
@@ -80,6 +81,9 @@ pub const TARGETS: [Target; 16] = [
     Target { name: "snapshot", run: targets::snapshot, input: layouts::snapshot_entry, ..PARSER },
     Target { name: "bitmaps", run: targets::bitmaps, ..SIMULATION },
     Target { name: "vdi", run: targets::vdi, ..SIMULATION },
+    Target { name: "nbd_client", run: targets::nbd_client, memory_max: 64 * MIB, ..PARSER },
+    // Two requests of the greatest length, and what they are answered with.
+    Target { name: "nbd_server", run: targets::nbd_server, memory_max: 256 * MIB, ..PARSER },
     Target { name: "luks", run: targets::luks, input: layouts::luks_header, ..PARSER },
     Target { name: "options", run: targets::options, input: texts::option_string, ..PARSER },
     Target { name: "json", run: targets::json, input: texts::json_text, ..PARSER },

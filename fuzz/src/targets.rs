@@ -19,6 +19,7 @@ use drystone_core::intent::Errno;
 pub use crate::bitmaps::bitmaps;
 use crate::hostile::TOP;
 pub use crate::layouts::{entries, header, luks, snapshot};
+pub use crate::nbd::{nbd_client, nbd_server};
 pub use crate::requests::{crashes, requests};
 pub use crate::texts::{json, options, size};
 pub use crate::vdi::vdi;
