@@ -49,7 +49,7 @@ pub use handle::{Handle, RemoteImage};
 pub use host::Host;
 pub use image::{Image, Transfer};
 pub use nbd::list_exports;
-pub use nbd::server::{NbdExport, NbdPlan, NbdServer};
+pub use nbd::server::{DirtyRanges, NbdExport, NbdPlan, NbdServer};
 pub use promise::Ticket;
 pub use ring::try_io_uring;
 pub use session::{Session, drive};

@@ -15,6 +15,7 @@ mod filters;
 mod hostile;
 mod layouts;
 pub mod minimise;
+mod nbd;
 mod packed;
 mod parallels;
 mod requests;
@@ -67,7 +68,7 @@ const PARSER: Target = Target {
 const SIMULATION: Target = Target { intents_max: 5_000_000, memory_max: 512 * MIB, ..PARSER };
 
 /// All of them.
-pub const TARGETS: [Target; 26] = [
+pub const TARGETS: [Target; 28] = [
     Target { name: "raw", run: targets::raw, ..SIMULATION },
     Target {
         name: "qcow2",
@@ -93,6 +94,9 @@ pub const TARGETS: [Target; 26] = [
     Target { name: "vmdk", run: targets::vmdk, ..SIMULATION },
     Target { name: "vhdx", run: targets::vhdx, ..SIMULATION },
     Target { name: "vpc", run: targets::vpc, ..SIMULATION },
+    Target { name: "nbd_client", run: targets::nbd_client, memory_max: 64 * MIB, ..PARSER },
+    // Two requests of the greatest length, and what they are answered with.
+    Target { name: "nbd_server", run: targets::nbd_server, memory_max: 256 * MIB, ..PARSER },
     Target { name: "luks", run: targets::luks, input: layouts::luks_header, ..PARSER },
     Target { name: "luks2", run: targets::luks2, input: layouts::luks2_metadata, ..PARSER },
     Target { name: "blkdebug", run: targets::blkdebug, input: filters::config_text, ..PARSER },

@@ -20,6 +20,7 @@ pub use crate::bitmaps::bitmaps;
 pub use crate::filters::{blkdebug, log_writes};
 use crate::hostile::TOP;
 pub use crate::layouts::{entries, header, luks, luks2, snapshot};
+pub use crate::nbd::{nbd_client, nbd_server};
 pub use crate::packed::packed;
 pub use crate::parallels::parallels;
 pub use crate::requests::{crashes, requests};

@@ -649,6 +649,9 @@ impl Io {
                 Err(Box::new(Error::ReadOnly { node: here.name.clone() }))
             }
             Kind::Leaf(leaf) if leaf.info.kind == LeafKind::Null => unsupported("a change of length"),
+            Kind::Leaf(leaf) if leaf.info.kind == LeafKind::Nbd => {
+                Err(Box::new(Error::Options("Cannot resize NBD nodes".into())))
+            }
             Kind::Leaf(_) if how == Preallocate::Metadata => unsupported("preallocation of metadata"),
             Kind::Leaf(_) => self.set_len(node, len, how.of_file()).await,
             Kind::Driver(driver) => match driver.length() {

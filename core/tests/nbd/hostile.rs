@@ -164,6 +164,14 @@ fn requests_that_do_not_fit_are_refused() {
 }
 
 #[test]
+fn a_flush_has_no_range_whatever_it_says() {
+    let mut server = serving(Mode::Simple);
+    let bytes = request(Mode::Simple, CommandCode::FLUSH, CommandFlags::NONE, u64::MAX, 9);
+    let order = server.feed(&mut &bytes[..], |_| BufList::new()).expect("legal").expect("an order");
+    assert_eq!((order.offset, order.len), (0, 0));
+}
+
+#[test]
 fn data_that_no_buffer_is_large_enough_for_ends_the_connection() {
     let mut server = serving(Mode::Simple);
     let bytes = request(Mode::Simple, CommandCode::WRITE, CommandFlags::NONE, 0, u64::from(PAYLOAD_MAX) + 1);

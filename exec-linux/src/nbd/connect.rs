@@ -33,7 +33,7 @@ pub(crate) type Refused = (Errno, Box<str>);
 /// A connection in transmission.
 pub(crate) struct Connection {
     pub(crate) stream: Stream,
-    pub(crate) transmission: Transmission,
+    pub(crate) transmission: Box<Transmission>,
     pub(crate) location: Arc<NbdLocation>,
 }
 
@@ -95,7 +95,7 @@ pub(crate) fn connect(location: &Arc<NbdLocation>, deadline: Instant) -> Result<
     if let (Some(context), None) = (&location.context, negotiated.context) {
         return Err((Errno::EINVAL, format!("requested x-dirty-bitmap {context} not found").into()));
     }
-    let transmission = Transmission::new(negotiated);
+    let transmission = Box::new(Transmission::new(negotiated));
     Ok(Connection { stream, transmission, location: Arc::clone(location) })
 }
 

@@ -113,7 +113,7 @@ impl Link {
         let Connection { stream, transmission, location } = connection;
         Self {
             export: transmission.export().clone(),
-            state: State::Up { stream, transmission: Box::new(transmission) },
+            state: State::Up { stream, transmission },
             location,
             number,
             can_receive: true,
@@ -264,8 +264,7 @@ impl Link {
     }
 
     fn resume(&mut self, connection: Connection, number: u32) {
-        let Connection { stream, transmission, .. } = connection;
-        let mut transmission = Box::new(transmission);
+        let Connection { stream, mut transmission, .. } = connection;
         self.waiting.drain(..).for_each(|order| transmission.submit(order));
         self.state = State::Up { stream, transmission };
         self.number = number;

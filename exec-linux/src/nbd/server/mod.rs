@@ -75,14 +75,17 @@ impl NbdPlan {
     }
 }
 
+/// The dirty ranges of a bitmap, in order: offset and length.
+pub type DirtyRanges = Vec<(u64, u64)>;
+
 /// An image, and what clients are told of it.
 pub struct NbdExport {
     /// The image; it is not closed by the server.
     pub image: Image,
     /// What clients are told of it.
     pub export: Export,
-    /// Dirty ranges of the bitmaps among its contexts, in their order: offset and length.
-    pub bitmaps: Vec<Vec<(u64, u64)>>,
+    /// The bitmaps among its contexts, in their order.
+    pub bitmaps: Vec<DirtyRanges>,
 }
 
 /// A server that runs while its session is driven.
@@ -149,7 +152,7 @@ pub(crate) struct Finished {
 pub(crate) struct Server {
     plan: NbdPlan,
     offered: Rc<[Export]>,
-    bitmaps: Rc<[Vec<Vec<(u64, u64)>>]>,
+    bitmaps: Rc<[Vec<DirtyRanges>]>,
     state: Rc<State>,
     listeners: Vec<Listener>,
     stopper: Option<u32>,
@@ -240,14 +243,16 @@ impl Server {
         any
     }
 
-    /// Hands what the engine answered to the clients.
+    /// Hands what the engine answered to the clients. What is not for one of them stays: it is for another server's, or for
+    /// one who has gone.
     fn hear(&mut self, session: &Rc<Session>, finished: &mut Finished) -> bool {
-        let any = !finished.requests.is_empty() || !finished.answers.is_empty();
-        while let Some((job, data, result)) = finished.requests.pop_front() {
+        let mut any = false;
+        for (job, data, result) in std::mem::take(&mut finished.requests) {
             let Some(client) = self.clients.get_mut(&job.client) else {
-                self.buffers.put(data);
+                finished.requests.push_back((job, data, result));
                 continue;
             };
+            any = true;
             if job.then_flush && result.is_ok() {
                 client.flush_after(session, &self.plan.exports, job);
                 continue;
@@ -255,11 +260,14 @@ impl Server {
             client.answer(job, data, result, &mut self.buffers);
             self.touched.push(job.client);
         }
-        while let Some((job, answer)) = finished.answers.pop_front() {
-            if let Some(client) = self.clients.get_mut(&job.client) {
-                client.answer_with(job, answer);
-                self.touched.push(job.client);
-            }
+        for (job, answer) in std::mem::take(&mut finished.answers) {
+            let Some(client) = self.clients.get_mut(&job.client) else {
+                finished.answers.push_back((job, answer));
+                continue;
+            };
+            any = true;
+            client.answer_with(job, answer);
+            self.touched.push(job.client);
         }
         any
     }

@@ -15,7 +15,7 @@ use smallvec::SmallVec;
 
 use super::buffers::Buffers;
 use super::status::{Asked, extents};
-use super::{Job, NbdExport};
+use super::{DirtyRanges, Job, NbdExport};
 use crate::nbd::stream::{SLICES_MAX, Stream, Stuck};
 use crate::session::Session;
 
@@ -47,7 +47,7 @@ pub(super) struct Served {
 }
 
 enum Phase {
-    Negotiating(Negotiation),
+    Negotiating(Box<Negotiation>),
     Serving { transmission: Box<Transmission>, export: usize },
 }
 
@@ -56,7 +56,7 @@ pub(super) struct Shared<'a> {
     pub(super) session: &'a Rc<Session>,
     pub(super) exports: &'a [NbdExport],
     pub(super) offered: &'a Rc<[Export]>,
-    pub(super) bitmaps: &'a Rc<[Vec<Vec<(u64, u64)>>]>,
+    pub(super) bitmaps: &'a Rc<[Vec<DirtyRanges>]>,
 }
 
 /// What came of a turn.
@@ -71,7 +71,7 @@ pub(super) enum Moved {
 
 impl Served {
     pub(super) fn new(number: u32, stream: Stream, offered: &Rc<[Export]>) -> Self {
-        let phase = Phase::Negotiating(Negotiation::new(Rc::clone(offered), Security::Plain));
+        let phase = Phase::Negotiating(Box::new(Negotiation::new(Rc::clone(offered), Security::Plain)));
         Self {
             number,
             stream,

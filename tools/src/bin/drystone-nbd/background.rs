@@ -21,6 +21,7 @@ pub fn is_child() -> bool {
 }
 
 /// Starts the process that goes on in the background, and waits until clients can connect, or for its exit code.
+#[allow(clippy::zombie_processes, reason = "what goes on in the background outlives this process")]
 pub fn start(argv: &[String]) -> Result<u8, Failure> {
     let failed = |error: std::io::Error| Failure::new(format!("Failed to fork: {error}"));
     let (name, arguments) = argv.split_first().expect("a command line has a name");

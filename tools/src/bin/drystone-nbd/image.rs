@@ -8,7 +8,7 @@ use drystone_core::graph::{NodeInfo, Role};
 use drystone_core::protocol::nbd::layout::BlockSizes;
 use drystone_core::protocol::nbd::limits::PAYLOAD_MAX;
 use drystone_core::protocol::nbd::server::{Context, Export};
-use drystone_exec_linux::{Client, Image, NbdExport};
+use drystone_exec_linux::{Client, DirtyRanges, Image, NbdExport};
 use drystone_tools::img::args::SnapshotName;
 use drystone_tools::img::convert::{no_snapshot, no_snapshots_in};
 use drystone_tools::img::open::guessed_raw;
@@ -130,7 +130,7 @@ async fn dirty_ranges(
     format: &NodeInfo,
     name: &str,
     args: &ServeArgs,
-) -> Result<Vec<(u64, u64)>, Failure> {
+) -> Result<DirtyRanges, Failure> {
     let missing = || Failure::new(format!("Bitmap '{name}' is not found"));
     if format.driver != "qcow2" {
         return Err(missing());

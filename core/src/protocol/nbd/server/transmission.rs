@@ -349,7 +349,8 @@ impl Transmission {
             self.answer(id, nothing);
             return Ok(None);
         }
-        let offset = if command == Command::Flush { 0 } else { request.offset };
+        // A flush has no range, whatever it says.
+        let (offset, len) = if command == Command::Flush { (0, 0) } else { (request.offset, len) };
         Ok(Some(Order { id, command, offset, len, data: BufList::new() }))
     }
 
