@@ -51,13 +51,20 @@ enum Iommu {
     AddressSpace(AddressSpace),
 }
 
-impl Iommu {
+/// A device, and what translates its addresses: mappings keep both, since what is mapped can be unmapped only while the device
+/// is attached.
+struct Attached {
+    device: PciDevice,
+    iommu: Iommu,
+}
+
+impl Attached {
     /// Takes memory, and maps it at `iova` for the device.
     fn allocate(self: &Arc<Self>, len: usize, iova: u64) -> Result<DmaMemory, NvmeError> {
         let pages = Pages::new(len)?;
-        let mapped = match &**self {
-            Self::Container(container) => container.map(&pages, iova),
-            Self::AddressSpace(space) => space.map(&pages, iova),
+        let mapped = match &self.iommu {
+            Iommu::Container(container) => container.map(&pages, iova),
+            Iommu::AddressSpace(space) => space.map(&pages, iova),
         };
         mapped.map_err(|error| {
             let hint = match error {
@@ -68,7 +75,7 @@ impl Iommu {
             host(format!("mapping {} bytes for the device", pages.len()), error, hint)
         })?;
         let (start, len) = (pages.start(), pages.len());
-        let mapping = Mapping { iommu: Arc::clone(self), iova, pages };
+        let mapping = Mapping { attached: Arc::clone(self), iova, pages };
         // SAFETY: page-aligned zero memory that the mapping keeps, and that nobody else knows.
         Ok(unsafe { DmaMemory::new(start, len, iova, Arc::new(mapping)) })
     }
@@ -76,7 +83,7 @@ impl Iommu {
 
 /// Memory while the device reaches it.
 struct Mapping {
-    iommu: Arc<Iommu>,
+    attached: Arc<Attached>,
     iova: u64,
     pages: Pages,
 }
@@ -84,7 +91,7 @@ struct Mapping {
 impl Drop for Mapping {
     fn drop(&mut self) {
         let len = self.pages.len();
-        let unmapped = match &*self.iommu {
+        let unmapped = match &self.attached.iommu {
             Iommu::Container(container) => container.unmap(len, self.iova),
             Iommu::AddressSpace(space) => space.unmap(len, self.iova),
         };
@@ -98,9 +105,8 @@ impl Drop for Mapping {
 /// A controller on the PCI bus that is ours alone while this lives.
 pub struct Vfio {
     address: String,
-    device: PciDevice,
+    attached: Arc<Attached>,
     registers: Registers,
-    iommu: Arc<Iommu>,
     next_iova: AtomicU64,
     vectors: u16,
     pauses: AtomicU64,
@@ -131,9 +137,8 @@ impl Vfio {
         };
         Ok(Self {
             address: address.into(),
-            device,
+            attached: Arc::new(Attached { device, iommu }),
             registers,
-            iommu: Arc::new(iommu),
             next_iova: AtomicU64::new(IOVA_FIRST),
             vectors,
             pauses: AtomicU64::new(0),
@@ -169,7 +174,7 @@ impl Transport for Vfio {
     fn allocate(&self, len: usize) -> Result<DmaMemory, NvmeError> {
         let room = (len as u64).next_multiple_of(IOVA_ALIGN);
         let iova = self.next_iova.fetch_add(room, Ordering::Relaxed);
-        self.iommu.allocate(len, iova)
+        self.attached.allocate(len, iova)
     }
 
     fn now(&self) -> Duration {
@@ -186,7 +191,7 @@ impl Transport for Vfio {
     }
 
     fn isolate(&self) -> Result<(), NvmeError> {
-        self.device.isolate()
+        self.attached.device.isolate()
     }
 
     fn vectors(&self) -> u16 {
@@ -194,7 +199,7 @@ impl Transport for Vfio {
     }
 
     fn bind_interrupt(&self, vector: u16, event: BorrowedFd<'_>) -> Result<(), NvmeError> {
-        self.device.bind_interrupt(vector, event)
+        self.attached.device.bind_interrupt(vector, event)
     }
 }
 
