@@ -260,19 +260,22 @@ for extended in (False, True):
         h.shutdown()
 "#;
 
+/// The distribution's own, which its module `nbd` is for.
+const PYTHON: &str = "/usr/bin/python3";
+
 #[test]
 fn odd_requests_are_answered() {
-    if !have("python3", "python3-libnbd") {
+    if !have(PYTHON, "python3-libnbd") {
         return;
     }
     let place = Place::new();
     images(&place);
-    if !place.run_args("python3", &["-c", "import nbd"]).status.success() {
+    if !place.run_args(PYTHON, &["-c", "import nbd"]).status.success() {
         eprintln!("skipped: there is no Python module nbd (package python3-libnbd)");
         return;
     }
     let server = place.ours("socket", "-t -e 0 -f raw plain.raw");
-    let mut command = std::process::Command::new("python3");
+    let mut command = std::process::Command::new(PYTHON);
     let output = command.args(["-c", SHELL]).env("URI", server.uri("")).output().expect("python runs");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(server.stop(), Some(0));
