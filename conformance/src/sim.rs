@@ -85,7 +85,7 @@ enum State {
 }
 
 /// An engine that knows the passphrases of the images that tests make.
-fn new_engine() -> Engine {
+pub(crate) fn new_engine() -> Engine {
     let engine = Engine::new();
     for (id, passphrase) in [("key", "stones"), ("new", "mortar")] {
         engine.add_secret(id, Secret::new(passphrase.into()));

@@ -2,10 +2,11 @@
 
 use std::future::Future;
 
-use drystone_core::engine::{Engine, Io};
+use drystone_core::engine::Io;
 use drystone_core::intent::Intent;
 use fastrand::Rng;
 
+use crate::sim::new_engine;
 use crate::trace;
 use crate::world::{Moment, World};
 
@@ -17,7 +18,7 @@ pub fn straight<T: 'static, F: Future<Output = T> + 'static>(
     mut world: World,
     coroutine: impl FnOnce(Io) -> F,
 ) -> (T, World) {
-    let engine = Engine::new();
+    let engine = new_engine();
     let mut rng = Rng::with_seed(0);
     let job = engine.run(0, coroutine);
     let mut now = 0;

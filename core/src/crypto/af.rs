@@ -42,7 +42,7 @@ fn xor(sum: &mut [u8], stripe: &[u8]) {
 
 /// Each part as long as a digest becomes the digest of its number and itself; a shorter last one, the beginning of it.
 fn diffuse(hash: Hash, bytes: &mut [u8]) {
-    for (part, number) in bytes.chunks_mut(hash.len()).zip(0u32..) {
+    for (part, number) in bytes.chunks_mut(hash.digest_len()).zip(0u32..) {
         let mut digest = hash.digest(&[&number.to_be_bytes(), part]);
         part.copy_from_slice(&digest[..part.len()]);
         digest.zeroize();

@@ -83,7 +83,7 @@ impl Hash {
     }
 
     /// Bytes of a digest.
-    pub const fn len(self) -> usize {
+    pub const fn digest_len(self) -> usize {
         match self {
             Self::Sha1 | Self::Ripemd160 => 20,
             Self::Sha224 => 28,
@@ -137,7 +137,7 @@ mod tests {
     fn names_and_lengths_go_with_the_digests() {
         for hash in Hash::ALL {
             assert_eq!(Hash::parse(hash.name()), Some(hash));
-            assert_eq!(hash.digest(&[b"a", b"bc"]).len(), hash.len());
+            assert_eq!(hash.digest(&[b"a", b"bc"]).len(), hash.digest_len());
             assert_eq!(hash.digest(&[b"a", b"bc"]), hash.digest(&[b"abc"]));
         }
         assert_eq!(Hash::parse("md4"), None);

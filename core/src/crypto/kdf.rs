@@ -26,7 +26,7 @@ impl Pbkdf2Chain {
             let first = Zeroizing::new(hash.hmac(password.bytes(), &[salt, &number]));
             Self { hash, password: password.clone(), last: first.clone(), sum: first, left: iterations - 1 }
         };
-        (1..=len.div_ceil(hash.len())).map(block).collect()
+        (1..=len.div_ceil(hash.digest_len())).map(block).collect()
     }
 
     /// Rounds that are still to be done.

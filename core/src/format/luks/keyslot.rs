@@ -270,11 +270,12 @@ pub(super) async fn rounds_per_second(io: &Io, hash: Hash, len: usize) -> u64 {
     let password = Secret::new(vec![0; 16]);
     let mut rounds = MEASURED_MIN;
     loop {
-        let chain = Pbkdf2Chain::blocks(hash, &password, &[0; 32], u32::MAX, hash.len()).swap_remove(0);
+        let chain =
+            Pbkdf2Chain::blocks(hash, &password, &[0; 32], u32::MAX, hash.digest_len()).swap_remove(0);
         let took = advance(io, chain, rounds).await.1;
         if took.as_millis() >= 50 || rounds >= 1 << 26 {
             let per_second = u128::from(rounds) * 1_000_000_000 / took.as_nanos().max(1);
-            let parts = len.div_ceil(hash.len()) as u64;
+            let parts = len.div_ceil(hash.digest_len()) as u64;
             return u64::try_from(per_second).unwrap_or(u64::MAX) / parts;
         }
         rounds *= 4;
