@@ -159,6 +159,18 @@ impl<'a> Run<'a> {
         if self.image.spec.mode.direct {
             self.plan.retain(|step| step.op != Op::Discard);
         }
+        self.without_refusals()
+    }
+
+    /// The same run, with nothing in it that may be refused: whether zeros can be had without writing them hangs on what else is
+    /// in their unit at that moment.
+    #[must_use]
+    pub fn without_refusals(mut self) -> Self {
+        for step in &mut self.plan {
+            if let Op::WriteZeroes(flags, _) = &mut step.op {
+                flags.no_fallback = false;
+            }
+        }
         self
     }
 

@@ -45,7 +45,7 @@ fn case(name: &str) -> Case {
 }
 
 fn run<'a>(case: &'a Case, seed: u64, folder: &Path) -> Run<'a> {
-    Run::in_folder(case, seed, folder).within()
+    Run::in_folder(case, seed, folder).within().without_refusals()
 }
 
 /// Tells what it does before and after it does it.

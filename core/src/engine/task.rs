@@ -328,6 +328,11 @@ impl Gate {
         self.waiting.wait(tasks, || (!self.held.replace(true)).then_some(())).await;
         GateGuard { gate: self, tasks }
     }
+
+    /// Whether somebody holds it.
+    pub(crate) fn is_held(&self) -> bool {
+        self.held.get()
+    }
 }
 
 /// Holds a [`Gate`]; gives it back when dropped.

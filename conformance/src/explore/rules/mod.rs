@@ -4,6 +4,7 @@
 //! that does: its label. The executor answers that intent without having done it (`lie`), which is what leaving the line
 //! out of core would be. Exploring the operation must then find a broken image. A file a format; start at [`rules`].
 
+mod luks;
 mod parallels;
 mod qcow2;
 mod raw;
@@ -80,6 +81,7 @@ pub type Stated = (&'static str, &'static [(Label, &'static str)]);
 /// All of them.
 pub fn stated() -> impl Iterator<Item = &'static Stated> {
     [
+        luks::STATED,
         parallels::STATED,
         qcow2::STATED,
         two_level::STATED,

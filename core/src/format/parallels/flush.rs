@@ -1,4 +1,4 @@
-//! Flush: writes changed metadata in an order that a crash cannot break.
+//! Flush: writes changed metadata in an order that a crash cannot break. Order on disk:
 //!
 //! | level | what                                     | because                                                       |
 //! |-------|------------------------------------------|---------------------------------------------------------------|

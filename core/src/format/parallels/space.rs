@@ -3,8 +3,8 @@
 use super::ParallelsError;
 use super::layout::{ClusterIndex, Geometry};
 
-/// Clusters of a file that are kept account of: a bit each, 128 MiB of memory. No honest image comes near.
-const CLUSTERS_MAX: u64 = 1 << 30;
+/// Clusters of a file that are kept account of: a bit each, 32 MiB of memory. No honest image comes near.
+const CLUSTERS_MAX: u64 = 1 << 28;
 
 /// A set of clusters of the file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -175,7 +175,8 @@ impl Driver for Qcow {
     }
 
     async fn close(&self, io: &Io) -> Result<()> {
-        if self.is_clean() { Ok(()) } else { self.tables.flush(io, "qcow.flush").await }
+        // Data too, of clusters that were there before: a closed image is durable.
+        self.tables.flush(io, "qcow.flush").await
     }
 
     fn as_any(&self) -> &dyn Any {

@@ -40,10 +40,11 @@ impl Qed {
 
     /// Makes everything durable and takes the mark away, if the tables were changed.
     pub(super) async fn end(&self, io: &Io) -> Result<()> {
+        // Data too, of clusters that were there before: a closed image is durable.
+        self.tables.flush(io, "qed.flush").await?;
         if !self.begun.get() {
             return Ok(());
         }
-        self.tables.flush(io, "qed.flush").await?;
         self.clear_mark(io).await
     }
 

@@ -54,6 +54,8 @@ pub struct Vdi {
     changes: Cell<u64>,
     durable: Cell<u64>,
     commits: Gate,
+    /// Held while the file gets a new length: no block is taken meanwhile, because what is written behind it would be cut off.
+    lengthening: Gate,
     loads: Loads,
 }
 
@@ -70,13 +72,16 @@ struct Space {
 enum Missing {
     Slice(HostOffset),
     End,
+    /// The file's new length.
+    Length,
 }
 
 impl Missing {
     fn of(miss: Miss) -> Self {
         match miss.what {
             0 => Self::Slice(HostOffset(miss.at)),
-            _ => Self::End,
+            1 => Self::End,
+            _ => Self::Length,
         }
     }
 
@@ -84,6 +89,7 @@ impl Missing {
         match self {
             Self::Slice(at) => Miss { what: 0, at: at.0 },
             Self::End => Miss { what: 1, at: 0 },
+            Self::Length => Miss { what: 2, at: 0 },
         }
     }
 }
@@ -161,6 +167,9 @@ impl Vdi {
             Ready::Miss(miss) => return Ok(Ready::Miss(miss)),
         };
         let run = entries.iter().take_while(|entry| **entry == Entry::Zero).count() as u32;
+        if self.lengthening.is_held() {
+            return Ok(Ready::Miss(Missing::Length.miss()));
+        }
         let mut space = self.space.borrow_mut();
         let Some(end) = space.end else { return Ok(Ready::Miss(Missing::End.miss())) };
         let header = self.header.borrow();
@@ -236,6 +245,10 @@ impl Driver for Vdi {
             match Missing::of(miss) {
                 Missing::Slice(at) => self.load_slice(io, at).await,
                 Missing::End => self.find_end(io).await,
+                Missing::Length => {
+                    drop(self.lengthening.enter(&io.shared().tasks).await);
+                    Ok(())
+                }
             }
         })
     }

@@ -49,6 +49,7 @@ pub async fn open(io: &Io, file: NodeId) -> Result<Vdi> {
         map: SliceCache::new(SLICE_LEN as usize, CACHE_LEN).into(),
         space: Space::default().into(),
         commits: Default::default(),
+        lengthening: Default::default(),
         loads: Default::default(),
         name,
     })

@@ -16,6 +16,7 @@ use crate::buf::Buf;
 use crate::engine::Io;
 use crate::error::Result;
 use crate::format::HostOffset;
+use crate::graph::NodeId;
 use crate::graph::driver::Role;
 use crate::intent::{Fua, Preallocation};
 
@@ -48,9 +49,8 @@ impl Vhdx {
     pub(super) async fn write_logged(&self, io: &Io, mut sectors: Vec<(HostOffset, Buf)>) -> Result<()> {
         let file = io.child(Role::File);
         // The file holds all of each block: a part of a block is no block to others.
-        let end = self.space.borrow().end().filter(|end| !sectors.is_empty() && io.len(file) < *end);
-        if let Some(end) = end {
-            io.set_len(file, end, Preallocation::Off).await?;
+        if !sectors.is_empty() {
+            self.lengthen(io, file).await?;
         }
         while !sectors.is_empty() {
             let rest = sectors.split_off(sectors.len().min(self.sectors_per_entry()));
@@ -63,5 +63,24 @@ impl Vhdx {
             sectors = rest;
         }
         Ok(())
+    }
+
+    /// Gives the file the length of all space that is taken. None is taken meanwhile: a write behind the new length that
+    /// completes before it is set would be cut off.
+    async fn lengthen(&self, io: &Io, file: NodeId) -> Result<()> {
+        let short = || self.space.borrow().end().filter(|end| io.len(file) < *end);
+        if short().is_none() {
+            return Ok(());
+        }
+        let _no_space_is_taken = self.lengthening.enter(&io.shared().tasks).await;
+        match short() {
+            Some(end) => io.set_len(file, end, Preallocation::Off).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Waits until the file's length is not about to change.
+    pub(super) async fn length_is_set(&self, io: &Io) {
+        drop(self.lengthening.enter(&io.shared().tasks).await);
     }
 }

@@ -89,6 +89,8 @@ pub struct Vhdx {
     changes: Cell<u64>,
     durable: Cell<u64>,
     commits: Gate,
+    /// Held while the file gets a new length: no space is taken meanwhile, because what is written behind it would be cut off.
+    lengthening: Gate,
     loads: Loads,
 }
 
@@ -102,6 +104,8 @@ enum Missing {
     Bitmap(u64),
     /// The right to write: headers that say so.
     Session,
+    /// The file's new length.
+    Length,
 }
 
 impl Missing {
@@ -110,7 +114,8 @@ impl Missing {
             0 => Self::Slice(HostOffset(miss.at)),
             1 => Self::End,
             2 => Self::Bitmap(miss.at),
-            _ => Self::Session,
+            3 => Self::Session,
+            _ => Self::Length,
         }
     }
 
@@ -120,6 +125,7 @@ impl Missing {
             Self::End => Miss { what: 1, at: 0 },
             Self::Bitmap(chunk) => Miss { what: 2, at: *chunk },
             Self::Session => Miss { what: 3, at: 0 },
+            Self::Length => Miss { what: 4, at: 0 },
         }
     }
 }
@@ -165,6 +171,10 @@ impl Driver for Vhdx {
                 Missing::End => self.find_end(io).await,
                 Missing::Bitmap(chunk) => self.add_bitmap(io, chunk).await,
                 Missing::Session => self.begin(io).await,
+                Missing::Length => {
+                    self.length_is_set(io).await;
+                    Ok(())
+                }
             }
         })
     }

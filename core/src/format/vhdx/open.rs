@@ -62,6 +62,7 @@ pub(in crate::format) async fn open(opening: &Opening<'_>) -> Result<Vhdx> {
         changes: 0.into(),
         durable: 0.into(),
         commits: Default::default(),
+        lengthening: Default::default(),
         loads: Default::default(),
         metadata,
         name: name.clone(),

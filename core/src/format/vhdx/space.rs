@@ -85,6 +85,9 @@ impl Vhdx {
                 Ready::Miss(miss) => return Ok(Ready::Miss(miss)),
             }
         }
+        if self.lengthening.is_held() {
+            return Ok(Ready::Miss(Missing::Length.miss()));
+        }
         let (at, count, zeroed) = {
             let mut space = self.space.borrow_mut();
             match space.free.pop() {
@@ -238,9 +241,17 @@ impl Vhdx {
     /// block before its entry says so, and all of them are written then.
     pub(super) async fn add_bitmap(&self, io: &Io, chunk: u64) -> Result<()> {
         // Whoever waited for the entry as well may have made it.
-        if self.loaded_bitmap(io, chunk).await?.is_some() {
-            return Ok(());
+        while self.loaded_bitmap(io, chunk).await?.is_none() {
+            if self.lengthening.is_held() {
+                self.length_is_set(io).await;
+                continue;
+            }
+            return self.take_bitmap(chunk);
         }
+        Ok(())
+    }
+
+    fn take_bitmap(&self, chunk: u64) -> Result<()> {
         let at = self.space.borrow_mut().take(MIB).map_err(|fault| self.fail(fault))?;
         self.set_entry(self.bitmap_index(chunk), BitmapEntry::Present(HostOffset(at)).encode());
         Ok(())

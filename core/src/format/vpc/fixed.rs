@@ -43,8 +43,9 @@ impl Driver for Fixed {
         Box::pin(async { io.flush("vpc.flush", io.child(Role::File)).await })
     }
 
-    async fn close(&self, _: &Io) -> Result<()> {
-        Ok(())
+    async fn close(&self, io: &Io) -> Result<()> {
+        // A closed image is durable.
+        self.flush(io).await
     }
 
     fn as_any(&self) -> &dyn Any {

@@ -204,7 +204,8 @@ impl Driver for Vpc {
     }
 
     async fn close(&self, io: &Io) -> Result<()> {
-        if self.is_clean() { Ok(()) } else { self.flush_all(io).await }
+        // Data too, of blocks that were there before: a closed image is durable.
+        self.flush_all(io).await
     }
 
     fn as_any(&self) -> &dyn Any {
