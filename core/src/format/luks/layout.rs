@@ -352,8 +352,8 @@ mod tests {
     fn what_does_not_go_together_is_told_by_its_place() {
         assert_eq!(header().check(), Ok(()));
         let mut inside = header();
-        inside.slots[3].sector = 1;
-        assert!(matches!(inside.check(), Err(LuksError::SlotInHeader { slot: 3, start: 1, .. })));
+        inside.slots[0].sector = 1;
+        assert!(matches!(inside.check(), Err(LuksError::SlotInHeader { slot: 0, start: 1, .. })));
         let mut old = header();
         old.slots[0].sector = 2;
         assert_eq!(old.check(), Ok(()), "cryptsetup 1.0 made such");
@@ -361,7 +361,7 @@ mod tests {
         overlapping.slots[5].sector = overlapping.slots[6].sector - 1;
         assert_eq!(overlapping.check(), Err(LuksError::SlotsOverlap { first: 5, second: 6 }));
         let mut beyond = header();
-        beyond.payload_sector -= 1;
+        beyond.payload_sector -= 5;
         assert!(matches!(beyond.check(), Err(LuksError::SlotInPayload { slot: 7, .. })));
         let mut stripes = header();
         stripes.slots[1].stripes = 3999;
