@@ -4,6 +4,7 @@ mod world;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use drystone_core::buf::BufList;
@@ -23,20 +24,22 @@ fn threads_share_a_device_that_is_reset_beneath_them() {
     let namespaces = vec![SimNamespace::new(512, THREADS as u64 * SHARE * BLOCK as u64)];
     let sim = Sim::threaded(SimConfig { namespaces, seed: Some(3), ..SimConfig::default() });
     let device = Device::open(sim.transport(), Options::default()).expect("a controller");
-    let running = Arc::new(AtomicUsize::new(THREADS));
+    let rounds = Arc::new(AtomicUsize::new(0));
     let threads: Vec<_> = (0..THREADS as u64)
         .map(|thread| {
-            let (device, running) = (Arc::clone(&device), Arc::clone(&running));
-            std::thread::spawn(move || {
-                let retries = write_and_read_back(&device, thread);
-                running.fetch_sub(1, Ordering::Relaxed);
-                retries
-            })
+            let (device, rounds) = (Arc::clone(&device), Arc::clone(&rounds));
+            std::thread::spawn(move || write_and_read_back(&device, thread, &rounds))
         })
         .collect();
-    while running.load(Ordering::Relaxed) > 0 {
+    let mut seen = 0;
+    while !threads.iter().all(JoinHandle::is_finished) {
         std::thread::sleep(Duration::from_millis(20));
-        device.reset();
+        // Only what gets on is reset: a command is sent again so many times and no more.
+        let now = rounds.load(Ordering::Relaxed);
+        if now >= seen + THREADS {
+            seen = now;
+            device.reset();
+        }
     }
     let retries: u64 = threads.into_iter().map(|thread| thread.join().expect("no panic")).sum();
     assert!(device.resets().0 > 0, "it was reset");
@@ -47,10 +50,11 @@ fn threads_share_a_device_that_is_reset_beneath_them() {
 }
 
 /// Writes the thread's blocks in turns, 8 in flight, and reads them back. Returns how many commands were sent again.
-fn write_and_read_back(device: &Arc<Device>, thread: u64) -> u64 {
+fn write_and_read_back(device: &Arc<Device>, thread: u64, rounds: &AtomicUsize) -> u64 {
     let namespace = device.namespace(1).expect("active");
     let mut pair = QueuePair::new(device).expect("there are enough");
     for round in 0..ROUNDS {
+        rounds.fetch_add(1, Ordering::Relaxed);
         let blocks = (0..8).map(|n| thread * SHARE + (round * 8 + n) % SHARE);
         let bytes = |block: u64| pattern(round << 32 | block, BLOCK);
         for op in [Operation::Write { fua: false }, Operation::Read] {

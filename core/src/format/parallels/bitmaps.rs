@@ -21,7 +21,7 @@ use crate::graph::driver::Role;
 use crate::intent::Fua;
 
 /// Bytes of a format extension at the most: larger clusters hold none that is read.
-const EXTENSION_LEN_MAX: u64 = 64 << 20;
+const EXTENSION_LEN_MAX: u64 = 32 << 20;
 
 /// Bytes of a bitmap that are read and written at once.
 const PIECE: u64 = 1 << 20;
