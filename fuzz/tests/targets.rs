@@ -55,9 +55,9 @@ fn what_once_failed_does_not_fail_again() {
 fn a_seed_gives_the_same_trace_everywhere() {
     const PINNED: &[(&str, u64, u64)] = &[
         ("raw", 1, 0x927c_2697_4486_d26c),
-        ("requests", 1, 0x1e7d_205d_1586_a4d8),
+        ("requests", 1, 0x9836_8075_4a4f_6509),
         ("requests", 2, 0x9968_ffa7_12eb_3d1b),
-        ("crashes", 1, 0xa0c4_00c8_ce77_7b3e),
+        ("crashes", 1, 0x9d44_5d27_2717_afab),
         ("header", 2, 0x1399_6039_a22c_9320),
         ("entries", 1, 0x7409_c7c2_4f84_cf9d),
         ("snapshot", 1, 0xf956_8d53_c95b_35b1),
@@ -68,12 +68,16 @@ fn a_seed_gives_the_same_trace_everywhere() {
         ("json", 1, 0x6482_25d8_cdab_8fa0),
         ("size", 1, 0x81e8_7955_5285_3e90),
     ];
+    let mut others = Vec::new();
     for (name, seed, hash) in PINNED {
         let target = Target::named(name).expect("a target");
         let found =
             target.trace_hash(&target.input(*seed)).unwrap_or_else(|report| panic!("{name}: {report}"));
-        assert_eq!(found, *hash, "{name}, seed {seed}: found {found:#018x}");
+        if found != *hash {
+            others.push(format!("{name}, seed {seed}: found {found:#018x}"));
+        }
     }
+    assert!(others.is_empty(), "other traces than before:\n{}", others.join("\n"));
 }
 
 /// A file of two megabytes that claims 60,000 bitmaps of half a gigabyte of ones, all with one table; and one that can

@@ -410,9 +410,8 @@ fn names_that_reach_for_other_files() {
 fn a_bare_magic_is_not_taken_for_raw() {
     let mut side = Side::new();
     for (format, name, head) in [
-        ("bochs", "other", "Bochs Virtual HD Image\0"),
         ("cloop", "other", "#!/bin/sh\n#V2.0 Format\nmodprobe cloop file=$0 && mount -r"),
-        ("parallels", "other", "WithouFreSpacExt"),
+        ("parallels", "other", "WithouFreSpacExt\u{2}\0\0\0"),
         ("qcow", "other", "QFI\u{fb}\0\0\0\u{1}"),
         ("qed", "other", "QED\0"),
         ("vhdx", "other", "vhdxfile"),
