@@ -124,8 +124,8 @@ fn damage_is_found_and_repaired_alike() {
                 side.write("bad.par", &bytes);
                 side.both(&about, line);
             }
-            // With nothing to repair, the reference writes all the same.
-            if value == 5 && extra == 0 {
+            // A mark that is neither of the two words: what is left of it is not compared.
+            if value == 5 {
                 continue;
             }
             let repaired = |side: &Side, ours| {

@@ -176,7 +176,7 @@ async fn describe(
     };
     let facts = driver.as_ref().map(|driver| driver.facts()).unwrap_or_default();
     info.dirty = info.dirty.map(|_| facts.dirty).filter(|_| !facts.tells_no_state);
-    info.cluster_size = facts.cluster_size;
+    info.cluster_size = facts.cluster_size.or(info.cluster_size);
     info.encrypted = facts.encrypted;
     info.compressed = facts.compressed;
     info.backing = facts.backing.map(|backing| BackingName {
