@@ -1,5 +1,5 @@
 //! A VDI image of which header and block map say anything. Looking at it, writing to it and closing it end in an answer,
-//! in bounded steps and memory; what is in order before it is written to is in order afterwards. Start at [`vdi`].
+//! in bounded steps and memory; what is in order before it is written to is in order afterwards. Start at `vdi`.
 
 use arbitrary::Unstructured;
 use drystone_conformance::cases::WRITABLE;

@@ -45,7 +45,7 @@ pub struct Request {
     pub offset: u64,
     /// Bytes; whole blocks. For what moves data, the bytes of `data`.
     pub len: u64,
-    /// The buffers. They are copied unless they lie in the device's [arena](Device::arena).
+    /// The buffers. They are copied unless they lie in the device's [arena](crate::nvme::Device::arena).
     pub data: BufList,
 }
 

@@ -7,7 +7,7 @@
 //!   └────────┴──────────────┴──────────┴──────────┴─────────┴──
 //! ```
 //!
-//! The tables, their cache and the order on disk are [`two_level`](crate::format::two_level)'s. `layout` has the header
+//! The tables, their cache and the order on disk are `two_level`'s. `layout` has the header
 //! and the entries, `pack` is for compressed clusters. Encrypted images are refused.
 
 mod create;

@@ -7,7 +7,7 @@
 //!   └────────┴──────────┴──────────┴─────────┴──
 //! ```
 //!
-//! The tables, their cache and the order on disk are [`two_level`](crate::format::two_level)'s. `begin` marks an image
+//! The tables, their cache and the order on disk are `two_level`'s. `begin` marks an image
 //! that is written to, `check` finds what a crash left, `change` is for its length and its backing file.
 
 mod begin;

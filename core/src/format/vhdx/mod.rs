@@ -16,7 +16,7 @@
 //! Blocks that are there stay where they are: zeros and discards of them are passed on to the file, which keeps no space
 //! for them then. Space that a crash lost behind all blocks is used again.
 //!
-//! Source: [VHDX] 2, files of Hyper-V, and what `qemu-img` 10.0.2 makes and accepts.
+//! Source: \[VHDX\] 2, files of Hyper-V, and what `qemu-img` 10.0.2 makes and accepts.
 
 mod check;
 mod create;

@@ -5,7 +5,7 @@
 //! changes and the file's length, a barrier, the headers, which then name no log. A crash before that leaves a log that is
 //! replayed again, to the same end.
 //!
-//! Source: [VHDX] 2.3.3.
+//! Source: \[VHDX\] 2.3.3.
 
 use super::VhdxError;
 use super::layout::{DESCRIPTORS_AT, Descriptor, EntryHeader, FILE_MAX, Header, MIB, SECTOR, data_sector};

@@ -2,7 +2,7 @@
 //!
 //! Checksums are the ones' complement of the sum of a structure's bytes, with the checksum's own taken as zeros.
 //!
-//! Source: [VHD] "Hard Disk Footer Format", "Dynamic Disk Header Format", "Block Allocation Table", "Appendix: CHS
+//! Source: \[VHD\] "Hard Disk Footer Format", "Dynamic Disk Header Format", "Block Allocation Table", "Appendix: CHS
 //! Calculation".
 
 use nom::bytes::complete::take;
@@ -76,7 +76,7 @@ impl Geometry {
         u64::from(self.cylinders) * u64::from(self.heads) * u64::from(self.sectors)
     }
 
-    /// The geometry of a disk of so many sectors; it may have a few less. Source: [VHD] "Appendix: CHS Calculation".
+    /// The geometry of a disk of so many sectors; it may have a few less. Source: \[VHD\] "Appendix: CHS Calculation".
     pub fn of(sectors: u64) -> Self {
         let total = sectors.min(Self::LARGEST.total());
         let (per_track, heads, tracks) = if total >= 65535 * 16 * 63 {

@@ -13,7 +13,7 @@
 //! readers go by. BAT and bitmaps are read and written by slices, in bounded caches. `layout` has the structures, `lookup` and
 //! `space` translate, `flush` has the order on disk.
 //!
-//! Source: [VHD], images of Virtual PC and Hyper-V, and what `qemu-img` 10.0.2 makes and accepts.
+//! Source: \[VHD\], images of Virtual PC and Hyper-V, and what `qemu-img` 10.0.2 makes and accepts.
 
 mod create;
 mod error;

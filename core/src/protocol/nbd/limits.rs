@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// Bytes of any string. Source: [NBD] "Values", strings.
+/// Bytes of any string. Source: \[NBD\] "Values", strings.
 pub const STRING_MAX: usize = 4096;
 
 /// Bytes of one option's data that a server takes: a name, and a dozen queries of the greatest length. Longer ones are
@@ -18,7 +18,7 @@ pub const HANDSHAKE_BYTES_MAX: u64 = 8 << 20;
 /// Time before transmission, as the reference gives.
 pub const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
 
-/// Bytes of data in one request. Source: [NBD] "Block size constraints"; every peer in practice takes that much.
+/// Bytes of data in one request. Source: \[NBD\] "Block size constraints"; every peer in practice takes that much.
 pub const PAYLOAD_MAX: u32 = 32 << 20;
 
 /// Requests in flight for one client: a queue of 64 on two threads. Further ones stay in the socket.

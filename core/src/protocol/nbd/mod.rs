@@ -1,4 +1,4 @@
-//! The Network Block Device protocol, both sides. Source: the NBD project's `doc/proto.md`, cited as [NBD] with its
+//! The Network Block Device protocol, both sides. Source: the NBD project's `doc/proto.md`, cited as \[NBD\] with its
 //! headings.
 //!
 //! ```text
@@ -28,7 +28,7 @@ pub use location::{NbdAddress, NbdLocation, NbdTls};
 pub use outgoing::Outgoing;
 pub use payload::windows_between;
 
-/// How replies look, as the client asked for. Source: [NBD] "Structured replies", "Extended headers".
+/// How replies look, as the client asked for. Source: \[NBD\] "Structured replies", "Extended headers".
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub enum Mode {
     /// One header a request, with data only after reads that worked.

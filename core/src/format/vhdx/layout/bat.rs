@@ -1,4 +1,4 @@
-//! Entries of the block allocation table. Source: [VHDX] 2.5.1.
+//! Entries of the block allocation table. Source: \[VHDX\] 2.5.1.
 //!
 //! After the entries of as many payload blocks as a sector bitmap block has bits for (the chunk ratio) comes the entry of
 //! that sector bitmap block.

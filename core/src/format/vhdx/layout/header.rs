@@ -1,4 +1,4 @@
-//! The two headers. Source: [VHDX] 2.2.2.
+//! The two headers. Source: \[VHDX\] 2.2.2.
 
 use nom::bytes::complete::take;
 use nom::number::complete::{le_u16, le_u32, le_u64};

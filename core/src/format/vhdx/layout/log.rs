@@ -1,4 +1,4 @@
-//! Entries of the log: a ring of sectors of 4096 bytes. Source: [VHDX] 2.3.
+//! Entries of the log: a ring of sectors of 4096 bytes. Source: \[VHDX\] 2.3.
 //!
 //! ```text
 //!   ┌─────────────────────────────┬───────────────────┬─────────────┬─────────────┬──

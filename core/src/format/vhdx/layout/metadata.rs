@@ -1,4 +1,4 @@
-//! The metadata region: a table of items, and the items. Source: [VHDX] 2.6.
+//! The metadata region: a table of items, and the items. Source: \[VHDX\] 2.6.
 
 use nom::bytes::complete::take;
 use nom::number::complete::{le_u16, le_u32};
@@ -290,7 +290,7 @@ impl Metadata {
     }
 }
 
-/// Where the parent of a differencing disk is: keys and values. Source: [VHDX] 2.6.2.6.
+/// Where the parent of a differencing disk is: keys and values. Source: \[VHDX\] 2.6.2.6.
 ///
 /// | bytes        | field | unit, limits                                                            |
 /// |--------------|-------|-------------------------------------------------------------------------|

@@ -8,7 +8,7 @@
 //!
 //! Checksums are CRC-32C of the whole structure with the checksum's own four bytes, 4..8 of it, taken as zeros.
 //!
-//! Source: [VHDX] 2, and files of Hyper-V and `qemu-img` 10.0.2.
+//! Source: \[VHDX\] 2, and files of Hyper-V and `qemu-img` 10.0.2.
 
 mod bat;
 mod guid;
@@ -29,13 +29,13 @@ use super::VhdxError;
 /// All places and lengths in the file are whole ones of these.
 pub const MIB: u64 = 1 << 20;
 
-/// At byte 0. Source: [VHDX] 2.2.1.
+/// At byte 0. Source: \[VHDX\] 2.2.1.
 pub const SIGNATURE: &[u8; 8] = b"vhdxfile";
 
-/// Sectors whose bits are in one sector bitmap block. Source: [VHDX] 2.4.
+/// Sectors whose bits are in one sector bitmap block. Source: \[VHDX\] 2.4.
 pub const CHUNK_SECTORS: u64 = 1 << 23;
 
-/// Bytes of a disk at the most. Source: [VHDX] 2.6.2.2.
+/// Bytes of a disk at the most. Source: \[VHDX\] 2.6.2.2.
 pub const DISK_MAX: u64 = 64 << 40;
 
 /// Bytes of a file at the most: twice the largest disk.
@@ -64,7 +64,7 @@ fn u32_at(bytes: &[u8], at: usize) -> u32 {
     u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"))
 }
 
-/// Bytes of the file type identifier that are used. Source: [VHDX] 2.2.1.
+/// Bytes of the file type identifier that are used. Source: \[VHDX\] 2.2.1.
 pub fn encode_file_type() -> Vec<u8> {
     let mut bytes = SIGNATURE.to_vec();
     bytes.extend("Drystone".encode_utf16().flat_map(u16::to_le_bytes));

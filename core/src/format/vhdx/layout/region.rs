@@ -1,4 +1,4 @@
-//! The region table, of which there are two copies. Source: [VHDX] 2.2.3.
+//! The region table, of which there are two copies. Source: \[VHDX\] 2.2.3.
 
 use nom::bytes::complete::take;
 use nom::number::complete::{le_u32, le_u64};

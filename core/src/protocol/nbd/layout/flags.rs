@@ -38,7 +38,7 @@ macro_rules! flags {
 }
 
 flags! {
-    /// What the server says first. Source: [NBD] "Handshake flags".
+    /// What the server says first. Source: \[NBD\] "Handshake flags".
     HandshakeFlags: u16 {
         /// Options are answered.
         FIXED_NEWSTYLE = 0;
@@ -48,7 +48,7 @@ flags! {
 }
 
 flags! {
-    /// What the client answers. Source: [NBD] "Client flags".
+    /// What the client answers. Source: \[NBD\] "Client flags".
     ClientFlags: u32 {
         /// It knows that options are answered.
         FIXED_NEWSTYLE = 0;
@@ -58,7 +58,7 @@ flags! {
 }
 
 flags! {
-    /// What an export can do. Source: [NBD] "Transmission flags".
+    /// What an export can do. Source: \[NBD\] "Transmission flags".
     TransmissionFlags: u16 {
         /// The others mean something.
         HAS_FLAGS = 0;
@@ -90,7 +90,7 @@ flags! {
 }
 
 flags! {
-    /// How a command is to be done. Source: [NBD] "Command flags".
+    /// How a command is to be done. Source: \[NBD\] "Command flags".
     CommandFlags: u16 {
         /// What it wrote is durable when it is answered.
         FUA = 0;
@@ -108,7 +108,7 @@ flags! {
 }
 
 flags! {
-    /// State of an extent in the context `base:allocation`. Source: [NBD] "Metadata contexts"; in `qemu:dirty-bitmap:NAME` the
+    /// State of an extent in the context `base:allocation`. Source: \[NBD\] "Metadata contexts"; in `qemu:dirty-bitmap:NAME` the
     /// first bit means dirty.
     StateFlags: u64 {
         /// Nothing is allocated.

@@ -1,4 +1,4 @@
-//! What is said before transmission. Source: [NBD] "Handshake", "Option types", "Option reply types".
+//! What is said before transmission. Source: \[NBD\] "Handshake", "Option types", "Option reply types".
 
 use super::{Fields, HandshakeFlags, TransmissionFlags};
 use crate::protocol::nbd::NbdError;
@@ -104,7 +104,7 @@ macro_rules! codes {
 }
 
 codes! {
-    /// An option. Source: [NBD] "Option types".
+    /// An option. Source: \[NBD\] "Option types".
     OptionCode {
         /// Choose an export, without an answer when there is none.
         EXPORT_NAME = 1, "export name";
@@ -132,7 +132,7 @@ codes! {
 const ERROR: u32 = 1 << 31;
 
 codes! {
-    /// What a reply to an option says. Source: [NBD] "Option reply types".
+    /// What a reply to an option says. Source: \[NBD\] "Option reply types".
     ReplyCode {
         /// Done.
         ACK = 1, "ack";
@@ -267,7 +267,7 @@ pub fn parse_export_answer(bytes: &[u8]) -> Result<(u64, TransmissionFlags), Nbd
     Ok((export_len(fields.be_u64()?)?, TransmissionFlags(fields.be_u16()?)))
 }
 
-/// Which sizes requests to an export must have. Source: [NBD] "Block size constraints".
+/// Which sizes requests to an export must have. Source: \[NBD\] "Block size constraints".
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BlockSizes {
     /// Offsets and lengths are multiples of this; a power of two.
@@ -298,7 +298,7 @@ impl BlockSizes {
     }
 }
 
-/// A fact about an export. Source: [NBD] "`NBD_REP_INFO`".
+/// A fact about an export. Source: \[NBD\] "`NBD_REP_INFO`".
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum InfoReply {
     /// Size and abilities.

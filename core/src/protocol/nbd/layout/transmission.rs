@@ -1,4 +1,4 @@
-//! What is said in transmission. Source: [NBD] "Transmission".
+//! What is said in transmission. Source: \[NBD\] "Transmission".
 
 use super::{CommandFlags, Fields};
 use crate::intent::Errno;
@@ -126,7 +126,7 @@ pub struct SimpleReply {
     pub cookie: u64,
 }
 
-/// What a chunk of a reply is. Source: [NBD] "Structured reply types".
+/// What a chunk of a reply is. Source: \[NBD\] "Structured reply types".
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ChunkKind(pub u16);
 
@@ -289,7 +289,7 @@ impl Chunk {
     }
 }
 
-/// An error number on the wire: one of the few that the protocol has. Source: [NBD] "Error values".
+/// An error number on the wire: one of the few that the protocol has. Source: \[NBD\] "Error values".
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WireErrno(pub u32);
 
@@ -357,7 +357,7 @@ pub fn parse_error(kind: ChunkKind, bytes: &[u8]) -> Result<(WireErrno, Option<u
     Ok((error, offset))
 }
 
-/// A range of one state. Source: [NBD] "`NBD_REPLY_TYPE_BLOCK_STATUS`".
+/// A range of one state. Source: \[NBD\] "`NBD_REPLY_TYPE_BLOCK_STATUS`".
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Extent {
     /// Bytes; above zero.
