@@ -24,8 +24,11 @@ impl Clusters {
         self.0.get(index as usize / 64).is_some_and(|word| word >> (index % 64) & 1 == 1)
     }
 
-    /// Adds a cluster; tells whether it was not there before.
+    /// Adds a cluster; tells whether it was not there before. One that no file which is kept account of can hold is not added.
     pub fn add(&mut self, index: ClusterIndex) -> bool {
+        if u64::from(index) >= CLUSTERS_MAX {
+            return false;
+        }
         let word = index as usize / 64;
         if word >= self.0.len() {
             self.0.resize(word + 1, 0);
