@@ -53,6 +53,10 @@ pub(in crate::format) async fn open(opening: &Opening<'_>, rule: SizeRule) -> Re
             return Err(fail(VpcError::NotVpc));
         }
         let size = footer.size(rule).map_err(fail)?;
+        // A write behind that would leave the footer where nobody finds it; QEMU 10.0.2 opens such an image, once.
+        if size > at {
+            return Err(fail(VpcError::TooShort { structure: "fixed disk", at: 0, len: size, file_len: at }));
+        }
         return Ok(Rc::new(Fixed { footer, size }));
     }
     let footer = Footer::parse(0, &head).map_err(fail)?;
