@@ -22,6 +22,7 @@ mod requests;
 pub mod targets;
 mod texts;
 mod two_level;
+mod used;
 pub mod vdi;
 mod vhdx;
 mod vmdk;

@@ -10,13 +10,13 @@ use drystone_conformance::sim::Sim;
 use drystone_conformance::trace::tell;
 use drystone_conformance::world::World;
 use drystone_core::buf::Buf;
-use drystone_core::engine::Io;
 use drystone_core::error::Result;
-use drystone_core::format::{CheckReport, check, parallels};
-use drystone_core::graph::open::{NodeSpec, OpenMode, open};
-use drystone_core::graph::options::from_filename;
+use drystone_core::format::{CheckReport, parallels};
+use drystone_core::graph::open::open;
 use drystone_core::intent::Fua;
 use drystone_core::job::ImageSpec;
+
+use crate::used::{looked, spec};
 
 /// Bytes of memory that a run may take: bounded caches, and what the simulator keeps of a few clusters.
 const MEMORY_MAX: usize = 256 << 20;
@@ -88,9 +88,9 @@ fn used(world: World, seed: u64) -> (bool, Result<CheckReport>) {
     let mut sim = Sim::new(seed, world);
     sim.stop_after = Some(INTENTS_MAX);
     let used = sim.run_job(async |io| {
-        let _ = looked(&io).await;
+        let _ = looked(&io, "parallels").await;
         let mut written = false;
-        if let Ok(node) = open(&io, &spec(WRITABLE)).await {
+        if let Ok(node) = open(&io, &spec("parallels", WRITABLE)).await {
             let len = io.len(node);
             written = len >= 512;
             for at in [0, len / 2, len.saturating_sub(512)] {
@@ -102,24 +102,8 @@ fn used(world: World, seed: u64) -> (bool, Result<CheckReport>) {
             let _ = io.discard("fuzz", node, 0, len.min(1 << 20)).await;
             written &= io.close(node).await.is_ok();
         }
-        (written, looked(&io).await)
+        (written, looked(&io, "parallels").await)
     });
     assert_eq!(sim.world.open_leaves(), 0, "a leaf was left open");
     used.unwrap_or_else(|_| panic!("using an image takes more than {INTENTS_MAX} intents"))
-}
-
-fn spec(mode: OpenMode) -> NodeSpec {
-    from_filename(TOP, Some("parallels"), mode).expect("a path")
-}
-
-/// Checks the image, and reads a little at both ends.
-async fn looked(io: &Io) -> Result<CheckReport> {
-    let node = open(io, &spec(OpenMode::default())).await?;
-    let report = check(io, node, &mut |line| tell(|| line), &|_, _| {}).await;
-    let len = io.len(node);
-    for at in [0, len.saturating_sub(4096)] {
-        let _ = io.read_bytes("fuzz", node, at, (len - at).min(4096) as usize).await;
-    }
-    io.close(node).await?;
-    report
 }

@@ -6,18 +6,14 @@ use drystone_conformance::cases::WRITABLE;
 use drystone_conformance::explore::{TOP, image_in};
 use drystone_conformance::scenario::Draw;
 use drystone_conformance::sim::Sim;
-use drystone_conformance::trace::tell;
 use drystone_conformance::world::World;
 use drystone_core::buf::Buf;
-use drystone_core::engine::Io;
-use drystone_core::error::Result;
-use drystone_core::format::{CheckReport, check, qcow, qed};
-use drystone_core::graph::open::{NodeSpec, OpenMode, open};
-use drystone_core::graph::options::from_filename;
+use drystone_core::format::{qcow, qed};
+use drystone_core::graph::open::open;
 use drystone_core::intent::Fua;
 use drystone_core::job::ImageSpec;
 
-use crate::meter::peak_of;
+use crate::used::{Usage, spec};
 
 /// Bytes of memory that a run may take: a bounded cache, clusters of 64 MiB that are copied, and what the simulator keeps.
 const MEMORY_MAX: usize = 512 << 20;
@@ -49,12 +45,12 @@ pub fn qcow(data: &[u8]) {
 }
 
 /// Makes an image, writes to it, and changes bytes of its header and of what lies from `tables` on.
-fn one(draw: &mut Unstructured<'_>, spec: &ImageSpec, format: &'static str, header: u64, tables: u64) {
+fn one(draw: &mut Unstructured<'_>, image: &ImageSpec, format: &'static str, header: u64, tables: u64) {
     let mut world = World::new();
     world.add_file("base", &[9; 5000]);
-    let mut sim = Sim::new(0, image_in(world, spec));
+    let mut sim = Sim::new(0, image_in(world, image));
     let filled = sim.run_job(async |io| {
-        let node = open(&io, &in_format(format, WRITABLE)).await?;
+        let node = open(&io, &spec(format, WRITABLE)).await?;
         let written = io.write("fuzz", node, 8192, Buf::from(vec![5; 20_000]), Fua::No).await.1;
         let packed = io.write_compressed("fuzz", node, 65536, Buf::from(vec![6; 8192])).await.1;
         io.close(node).await?;
@@ -84,9 +80,8 @@ fn one(draw: &mut Unstructured<'_>, spec: &ImageSpec, format: &'static str, head
     }
     world.add_file(TOP, &bytes);
     let seed = draw.below(1 << 32);
-    let ((before, after), peak) = peak_of(|| used(world, seed, format));
-    tell(|| format!("{before:?} {after:?}"));
-    assert!(peak <= MEMORY_MAX, "{peak} bytes of memory to use the image, {MEMORY_MAX} allowed");
+    let usage = Usage { format, packs: true, intents_max: INTENTS_MAX, memory_max: MEMORY_MAX };
+    let (before, after) = usage.of(world, seed);
     if before.as_ref().is_ok_and(|report| report.corruptions == 0) {
         let sound = after.as_ref().is_ok_and(|report| report.corruptions == 0);
         assert!(sound, "in order before it was written to; after: {after:?}");
@@ -100,48 +95,4 @@ fn number(draw: &mut Unstructured<'_>) -> u32 {
         0 => draw.below(1 << 32) as u32,
         _ => LIMITS[draw.below(12) as usize].wrapping_add(draw.below(3) as u32).wrapping_sub(1),
     }
-}
-
-/// What a check says before and after; of a format that has none, that it opened.
-fn used(world: World, seed: u64, format: &'static str) -> (Result<CheckReport>, Result<CheckReport>) {
-    let mut sim = Sim::new(seed, world);
-    sim.stop_after = Some(INTENTS_MAX);
-    let used = sim.run_job(async |io| {
-        let before = looked(&io, format).await;
-        if let Ok(node) = open(&io, &in_format(format, WRITABLE)).await {
-            let len = io.len(node);
-            for at in [0, len / 2, len.saturating_sub(512)] {
-                if at < len {
-                    let _ = io.write("fuzz", node, at / 512 * 512, Buf::from(vec![7; 512]), Fua::No).await;
-                }
-            }
-            let cluster = io.granularity(node).min(1 << 20);
-            if cluster <= len {
-                let _ = io.write_compressed("fuzz", node, 0, Buf::from(vec![8; cluster as usize])).await;
-            }
-            let _ = io.close(node).await;
-        }
-        (before, looked(&io, format).await)
-    });
-    assert_eq!(sim.world.open_leaves(), 0, "a leaf was left open");
-    used.unwrap_or_else(|_| panic!("using an image takes more than {INTENTS_MAX} intents"))
-}
-
-fn in_format(format: &str, mode: OpenMode) -> NodeSpec {
-    from_filename(TOP, Some(format), mode).expect("a path")
-}
-
-/// Checks the image, and reads a little at both ends.
-async fn looked(io: &Io, format: &str) -> Result<CheckReport> {
-    let node = open(io, &in_format(format, OpenMode::default())).await?;
-    let report = match format {
-        "qed" => check(io, node, &mut |line| tell(|| line), &|_, _| {}).await,
-        _ => Ok(CheckReport::default()),
-    };
-    let len = io.len(node);
-    for at in [0, len.saturating_sub(4096)] {
-        let _ = io.read_bytes("fuzz", node, at, (len - at).min(4096) as usize).await;
-    }
-    io.close(node).await?;
-    report
 }

@@ -3,31 +3,26 @@
 //! [`vhdx`].
 
 use arbitrary::Unstructured;
-use drystone_conformance::cases::WRITABLE;
 use drystone_conformance::explore::{TOP, image_in};
 use drystone_conformance::scenario::Draw;
-use drystone_conformance::sim::Sim;
 use drystone_conformance::sparse::Sparse;
-use drystone_conformance::trace::tell;
 use drystone_conformance::world::World;
 use drystone_core::buf::Buf;
-use drystone_core::engine::Io;
-use drystone_core::error::Result;
 use drystone_core::format::vhdx::CreateOptions;
 use drystone_core::format::vhdx::layout::{HEADERS_AT, MIB, REGION_TABLE_LEN, REGION_TABLES_AT, checksum};
-use drystone_core::format::{CheckReport, HostOffset, check, vhdx};
-use drystone_core::graph::open::{NodeSpec, OpenMode, open};
-use drystone_core::graph::options::from_filename;
-use drystone_core::intent::Fua;
+use drystone_core::format::{CheckReport, HostOffset, vhdx};
 use drystone_core::job::ImageSpec;
 
-use crate::meter::peak_of;
+use crate::used::Usage;
 
-/// Bytes of memory that a run may take: a bounded cache, a log, and what the simulator keeps of a few blocks.
-const MEMORY_MAX: usize = 256 << 20;
-
-/// Intents that a run may take.
-const INTENTS_MAX: u64 = 50_000;
+/// What is done with the image.
+const USAGE: Usage = Usage {
+    format: "vhdx",
+    packs: false,
+    // A bounded cache, a log, and what the simulator keeps of a few blocks.
+    memory_max: 256 << 20,
+    intents_max: 50_000,
+};
 
 /// Where a new image of ours has what.
 const LOG_AT: u64 = MIB;
@@ -68,9 +63,7 @@ pub fn vhdx(data: &[u8]) {
     }
     world.add_disk(TOP, world.default_config.clone(), file);
     let seed = draw.below(1 << 32);
-    let ((before, after), peak) = peak_of(|| used(world, seed));
-    tell(|| format!("{before:?} {after:?}"));
-    assert!(peak <= MEMORY_MAX, "{peak} bytes of memory to use the image, {MEMORY_MAX} allowed");
+    let (before, after) = USAGE.of(world, seed);
     if before.as_ref().is_ok_and(|report| *report == CheckReport::default()) {
         assert!(
             after.as_ref().is_ok_and(|report| *report == CheckReport::default()),
@@ -138,41 +131,4 @@ fn log(file: &mut Sparse, draw: &mut Unstructured<'_>) {
         file.write(LOG_AT + place, &bytes);
         place += bytes.len() as u64;
     }
-}
-
-/// What a check says before and after.
-fn used(world: World, seed: u64) -> (Result<CheckReport>, Result<CheckReport>) {
-    let mut sim = Sim::new(seed, world);
-    sim.stop_after = Some(INTENTS_MAX);
-    let used = sim.run_job(async |io| {
-        let before = looked(&io).await;
-        if let Ok(node) = open(&io, &spec(WRITABLE)).await {
-            let len = io.len(node);
-            for at in [0, len / 2, len.saturating_sub(512)] {
-                if at < len {
-                    let _ = io.write("fuzz", node, at / 512 * 512, Buf::from(vec![7; 512]), Fua::No).await;
-                }
-            }
-            let _ = io.close(node).await;
-        }
-        (before, looked(&io).await)
-    });
-    assert_eq!(sim.world.open_leaves(), 0, "a leaf was left open");
-    used.unwrap_or_else(|_| panic!("using an image takes more than {INTENTS_MAX} intents"))
-}
-
-fn spec(mode: OpenMode) -> NodeSpec {
-    from_filename(TOP, Some("vhdx"), mode).expect("a path")
-}
-
-/// Checks the image, and reads a little at both ends.
-async fn looked(io: &Io) -> Result<CheckReport> {
-    let node = open(io, &spec(OpenMode::default())).await?;
-    let report = check(io, node, &mut |line| tell(|| line), &|_, _| {}).await;
-    let len = io.len(node);
-    for at in [0, len.saturating_sub(4096)] {
-        let _ = io.read_bytes("fuzz", node, at, (len - at).min(4096) as usize).await;
-    }
-    io.close(node).await?;
-    report
 }

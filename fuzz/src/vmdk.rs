@@ -3,29 +3,22 @@
 //! [`vmdk`].
 
 use arbitrary::Unstructured;
-use drystone_conformance::cases::WRITABLE;
-use drystone_conformance::explore::{TOP, image_in};
+use drystone_conformance::explore::image_in;
 use drystone_conformance::scenario::Draw;
-use drystone_conformance::sim::Sim;
-use drystone_conformance::trace::tell;
 use drystone_conformance::world::World;
-use drystone_core::buf::Buf;
-use drystone_core::engine::Io;
-use drystone_core::error::Result;
 use drystone_core::format::vmdk::{CreateOptions, Subformat};
-use drystone_core::format::{CheckReport, check};
-use drystone_core::graph::open::{NodeSpec, OpenMode, open};
-use drystone_core::graph::options::from_filename;
-use drystone_core::intent::Fua;
 use drystone_core::job::ImageSpec;
 
-use crate::meter::peak_of;
+use crate::used::Usage;
 
-/// Bytes of memory that a run may take: a bounded cache, grains of 16 MiB, and what the simulator keeps of them.
-const MEMORY_MAX: usize = 256 << 20;
-
-/// Intents that a run may take.
-const INTENTS_MAX: u64 = 50_000;
+/// What is done with the image.
+const USAGE: Usage = Usage {
+    format: "vmdk",
+    packs: true,
+    // A bounded cache, grains of 16 MiB, and what the simulator keeps of them.
+    memory_max: 256 << 20,
+    intents_max: 50_000,
+};
 
 /// Places of numbers in the header. Source: the sheet of [`SparseHeader`](drystone_core::format::vmdk::layout::SparseHeader).
 const FIELDS: [usize; 18] = [0, 4, 8, 12, 16, 20, 24, 28, 36, 44, 48, 52, 56, 60, 64, 72, 76, 513];
@@ -65,9 +58,7 @@ pub fn vmdk(data: &[u8]) {
         world.add_file(path, &bytes);
     }
     let seed = draw.below(1 << 32);
-    let ((before, after), peak) = peak_of(|| used(world, seed));
-    tell(|| format!("{before:?} {after:?}"));
-    assert!(peak <= MEMORY_MAX, "{peak} bytes of memory to use the image, {MEMORY_MAX} allowed");
+    let (before, after) = USAGE.of(world, seed);
     if before.is_ok() {
         assert!(after.is_ok(), "in order before it was written to; after: {after:?}");
     }
@@ -105,45 +96,4 @@ fn number(draw: &mut Unstructured<'_>) -> u32 {
         0 => draw.below(1 << 32) as u32,
         _ => LIMITS[draw.below(10) as usize].wrapping_add(draw.below(3) as u32).wrapping_sub(1),
     }
-}
-
-/// What a check says before and after.
-fn used(world: World, seed: u64) -> (Result<CheckReport>, Result<CheckReport>) {
-    let mut sim = Sim::new(seed, world);
-    sim.stop_after = Some(INTENTS_MAX);
-    let used = sim.run_job(async |io| {
-        let before = looked(&io).await;
-        if let Ok(node) = open(&io, &spec(WRITABLE)).await {
-            let len = io.len(node);
-            for at in [0, len / 2, len.saturating_sub(512)] {
-                if at < len {
-                    let _ = io.write("fuzz", node, at / 512 * 512, Buf::from(vec![7; 512]), Fua::No).await;
-                }
-            }
-            let grain = io.granularity(node).min(1 << 20);
-            if grain <= len {
-                let _ = io.write_compressed("fuzz", node, 0, Buf::from(vec![8; grain as usize])).await;
-            }
-            let _ = io.close(node).await;
-        }
-        (before, looked(&io).await)
-    });
-    assert_eq!(sim.world.open_leaves(), 0, "a leaf was left open");
-    used.unwrap_or_else(|_| panic!("using an image takes more than {INTENTS_MAX} intents"))
-}
-
-fn spec(mode: OpenMode) -> NodeSpec {
-    from_filename(TOP, Some("vmdk"), mode).expect("a path")
-}
-
-/// Checks the image, and reads a little at both ends.
-async fn looked(io: &Io) -> Result<CheckReport> {
-    let node = open(io, &spec(OpenMode::default())).await?;
-    let report = check(io, node, &mut |line| tell(|| line), &|_, _| {}).await;
-    let len = io.len(node);
-    for at in [0, len.saturating_sub(4096)] {
-        let _ = io.read_bytes("fuzz", node, at, (len - at).min(4096) as usize).await;
-    }
-    io.close(node).await?;
-    report
 }

@@ -3,33 +3,24 @@
 //! Start at [`vpc`].
 
 use arbitrary::Unstructured;
-use drystone_conformance::cases::WRITABLE;
 use drystone_conformance::explore::{TOP, image_in};
 use drystone_conformance::scenario::Draw;
-use drystone_conformance::sim::Sim;
 use drystone_conformance::sparse::Sparse;
-use drystone_conformance::trace::tell;
 use drystone_conformance::world::World;
-use drystone_core::buf::Buf;
-use drystone_core::engine::Io;
-use drystone_core::error::Result;
 use drystone_core::format::vpc::CreateOptions;
 use drystone_core::format::vpc::layout::checksum;
-use drystone_core::graph::open::{NodeSpec, OpenMode, open};
-use drystone_core::graph::options::from_filename;
-use drystone_core::intent::Fua;
 use drystone_core::job::ImageSpec;
 
-use crate::meter::peak_of;
+use crate::used::Usage;
 
-/// Bytes of memory that a run may take: bounded caches, and what the simulator keeps of a few blocks of 2 MiB.
-const MEMORY_MAX: usize = 256 << 20;
-
-/// Intents that a run may take.
-const INTENTS_MAX: u64 = 50_000;
-
-/// Bytes that are read at each place.
-const LOOK: u64 = 4096;
+/// What is done with the image.
+const USAGE: Usage = Usage {
+    format: "vpc",
+    packs: false,
+    // Bounded caches, and what the simulator keeps of a few blocks of 2 MiB.
+    memory_max: 256 << 20,
+    intents_max: 50_000,
+};
 
 /// Places of numbers in the footer, and in the dynamic header.
 const FOOTER: [u64; 7] = [12, 16, 28, 48, 52, 56, 60];
@@ -59,9 +50,7 @@ pub fn vpc(data: &[u8]) {
     }
     world.add_disk(TOP, world.default_config.clone(), file);
     let seed = draw.below(1 << 32);
-    let ((before, after), peak) = peak_of(|| used(world, seed));
-    tell(|| format!("{before:?} {after:?}"));
-    assert!(peak <= MEMORY_MAX, "{peak} bytes of memory to use the image, {MEMORY_MAX} allowed");
+    let (before, after) = USAGE.of(world, seed);
     assert!(before.is_err() || after.is_ok(), "in order before it was written to; after: {after:?}");
 }
 
@@ -80,44 +69,4 @@ fn damage(file: &mut Sparse, draw: &mut Unstructured<'_>) {
         _ => LIMITS[draw.below(8) as usize].wrapping_add(draw.below(3) as u32).wrapping_sub(1),
     };
     file.write(at, &number.to_be_bytes());
-}
-
-/// Whether the image can be read, before and after.
-fn used(world: World, seed: u64) -> (Result<()>, Result<()>) {
-    let mut sim = Sim::new(seed, world);
-    sim.stop_after = Some(INTENTS_MAX);
-    let used = sim.run_job(async |io| {
-        let before = looked(&io).await;
-        if let Ok(node) = open(&io, &spec(WRITABLE)).await {
-            for at in places(io.len(node)) {
-                let _ = io.write("fuzz", node, at, Buf::from(vec![7; 512]), Fua::No).await;
-            }
-            let _ = io.close(node).await;
-        }
-        (before, looked(&io).await)
-    });
-    assert_eq!(sim.world.open_leaves(), 0, "a leaf was left open");
-    used.unwrap_or_else(|_| panic!("using an image takes more than {INTENTS_MAX} intents"))
-}
-
-fn spec(mode: OpenMode) -> NodeSpec {
-    from_filename(TOP, Some("vpc"), mode).expect("a path")
-}
-
-/// Sectors at the start, in the middle and at the end.
-fn places(len: u64) -> impl Iterator<Item = u64> {
-    [0, len / 2, len.saturating_sub(512)].into_iter().filter(move |at| *at < len).map(|at| at / 512 * 512)
-}
-
-/// Reads a little at each place.
-async fn looked(io: &Io) -> Result<()> {
-    let node = open(io, &spec(OpenMode::default())).await?;
-    let len = io.len(node);
-    let mut result = Ok(());
-    for at in places(len) {
-        let read = io.read_bytes("fuzz", node, at, (len - at).min(LOOK) as usize).await;
-        result = result.and(read.map(drop));
-    }
-    io.close(node).await?;
-    result
 }
