@@ -505,6 +505,18 @@ impl<'a> Run<'a> {
     }
 }
 
+/// Runs a check on every case and these seeds; `DRYSTONE_CASE` picks cases by a part of their names.
+///
+/// # Panics
+/// With all that fails.
+pub fn each<T>(cases: &[Case], seeds: std::ops::Range<u64>, check: impl Fn(Run<'_>) -> Result<T, String>) {
+    let only = std::env::var("DRYSTONE_CASE").unwrap_or_default();
+    let runs = cases.iter().filter(|case| case.name.contains(&only));
+    let runs = runs.flat_map(|case| seeds.clone().map(move |seed| Run::new(case, seed)));
+    let failures: Vec<String> = runs.filter_map(|run| check(run).err()).collect();
+    assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
+}
+
 /// Opens an image on any executor, runs a plan, reads everything back, and closes: the part of the suite that every
 /// executor passes with the same answers.
 ///

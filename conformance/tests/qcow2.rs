@@ -3,18 +3,13 @@
 use drystone_conformance::cases::{case_of, qcow2, qcow2_cases};
 use drystone_conformance::fault::Effect;
 use drystone_conformance::scenario::Step;
-use drystone_conformance::suite::{Run, Thoroughness};
+use drystone_conformance::suite::{self, Run, Thoroughness};
 use drystone_core::engine::Op;
 use drystone_core::intent::{Errno, Fua};
 
-/// Runs a check on every case and these seeds, and reports all that fails.
+/// Runs a check on every case and these seeds.
 fn each<T>(seeds: std::ops::Range<u64>, check: impl Fn(Run<'_>) -> Result<T, String>) {
-    let cases = qcow2_cases().unwrap_or_else(|report| panic!("{report}"));
-    let only = std::env::var("DRYSTONE_CASE").unwrap_or_default();
-    let runs = cases.iter().filter(|case| case.name.contains(&only));
-    let runs = runs.flat_map(|case| seeds.clone().map(move |seed| Run::new(case, seed)));
-    let failures: Vec<String> = runs.filter_map(|run| check(run).err()).collect();
-    assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
+    suite::each(&qcow2_cases().unwrap_or_else(|report| panic!("{report}")), seeds, check);
 }
 
 #[test]

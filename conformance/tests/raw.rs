@@ -4,16 +4,13 @@ use drystone_conformance::cases::{RawCase, WRITABLE, raw};
 use drystone_conformance::fault::Effect;
 use drystone_conformance::qemu::Recipe;
 use drystone_conformance::scenario::SmallPlans;
-use drystone_conformance::suite::{Run, Thoroughness};
+use drystone_conformance::suite::{self, Run, Thoroughness};
 use drystone_core::graph::open::NodeSpec;
 use drystone_core::intent::Errno;
 
-/// Runs a check on every raw case and these seeds, and reports all that fails.
+/// Runs a check on every case and these seeds.
 fn each<T>(seeds: std::ops::Range<u64>, check: impl Fn(Run<'_>) -> Result<T, String>) {
-    let cases = raw();
-    let runs = cases.iter().flat_map(|case| seeds.clone().map(move |seed| Run::new(case, seed)));
-    let failures: Vec<String> = runs.filter_map(|run| check(run).err()).collect();
-    assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
+    suite::each(&raw(), seeds, check);
 }
 
 #[test]
