@@ -9,6 +9,7 @@ pub mod cloop;
 pub mod dmg;
 mod facts;
 mod image;
+mod lengthening;
 mod loads;
 pub mod luks;
 pub mod parallels;

@@ -13,9 +13,8 @@ use crate::buf::Buf;
 use crate::engine::Io;
 use crate::error::Result;
 use crate::format::HostOffset;
-use crate::graph::NodeId;
 use crate::graph::driver::Role;
-use crate::intent::{Fua, Preallocation};
+use crate::intent::Fua;
 
 impl Vdi {
     /// Makes everything durable that completed before.
@@ -54,9 +53,9 @@ impl Vdi {
         let file = io.child(Role::File);
         if let Some(header) = header {
             // The file holds all of each block: a part of a block is no block to others.
-            let short = io.len(file) < header.place_of(header.allocated).0;
-            if short {
-                self.lengthen(io, file).await?;
+            if io.len(file) < header.place_of(header.allocated).0 {
+                let taken = || header.place_of(self.space.borrow().end.unwrap_or(0)).0;
+                self.lengthening.cover(io, file, taken).await?;
             }
             let bytes = Buf::from(&header.encode()[..]);
             io.write("vdi.flush/header", file, 0, bytes, Fua::No).await.1?;
@@ -68,18 +67,6 @@ impl Vdi {
         io.flush("vdi.flush/before_block_map", file).await?;
         for (at, bytes) in slices {
             io.write("vdi.flush/block_map", file, at.0, bytes, Fua::No).await.1?;
-        }
-        Ok(())
-    }
-
-    /// Gives the file the length of all blocks that are taken. None is taken meanwhile: a write behind the new length that
-    /// completes before it is set would be cut off.
-    async fn lengthen(&self, io: &Io, file: NodeId) -> Result<()> {
-        let _no_block_is_taken = self.lengthening.enter(&io.shared().tasks).await;
-        let taken = self.space.borrow().end.unwrap_or(0);
-        let end = self.header.borrow().place_of(taken).0;
-        if io.len(file) < end {
-            io.set_len(file, end, Preallocation::Off).await?;
         }
         Ok(())
     }

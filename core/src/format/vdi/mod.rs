@@ -30,6 +30,7 @@ pub use error::VdiError;
 pub use open::{open, probe};
 
 use super::cache::SliceCache;
+use super::lengthening::Lengthening;
 use super::loads::Loads;
 use super::{CheckReport, HostOffset, ImageFacts};
 use crate::engine::task::Gate;
@@ -54,8 +55,7 @@ pub struct Vdi {
     changes: Cell<u64>,
     durable: Cell<u64>,
     commits: Gate,
-    /// Held while the file gets a new length: no block is taken meanwhile, because what is written behind it would be cut off.
-    lengthening: Gate,
+    lengthening: Lengthening,
     loads: Loads,
 }
 
@@ -167,7 +167,7 @@ impl Vdi {
             Ready::Miss(miss) => return Ok(Ready::Miss(miss)),
         };
         let run = entries.iter().take_while(|entry| **entry == Entry::Zero).count() as u32;
-        if self.lengthening.is_held() {
+        if self.lengthening.is_under_way() {
             return Ok(Ready::Miss(Missing::Length.miss()));
         }
         let mut space = self.space.borrow_mut();
@@ -246,7 +246,7 @@ impl Driver for Vdi {
                 Missing::Slice(at) => self.load_slice(io, at).await,
                 Missing::End => self.find_end(io).await,
                 Missing::Length => {
-                    drop(self.lengthening.enter(&io.shared().tasks).await);
+                    self.lengthening.settle(io).await;
                     Ok(())
                 }
             }

@@ -16,9 +16,8 @@ use crate::buf::Buf;
 use crate::engine::Io;
 use crate::error::Result;
 use crate::format::HostOffset;
-use crate::graph::NodeId;
 use crate::graph::driver::Role;
-use crate::intent::{Fua, Preallocation};
+use crate::intent::Fua;
 
 impl Vhdx {
     /// Makes everything durable that completed before.
@@ -50,7 +49,7 @@ impl Vhdx {
         let file = io.child(Role::File);
         // The file holds all of each block: a part of a block is no block to others.
         if !sectors.is_empty() {
-            self.lengthen(io, file).await?;
+            self.lengthening.cover(io, file, || self.space.borrow().end().unwrap_or(0)).await?;
         }
         while !sectors.is_empty() {
             let rest = sectors.split_off(sectors.len().min(self.sectors_per_entry()));
@@ -63,24 +62,5 @@ impl Vhdx {
             sectors = rest;
         }
         Ok(())
-    }
-
-    /// Gives the file the length of all space that is taken. None is taken meanwhile: a write behind the new length that
-    /// completes before it is set would be cut off.
-    async fn lengthen(&self, io: &Io, file: NodeId) -> Result<()> {
-        let short = || self.space.borrow().end().filter(|end| io.len(file) < *end);
-        if short().is_none() {
-            return Ok(());
-        }
-        let _no_space_is_taken = self.lengthening.enter(&io.shared().tasks).await;
-        match short() {
-            Some(end) => io.set_len(file, end, Preallocation::Off).await,
-            None => Ok(()),
-        }
-    }
-
-    /// Waits until the file's length is not about to change.
-    pub(super) async fn length_is_set(&self, io: &Io) {
-        drop(self.lengthening.enter(&io.shared().tasks).await);
     }
 }

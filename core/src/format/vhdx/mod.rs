@@ -44,6 +44,7 @@ pub(in crate::format) use open::open;
 pub use open::probe;
 
 use super::cache::SliceCache;
+use super::lengthening::Lengthening;
 use super::loads::Loads;
 use super::{Backing, CheckReport, HostOffset, ImageFacts};
 use crate::buf::BufList;
@@ -89,8 +90,7 @@ pub struct Vhdx {
     changes: Cell<u64>,
     durable: Cell<u64>,
     commits: Gate,
-    /// Held while the file gets a new length: no space is taken meanwhile, because what is written behind it would be cut off.
-    lengthening: Gate,
+    lengthening: Lengthening,
     loads: Loads,
 }
 
@@ -172,7 +172,7 @@ impl Driver for Vhdx {
                 Missing::Bitmap(chunk) => self.add_bitmap(io, chunk).await,
                 Missing::Session => self.begin(io).await,
                 Missing::Length => {
-                    self.length_is_set(io).await;
+                    self.lengthening.settle(io).await;
                     Ok(())
                 }
             }

@@ -100,7 +100,7 @@ impl Vhdx {
             let entry = match index % (ratio + 1) == ratio {
                 true if index < self.entries_for(size) => continue,
                 false if fixed => {
-                    self.length_is_set(io).await;
+                    self.lengthening.settle(io).await;
                     let (at, zeroed) = self.take_block().map_err(|fault| self.fail(fault))?;
                     if !zeroed {
                         let file = io.child(Role::File);

@@ -85,7 +85,7 @@ impl Vhdx {
                 Ready::Miss(miss) => return Ok(Ready::Miss(miss)),
             }
         }
-        if self.lengthening.is_held() {
+        if self.lengthening.is_under_way() {
             return Ok(Ready::Miss(Missing::Length.miss()));
         }
         let (at, count, zeroed) = {
@@ -242,8 +242,8 @@ impl Vhdx {
     pub(super) async fn add_bitmap(&self, io: &Io, chunk: u64) -> Result<()> {
         // Whoever waited for the entry as well may have made it.
         while self.loaded_bitmap(io, chunk).await?.is_none() {
-            if self.lengthening.is_held() {
-                self.length_is_set(io).await;
+            if self.lengthening.is_under_way() {
+                self.lengthening.settle(io).await;
                 continue;
             }
             return self.take_bitmap(chunk);
