@@ -199,6 +199,11 @@ impl Error {
         }
     }
 
+    /// What a format, or a filter, says of a node.
+    pub(crate) fn format(node: impl Into<String>, fault: impl FormatError) -> Box<Self> {
+        Box::new(Self::Format { node: node.into(), fault: Box::new(fault) })
+    }
+
     /// Says of which child an error is; of a chain without an end once, not once for each image of it.
     pub(crate) fn child(what: &'static str, source: Box<Self>) -> Box<Self> {
         if let Self::Child { source: below, .. } = &*source

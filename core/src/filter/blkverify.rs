@@ -29,7 +29,7 @@ struct About {
 
 impl About {
     fn fail(self, io: &Io, fault: FilterError) -> Box<Error> {
-        Box::new(Error::Format { node: io.title(io.node()), fault: Box::new(fault) })
+        Error::format(io.title(io.node()), fault)
     }
 
     /// What both said, which must be the same.

@@ -70,7 +70,7 @@ pub(crate) async fn open(
     depth: usize,
 ) -> Result<Rc<dyn Driver>> {
     let file = edges.at(Role::File).expect("a filter is opened above its file");
-    let fail = |fault| Box::new(Error::Format { node: io.title(file), fault: Box::new(fault) });
+    let fail = |fault| Error::format(io.title(file), fault);
     Ok(match filter {
         FilterSpec::Blkdebug(options) => Rc::new(Blkdebug::open(io, options).await?),
         FilterSpec::Blklogwrites { log, options } => {

@@ -81,8 +81,7 @@ pub async fn create(io: &Io, path: &str, image: &ImageSpec) -> Result<()> {
             in_new_file(io, &location, async |file| vpc::create(io, file, options).await).await
         }
         ImageSpec::Qcow2(options) => {
-            let refused =
-                |fault| Box::new(crate::error::Error::Format { node: path.into(), fault: Box::new(fault) });
+            let refused = |fault| crate::error::Error::format(path, fault);
             options.check().map_err(refused)?;
             if let Some(name) = &options.data_file {
                 if name == path {

@@ -63,7 +63,7 @@ enum Payload<'a> {
 
 impl Blklogwrites {
     pub(super) async fn open(io: &Io, log: NodeId, options: &LogOptions) -> Result<Self> {
-        let fail = |fault| Box::new(Error::Format { node: io.title(log), fault: Box::new(fault) });
+        let fail = |fault| Error::format(io.title(log), fault);
         let (sector_size, next, entries) = match options.append {
             false => {
                 layout::check_sector_size(options.sector_size).map_err(fail)?;

@@ -49,7 +49,7 @@ pub(in crate::format) async fn open(opening: &Opening<'_>) -> Result<Bochs> {
     read_only(opening)?;
     let (io, file) = (opening.io, opening.file);
     let name = io.title(file);
-    let fail = |fault| Box::new(Error::Format { node: name.clone(), fault: Box::new(fault) });
+    let fail = |fault| Error::format(&*name, fault);
     let file_len = io.len(file);
     let head = io.read_bytes("bochs.open/header", file, 0, file_len.min(HEADER_LEN as u64) as usize).await?;
     let header = Header::parse(&head).map_err(fail)?;
@@ -63,7 +63,7 @@ pub(in crate::format) async fn open(opening: &Opening<'_>) -> Result<Bochs> {
 
 impl Bochs {
     fn fail(&self, fault: BochsError) -> Box<Error> {
-        Box::new(Error::Format { node: self.name.clone(), fault: Box::new(fault) })
+        Error::format(&*self.name, fault)
     }
 
     /// Reads a part of one extent.

@@ -50,7 +50,7 @@ pub(in crate::format) async fn open(opening: &Opening<'_>) -> Result<Cloop> {
     read_only(opening)?;
     let (io, file) = (opening.io, opening.file);
     let name = io.title(file);
-    let fail = |fault| Box::new(Error::Format { node: name.clone(), fault: Box::new(fault) });
+    let fail = |fault| Error::format(&*name, fault);
     let file_len = io.len(file);
     let head = io.read_bytes("cloop.open/header", file, 0, file_len.min(HEADER_LEN as u64) as usize).await?;
     let header = Header::parse(&head).map_err(fail)?;
@@ -94,7 +94,7 @@ fn number(bytes: &[u8]) -> u64 {
 
 impl Cloop {
     fn fail(&self, fault: CloopError) -> Box<Error> {
-        Box::new(Error::Format { node: self.name.clone(), fault: Box::new(fault) })
+        Error::format(&*self.name, fault)
     }
 
     async fn read_block(&self, io: &Io, offset: u64, data: &mut BufList) -> Result<()> {

@@ -53,7 +53,7 @@ pub(in crate::format) async fn open(opening: &Opening<'_>) -> Result<Dmg> {
     read_only(opening)?;
     let (io, file) = (opening.io, opening.file);
     let name = io.title(file);
-    let fail = |fault| Box::new(Error::Format { node: name.clone(), fault: Box::new(fault) });
+    let fail = |fault| Error::format(&*name, fault);
     let file_len = io.len(file);
     let tail_len = file_len.min(2 * TRAILER_LEN as u64);
     let tail = io.read_bytes("dmg.open/trailer", file, file_len - tail_len, tail_len as usize).await?;
@@ -83,7 +83,7 @@ pub(in crate::format) async fn open(opening: &Opening<'_>) -> Result<Dmg> {
 
 impl Dmg {
     fn fail(&self, fault: DmgError) -> Box<Error> {
-        Box::new(Error::Format { node: self.name.clone(), fault: Box::new(fault) })
+        Error::format(&*self.name, fault)
     }
 
     /// The number of the chunk that holds a sector, or where the next one begins.

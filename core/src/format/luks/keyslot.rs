@@ -107,7 +107,7 @@ pub(in crate::format) struct Place {
 
 impl Place {
     pub(in crate::format) fn fail(self, io: &Io, fault: LuksError) -> Box<Error> {
-        Box::new(Error::Format { node: io.title(self.node), fault: Box::new(fault) })
+        Error::format(io.title(self.node), fault)
     }
 }
 

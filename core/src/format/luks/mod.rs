@@ -163,7 +163,7 @@ impl Luks {
     }
 
     fn fail(&self, fault: LuksError) -> Box<Error> {
-        Box::new(Error::Format { node: self.name.clone(), fault: Box::new(fault) })
+        Error::format(&*self.name, fault)
     }
 
     /// What only this format has, under the reference's names and in its order.

@@ -81,7 +81,7 @@ async fn examined(io: &Io, node: NodeId, fix: Fix, say: &mut dyn FnMut(String)) 
 
 impl Target<'_> {
     pub fn fail(&self, fault: ParallelsError) -> Box<Error> {
-        Box::new(Error::Format { node: self.name.to_owned(), fault: Box::new(fault) })
+        Error::format(self.name, fault)
     }
 
     /// Looks at all of an image, and repairs what `fix` covers; `header` is what the file says afterwards.

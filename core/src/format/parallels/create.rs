@@ -44,8 +44,7 @@ impl CreateOptions {
 /// # Errors
 /// When the disk is too large, or the file cannot be written.
 pub async fn create(io: &Io, file: NodeId, options: &CreateOptions) -> Result<()> {
-    let fail =
-        |fault: ParallelsError| Box::new(Error::Format { node: io.title(file), fault: Box::new(fault) });
+    let fail = |fault: ParallelsError| Error::format(io.title(file), fault);
     let header = options.header().map_err(fail)?;
     let end = u64::from(header.data_off) * SECTOR;
     io.set_len(file, end, Preallocation::Off).await?;

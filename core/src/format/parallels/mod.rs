@@ -119,7 +119,7 @@ impl Parallels {
     }
 
     fn fail(&self, fault: ParallelsError) -> Box<Error> {
-        Box::new(Error::Format { node: self.name.clone(), fault: Box::new(fault) })
+        Error::format(&*self.name, fault)
     }
 
     /// The slice that holds the BAT entry of a cluster of the disk, and the entry's first byte in it.

@@ -52,7 +52,7 @@ pub enum PreallocMode {
 pub(in crate::format) async fn open(opening: &Opening<'_>, options: &ParallelsOptions) -> Result<Parallels> {
     let (io, file) = (opening.io, opening.file);
     let name = io.title(file);
-    let fail = |fault| Box::new(Error::Format { node: name.clone(), fault: Box::new(fault) });
+    let fail = |fault| Error::format(&*name, fault);
     let file_len = io.len(file);
     if file_len < HEADER_LEN as u64 {
         return Err(fail(ParallelsError::HeaderTooShort { len: file_len }));

@@ -25,7 +25,7 @@ pub struct CreateOptions {
 /// # Errors
 /// When the disk or the name is too large, or the file cannot be written.
 pub(crate) async fn create(io: &Io, file: NodeId, options: &CreateOptions) -> Result<()> {
-    let fail = |fault| Box::new(Error::Format { node: io.title(file), fault: Box::new(fault) });
+    let fail = |fault| Error::format(io.title(file), fault);
     if options.size == 0 {
         return Err(fail(QcowError::NoSize));
     }

@@ -45,7 +45,7 @@ pub struct Qcow {
 
 impl Qcow {
     fn fail(&self, fault: QcowError) -> Box<Error> {
-        Box::new(Error::Format { node: self.name.clone(), fault: Box::new(fault) })
+        Error::format(&*self.name, fault)
     }
 
     /// What an entry says.

@@ -247,7 +247,7 @@ impl Plan {
 /// # Errors
 /// When the options do not go together, or the file cannot be written.
 pub async fn create(io: &Io, file: NodeId, options: &CreateOptions) -> Result<()> {
-    let fail = |fault| Box::new(Error::Format { node: io.title(file), fault: Box::new(fault) });
+    let fail = |fault| Error::format(io.title(file), fault);
     options.check().map_err(fail)?;
     let plan = Plan::new(options).map_err(fail)?;
     let passphrase = match &options.encrypt {

@@ -57,7 +57,7 @@ pub(crate) enum Key {
 /// # Errors
 /// When its encryption is another than the options say, or the passphrase is missing or does not open it.
 pub(crate) async fn unlock(io: &Io, file: NodeId, header: &Header, options: &Qcow2Options) -> Result<Key> {
-    let fault = |fault| Box::new(Error::Format { node: io.title(file), fault: Box::new(fault) });
+    let fault = |fault| Error::format(io.title(file), fault);
     let found = match header.crypt {
         Crypt::None => None,
         Crypt::Aes => Some("aes"),
@@ -77,9 +77,7 @@ pub(crate) async fn unlock(io: &Io, file: NodeId, header: &Header, options: &Qco
     let no_secret = LuksError::NoSecret("encrypt.");
     match header.crypt {
         Crypt::None => Ok(Key::None),
-        _ if secret.is_none() => {
-            Err(Box::new(Error::Format { node: io.title(file), fault: Box::new(no_secret) }))
-        }
+        _ if secret.is_none() => Err(Error::format(io.title(file), no_secret)),
         Crypt::Luks => {
             let place = place_of_volume(io, file, header)?;
             let volume = Volume::load(io, place).await?;

@@ -248,7 +248,7 @@ impl Qcow2 {
 
     fn fail(&self, fault: Qcow2Error) -> Box<Error> {
         self.take_note(&fault);
-        Box::new(Error::Format { node: self.name.clone(), fault: Box::new(fault) })
+        Error::format(&*self.name, fault)
     }
 
     #[inline]

@@ -177,7 +177,7 @@ pub fn probe(head: &[u8]) -> bool {
 }
 
 fn fault(io: &Io, node: NodeId, fault: Qcow2Error) -> Box<Error> {
-    Box::new(Error::Format { node: io.title(node), fault: Box::new(fault) })
+    Error::format(io.title(node), fault)
 }
 
 /// Reads the header of the image in `file`.

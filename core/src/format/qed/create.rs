@@ -69,9 +69,7 @@ impl CreateOptions {
 /// # Errors
 /// When the options are not legal, or the file cannot be written.
 pub(crate) async fn create(io: &Io, file: NodeId, options: &CreateOptions) -> Result<()> {
-    let header = options
-        .header()
-        .map_err(|fault| Box::new(Error::Format { node: io.title(file), fault: Box::new(fault) }))?;
+    let header = options.header().map_err(|fault| Error::format(io.title(file), fault))?;
     let end = header.l1_at + header.table_len();
     io.set_len(file, end, Preallocation::Off).await?;
     io.write_zeroes("qed.create/l1_table", file, 0, end, ZeroFlags::default()).await?;

@@ -64,7 +64,7 @@ impl Qed {
     }
 
     fn fail(&self, fault: QedError) -> Box<Error> {
-        Box::new(Error::Format { node: self.name.clone(), fault: Box::new(fault) })
+        Error::format(&*self.name, fault)
     }
 
     /// Whether a cluster of the disk can be at a place.

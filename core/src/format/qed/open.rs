@@ -30,7 +30,7 @@ pub fn probe(head: &[u8]) -> bool {
 pub(crate) async fn open(opening: &Opening<'_>) -> Result<Qed> {
     let (io, file) = (opening.io, opening.file);
     let name = io.title(file);
-    let fail = |fault| Box::new(Error::Format { node: name.clone(), fault: Box::new(fault) });
+    let fail = |fault| Error::format(&*name, fault);
     let file_len = io.len(file);
     let head_len = file_len.min(HEADER_LEN as u64) as usize;
     let head = io.read_bytes("qed.open/header", file, 0, head_len).await?;

@@ -29,7 +29,7 @@ pub struct CreateOptions {
 /// # Errors
 /// When the disk is too large, or the file cannot be written.
 pub async fn create(io: &Io, file: NodeId, options: &CreateOptions) -> Result<()> {
-    let fail = |fault: VdiError| Box::new(Error::Format { node: io.title(file), fault: Box::new(fault) });
+    let fail = |fault: VdiError| Error::format(io.title(file), fault);
     let uuids = io.entropy::<32>(file).await?;
     let image_type = if options.fixed { ImageType::Static } else { ImageType::Dynamic };
     let header = Header::new(options.size, image_type, &as_uuids(uuids)).map_err(fail)?;

@@ -101,7 +101,7 @@ impl Vdi {
     }
 
     fn fail(&self, fault: VdiError) -> Box<Error> {
-        Box::new(Error::Format { node: self.name.clone(), fault: Box::new(fault) })
+        Error::format(&*self.name, fault)
     }
 
     /// The slice that holds the entry of a block, and the entry's first byte in it.

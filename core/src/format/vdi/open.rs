@@ -29,7 +29,7 @@ pub fn probe(head: &[u8]) -> bool {
 /// When the image is damaged or not supported, or the header cannot be read.
 pub async fn open(io: &Io, file: NodeId) -> Result<Vdi> {
     let name = io.title(file);
-    let fail = |fault| Box::new(Error::Format { node: name.clone(), fault: Box::new(fault) });
+    let fail = |fault| Error::format(&*name, fault);
     let file_len = io.len(file);
     if file_len < HEADER_LEN as u64 {
         return Err(fail(VdiError::HeaderTooShort { len: file_len }));

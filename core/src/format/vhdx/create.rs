@@ -115,7 +115,7 @@ fn default_block(size: u64) -> u64 {
 /// # Errors
 /// When the options do not go together, or the file cannot be written.
 pub async fn create(io: &Io, file: NodeId, options: &CreateOptions) -> Result<()> {
-    let fail = |fault: VhdxError| Box::new(Error::Format { node: io.title(file), fault: Box::new(fault) });
+    let fail = |fault: VhdxError| Error::format(io.title(file), fault);
     let (metadata, log_len) = options.check().map_err(fail)?;
     let [file_write, data_write, page83] = session::guids(io, file).await?;
     let metadata = Metadata { page83, ..metadata };

@@ -142,7 +142,7 @@ impl Vhdx {
     }
 
     fn fail(&self, fault: VhdxError) -> Box<Error> {
-        Box::new(Error::Format { node: self.name.clone(), fault: Box::new(fault) })
+        Error::format(&*self.name, fault)
     }
 
     fn changed(&self) {

@@ -31,7 +31,7 @@ pub fn probe(head: &[u8]) -> bool {
 pub(in crate::format) async fn open(opening: &Opening<'_>) -> Result<Vhdx> {
     let (io, file) = (opening.io, opening.file);
     let name = io.title(file);
-    let fail = |fault| Box::new(Error::Format { node: name.clone(), fault: Box::new(fault) });
+    let fail = |fault| Error::format(&*name, fault);
     let headers = read_headers(io, file).await.map_err(|error| error.in_file(&name))?;
     let (mut overlay, mut file_len) = (Overlay::default(), io.len(file));
     let replayed = !headers.current.log.is_nil();
@@ -109,7 +109,7 @@ impl Fault {
     fn in_file(self, name: &str) -> Box<Error> {
         match self {
             Self::Io(error) => error,
-            Self::Format(fault) => Box::new(Error::Format { node: name.into(), fault: Box::new(fault) }),
+            Self::Format(fault) => Error::format(name, fault),
         }
     }
 }

@@ -46,7 +46,7 @@ struct Ring<'a> {
 /// # Errors
 /// When it cannot be read, has no entry that is whole, or changes what it must not.
 pub(super) async fn read(io: &Io, file: NodeId, header: &Header) -> Result<Replay> {
-    let fail = |fault| Box::new(Error::Format { node: io.title(file), fault: Box::new(fault) });
+    let fail = |fault| Error::format(io.title(file), fault);
     if header.log_len > RING_MAX {
         return Err(fail(VhdxError::LogTooLong { len: header.log_len, max: RING_MAX }));
     }
@@ -72,7 +72,7 @@ pub(super) async fn read(io: &Io, file: NodeId, header: &Header) -> Result<Repla
 
 impl Ring<'_> {
     fn fail(&self, fault: VhdxError) -> Box<Error> {
-        Box::new(Error::Format { node: self.io.title(self.file), fault: Box::new(fault) })
+        Error::format(self.io.title(self.file), fault)
     }
 
     /// Reads from a place in the ring on, beyond its end from its start.

@@ -144,7 +144,7 @@ impl CreateOptions {
     /// # Errors
     /// When the options do not go together, or the parent is no VMDK image or cannot be read.
     pub(crate) async fn files(&self, io: &Io, path: &str) -> Result<Vec<NewFile>> {
-        let refused = |fault| Box::new(Error::Format { node: path.into(), fault: Box::new(fault) });
+        let refused = |fault| Error::format(path, fault);
         self.check().map_err(refused)?;
         let parent_cid = match &self.backing {
             None => u32::MAX,
@@ -368,7 +368,7 @@ async fn create_sparse(io: &Io, file: NodeId, header: &SparseHeader, text: Optio
 /// The descriptor with a content ID that nobody foretells.
 async fn with_new_cid(io: &Io, file: NodeId, text: &str) -> Result<Vec<u8>> {
     let cid = u32::from_le_bytes(io.entropy::<4>(file).await?);
-    let fail = |fault| Box::new(Error::Format { node: io.title(file), fault: Box::new(fault) });
+    let fail = |fault| Error::format(io.title(file), fault);
     let descriptor = Descriptor::parse(text.as_bytes()).map_err(fail)?;
     // All ones stand for no parent.
     Ok(descriptor.with_cid(if cid == u32::MAX { 0 } else { cid }).text().to_vec())

@@ -131,7 +131,7 @@ impl Vmdk {
     }
 
     fn fail(&self, fault: VmdkError) -> Box<Error> {
-        Box::new(Error::Format { node: self.name.clone(), fault: Box::new(fault) })
+        Error::format(&*self.name, fault)
     }
 
     /// The number of the part that holds a byte of the disk.

@@ -42,7 +42,7 @@ pub fn probe(head: &[u8]) -> bool {
 /// When it is damaged or not supported, names what may not be opened, or cannot be read.
 pub(crate) async fn open(opening: &Opening<'_>) -> Result<Vmdk> {
     let Opening { io, file, .. } = *opening;
-    let fail = |fault| Box::new(Error::Format { node: io.title(file), fault: Box::new(fault) });
+    let fail = |fault| Error::format(io.title(file), fault);
     let head_len = io.len(file).min(HEADER_LEN as u64) as usize;
     let head = io.read_bytes("vmdk.open/head", file, 0, head_len).await?;
     let image = match head.starts_with(&MAGIC) {
@@ -72,7 +72,7 @@ pub(crate) async fn open(opening: &Opening<'_>) -> Result<Vmdk> {
 /// Opens a file that is one sparse extent, or holds a descriptor of others.
 async fn open_embedded(opening: &Opening<'_>, head: &[u8]) -> Result<Vmdk> {
     let Opening { io, file, .. } = *opening;
-    let fail = |fault| Box::new(Error::Format { node: io.title(file), fault: Box::new(fault) });
+    let fail = |fault| Error::format(io.title(file), fault);
     let header = SparseHeader::parse(head).map_err(fail)?;
     let place = |sectors: u64| sectors.checked_mul(SECTOR);
     let (Some(at @ 1..), Some(len)) = (place(header.descriptor_at), place(header.descriptor_sectors)) else {
@@ -101,7 +101,7 @@ async fn open_embedded(opening: &Opening<'_>, head: &[u8]) -> Result<Vmdk> {
 
 /// Reads the descriptor of at most `len` bytes at `at`.
 async fn read_descriptor(io: &Io, file: NodeId, at: u64, len: u64) -> Result<crate::buf::Buf> {
-    let fail = |fault| Box::new(Error::Format { node: io.title(file), fault: Box::new(fault) });
+    let fail = |fault| Error::format(io.title(file), fault);
     let file_len = io.len(file);
     if at.checked_add(len).is_none_or(|end| end > file_len) {
         return Err(fail(VmdkError::Outside { what: "descriptor", at, len, file_len }));
@@ -133,7 +133,7 @@ fn assemble(
         && let Some((part, _)) = sparse().find(|(part, _)| part.start % grain_len != 0)
     {
         let fault = VmdkError::Unaligned { name: part.name.clone(), start: part.start, grain: grain_len };
-        return Err(Box::new(Error::Format { node: name, fault: Box::new(fault) }));
+        return Err(Error::format(name, fault));
     }
     Ok(Vmdk {
         len: parts.last().map_or(0, |part| part.start + part.len),
@@ -155,7 +155,7 @@ fn assemble(
 async fn open_parts(opening: &Opening<'_>, descriptor: &Descriptor) -> Result<Vec<Part>> {
     let Opening { io, file, .. } = *opening;
     let title = io.title(file);
-    let fail = |fault| Box::new(Error::Format { node: title.clone(), fault: Box::new(fault) });
+    let fail = |fault| Error::format(&*title, fault);
     if !DESCRIBED.contains(&&*descriptor.create_type) {
         return Err(fail(VmdkError::CreateType {
             found: descriptor.create_type.chars().take(100).collect(),
@@ -192,7 +192,7 @@ async fn open_parts(opening: &Opening<'_>, descriptor: &Descriptor) -> Result<Ve
 
 async fn open_extent(opening: &Opening<'_>, line: &ExtentLine, role: Role, caches: usize) -> Result<Body> {
     let Opening { io, file, .. } = *opening;
-    let fail = |fault| Box::new(Error::Format { node: io.title(file), fault: Box::new(fault) });
+    let fail = |fault| Error::format(io.title(file), fault);
     let name = || line.name.clone();
     let extent = opening.open_part(role, "extent", &line.name).await.map_err(|error| match *error {
         // A pipe or a socket.
@@ -226,7 +226,7 @@ async fn open_extent(opening: &Opening<'_>, line: &ExtentLine, role: Role, cache
 /// Opens a hosted sparse extent.
 async fn open_hosted(io: &Io, file: NodeId, role: Role, writable: bool) -> Result<Sparse> {
     let name = io.title(file);
-    let fail = |fault| Box::new(Error::Format { node: name.clone(), fault: Box::new(fault) });
+    let fail = |fault| Error::format(&*name, fault);
     let file_len = io.len(file);
     let head_len = file_len.min(HEADER_LEN as u64) as usize;
     let head = io.read_bytes("vmdk.open/header", file, 0, head_len).await?;
@@ -380,7 +380,7 @@ async fn read_table(io: &Io, file: NodeId, what: &'static str, sector: u64, len:
 /// Opens a `COWD` extent, for reading.
 async fn open_cowd(io: &Io, file: NodeId, role: Role) -> Result<Sparse> {
     let name = io.title(file);
-    let fail = |fault| Box::new(Error::Format { node: name.clone(), fault: Box::new(fault) });
+    let fail = |fault| Error::format(&*name, fault);
     let file_len = io.len(file);
     let head_len = file_len.min(HEADER_LEN as u64) as usize;
     let head = io.read_bytes("vmdk.open/header", file, 0, head_len).await?;
@@ -408,7 +408,7 @@ async fn open_cowd(io: &Io, file: NodeId, role: Role) -> Result<Sparse> {
 /// Opens an `seSparse` extent, for reading.
 async fn open_se_sparse(io: &Io, file: NodeId, role: Role) -> Result<Sparse> {
     let name = io.title(file);
-    let fail = |fault| Box::new(Error::Format { node: name.clone(), fault: Box::new(fault) });
+    let fail = |fault| Error::format(&*name, fault);
     let file_len = io.len(file);
     if file_len < HEADER_LEN as u64 {
         let (found, expected) = (file_len, HEADER_LEN as u64);

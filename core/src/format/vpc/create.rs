@@ -77,7 +77,7 @@ impl CreateOptions {
 /// # Errors
 /// When the disk is too large, or the file cannot be written.
 pub async fn create(io: &Io, file: NodeId, options: &CreateOptions) -> Result<()> {
-    let fail = |fault: VpcError| Box::new(Error::Format { node: io.title(file), fault: Box::new(fault) });
+    let fail = |fault: VpcError| Error::format(io.title(file), fault);
     let (size, shape) = options.shape().map_err(fail)?;
     let mut uuid = io.entropy::<16>(file).await?;
     // Source: RFC 9562, 5.4: version 4, variant 10.

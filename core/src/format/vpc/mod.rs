@@ -106,7 +106,7 @@ impl Missing {
 
 impl Vpc {
     fn fail(&self, fault: VpcError) -> Box<Error> {
-        Box::new(Error::Format { node: self.name.clone(), fault: Box::new(fault) })
+        Error::format(&*self.name, fault)
     }
 
     fn is_differencing(&self) -> bool {

@@ -42,7 +42,7 @@ pub fn uuid_of(driver: &dyn Driver) -> Option<[u8; 16]> {
 pub(in crate::format) async fn open(opening: &Opening<'_>, rule: SizeRule) -> Result<Rc<dyn Driver>> {
     let (io, file) = (opening.io, opening.file);
     let name = io.title(file);
-    let fail = |fault| Box::new(Error::Format { node: name.clone(), fault: Box::new(fault) });
+    let fail = |fault| Error::format(&*name, fault);
     let file_len = io.len(file);
     let head = io.read_bytes("vpc.open/footer", file, 0, SECTOR as usize).await?;
     if !probe(&head) {
@@ -97,7 +97,7 @@ pub(in crate::format) async fn open(opening: &Opening<'_>, rule: SizeRule) -> Re
 }
 
 async fn read_header(io: &Io, file: NodeId, footer: &Footer) -> Result<DynamicHeader> {
-    let fail = |fault| Box::new(Error::Format { node: io.title(file), fault: Box::new(fault) });
+    let fail = |fault| Error::format(io.title(file), fault);
     let (at, len, file_len) = (footer.header_at, HEADER_LEN as u64, io.len(file));
     if at.checked_add(len).is_none_or(|end| end > file_len) {
         return Err(fail(VpcError::TooShort { structure: "dynamic header", at, len, file_len }));

@@ -38,7 +38,7 @@ pub(super) struct Piece {
 impl Source<'_> {
     /// What is wrong with the image in the file.
     pub(super) fn fail(&self, fault: Qcow2Error) -> Box<Error> {
-        Box::new(Error::Format { node: self.io.title(self.file), fault: Box::new(fault) })
+        Error::format(self.io.title(self.file), fault)
     }
 
     /// Reads a short range.
