@@ -12,7 +12,7 @@ use crate::buf::{Buf, BufList};
 use crate::engine::task::join;
 use crate::engine::{Io, LocalFuture, Op, Request};
 use crate::error::{Error, Result};
-use crate::graph::driver::{Access, Driver, Extent, Length, Mapping, Miss, Role};
+use crate::graph::driver::{Access, Driver, Extent, Length, Mapping, Role};
 use crate::intent::{Fua, ZeroFlags};
 
 /// A node that compares an image with a copy.
@@ -121,10 +121,6 @@ impl Driver for Blkverify {
 
     fn lookup(&self, offset: u64, len: u64, _: Access) -> Result<Extent> {
         Ok(Extent { len, mapping: Mapping::Own { child: Role::File, offset } })
-    }
-
-    fn load<'a>(&'a self, _: &'a Io, miss: Miss) -> LocalFuture<'a, Result<()>> {
-        unreachable!("a filter misses nothing, not even {miss:?}")
     }
 
     fn serve<'a>(&'a self, io: &'a Io, request: &'a mut Request) -> LocalFuture<'a, Result<()>> {

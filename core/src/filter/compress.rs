@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use crate::buf::BufList;
 use crate::engine::{Io, LocalFuture, Op, Request};
 use crate::error::Result;
-use crate::graph::driver::{Access, Driver, Extent, Length, Mapping, Miss, Role};
+use crate::graph::driver::{Access, Driver, Extent, Length, Mapping, Role};
 use crate::intent::Fua;
 
 /// A node whose writes are stored compressed.
@@ -81,10 +81,6 @@ impl Driver for Compress {
             Access::Read => Mapping::Data { child, offset },
         };
         Ok(Extent { len, mapping })
-    }
-
-    fn load<'a>(&'a self, _: &'a Io, miss: Miss) -> LocalFuture<'a, Result<()>> {
-        unreachable!("a filter misses nothing, not even {miss:?}")
     }
 
     fn serve<'a>(&'a self, io: &'a Io, request: &'a mut Request) -> LocalFuture<'a, Result<()>> {

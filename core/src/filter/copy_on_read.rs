@@ -12,7 +12,7 @@ use crate::engine::{Io, LocalFuture, Op, Request};
 use crate::error::Result;
 use crate::filter::DebugEvent;
 use crate::graph::NodeId;
-use crate::graph::driver::{Access, Driver, Extent, Length, Mapping, Miss, Role};
+use crate::graph::driver::{Access, Driver, Extent, Length, Mapping, Role};
 use crate::intent::{Fua, ZeroFlags};
 
 /// Bytes copied at once.
@@ -142,10 +142,6 @@ impl Driver for CopyOnRead {
 
     fn lookup(&self, offset: u64, len: u64, _: Access) -> Result<Extent> {
         Ok(Extent { len, mapping: Mapping::Own { child: Role::File, offset } })
-    }
-
-    fn load<'a>(&'a self, _: &'a Io, miss: Miss) -> LocalFuture<'a, Result<()>> {
-        unreachable!("a filter misses nothing, not even {miss:?}")
     }
 
     fn serve<'a>(&'a self, io: &'a Io, request: &'a mut Request) -> LocalFuture<'a, Result<()>> {

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 
 use crate::engine::{Io, LocalFuture, Request};
 use crate::error::Result;
-use crate::graph::driver::{Access, Driver, Extent, Length, Mapping, Miss, Role};
+use crate::graph::driver::{Access, Driver, Extent, Length, Mapping, Role};
 
 /// A node that answers late.
 #[derive(Debug)]
@@ -72,10 +72,6 @@ impl Driver for Null {
             false => Mapping::Own { child, offset },
         };
         Ok(Extent { len, mapping })
-    }
-
-    fn load<'a>(&'a self, _: &'a Io, miss: Miss) -> LocalFuture<'a, Result<()>> {
-        unreachable!("a filter misses nothing, not even {miss:?}")
     }
 
     fn serve<'a>(&'a self, io: &'a Io, request: &'a mut Request) -> LocalFuture<'a, Result<()>> {

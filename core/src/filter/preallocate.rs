@@ -15,7 +15,7 @@ use async_trait::async_trait;
 use crate::engine::task::Gate;
 use crate::engine::{Io, LocalFuture, Op, Request};
 use crate::error::Result;
-use crate::graph::driver::{Access, Driver, Extent, Length, Mapping, Miss, Role};
+use crate::graph::driver::{Access, Driver, Extent, Length, Mapping, Role};
 use crate::intent::{Preallocation, ZeroFlags};
 
 /// How much is made ahead.
@@ -120,10 +120,6 @@ impl Driver for Preallocate {
         };
         let len = if offset < end { len.min(end - offset) } else { len };
         Ok(Extent { len, mapping })
-    }
-
-    fn load<'a>(&'a self, _: &'a Io, miss: Miss) -> LocalFuture<'a, Result<()>> {
-        unreachable!("a filter misses nothing, not even {miss:?}")
     }
 
     fn serve<'a>(&'a self, io: &'a Io, request: &'a mut Request) -> LocalFuture<'a, Result<()>> {

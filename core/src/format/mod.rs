@@ -17,6 +17,7 @@ pub mod qcow;
 pub mod qcow2;
 pub mod qed;
 pub mod raw;
+mod sector_bits;
 mod two_level;
 pub mod vdi;
 pub mod vhdx;

@@ -209,7 +209,9 @@ pub trait Driver {
     fn lookup(&self, offset: u64, len: u64, access: Access) -> Result<Extent>;
 
     /// Fetches what a lookup or reservation missed.
-    fn load<'a>(&'a self, io: &'a Io, miss: Miss) -> LocalFuture<'a, Result<()>>;
+    fn load<'a>(&'a self, _io: &'a Io, _miss: Miss) -> LocalFuture<'a, Result<()>> {
+        unreachable!("a driver that answers `Miss` loads")
+    }
 
     /// Whether the node shows its child's bytes as they are, so that the child's holes are its own.
     fn is_filter(&self) -> bool {

@@ -26,7 +26,7 @@ use crate::buf::{Buf, BufList};
 use crate::engine::task::WaitList;
 use crate::engine::{Io, LocalFuture, Op, Request};
 use crate::error::{Error, Result};
-use crate::graph::driver::{Access, Driver, Extent, Length, Mapping, Miss, Role};
+use crate::graph::driver::{Access, Driver, Extent, Length, Mapping, Role};
 use crate::graph::{Kind, NodeId};
 use crate::intent::{Errno, Fua, LeafAccess, Location, ZeroFlags};
 
@@ -455,10 +455,6 @@ impl Driver for Blkdebug {
 
     fn lookup(&self, offset: u64, len: u64, _: Access) -> Result<Extent> {
         Ok(Extent { len, mapping: Mapping::Own { child: Role::File, offset } })
-    }
-
-    fn load<'a>(&'a self, _: &'a Io, miss: Miss) -> LocalFuture<'a, Result<()>> {
-        unreachable!("a filter misses nothing, not even {miss:?}")
     }
 
     fn serve<'a>(&'a self, io: &'a Io, request: &'a mut Request) -> LocalFuture<'a, Result<()>> {

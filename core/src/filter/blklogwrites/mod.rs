@@ -18,7 +18,7 @@ use crate::engine::task::Gate;
 use crate::engine::{Io, LocalFuture, Op, Request};
 use crate::error::{Error, Result};
 use crate::graph::NodeId;
-use crate::graph::driver::{Access, Driver, Extent, Length, Mapping, Miss, Role};
+use crate::graph::driver::{Access, Driver, Extent, Length, Mapping, Role};
 use crate::intent::{Errno, Fua, ZeroFlags};
 use layout::{Entry, HEAD_LEN, Superblock, flag};
 
@@ -247,10 +247,6 @@ impl Driver for Blklogwrites {
             Access::Write | Access::Zero => Mapping::Own { child, offset },
         };
         Ok(Extent { len, mapping })
-    }
-
-    fn load<'a>(&'a self, _: &'a Io, miss: Miss) -> LocalFuture<'a, Result<()>> {
-        unreachable!("a filter misses nothing, not even {miss:?}")
     }
 
     fn serve<'a>(&'a self, io: &'a Io, request: &'a mut Request) -> LocalFuture<'a, Result<()>> {

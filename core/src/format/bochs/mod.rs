@@ -26,7 +26,7 @@ use super::{ImageFacts, read_only};
 use crate::buf::{Buf, BufList};
 use crate::engine::{Io, LocalFuture};
 use crate::error::{Error, Result};
-use crate::graph::driver::{Access, Driver, Extent, Length, Mapping, Miss, Role};
+use crate::graph::driver::{Access, Driver, Extent, Length, Mapping, Role};
 use crate::graph::opening::Opening;
 use layout::{HEADER_LEN, Header, UNALLOCATED};
 
@@ -127,10 +127,6 @@ impl Driver for Bochs {
         let len = len.min(extent_len - offset % extent_len);
         // The bitmaps stay in the file, so that nothing is known here but which extent it is.
         Ok(Extent { len, mapping: Mapping::Special { compressed: false } })
-    }
-
-    fn load<'a>(&'a self, _: &'a Io, miss: Miss) -> LocalFuture<'a, Result<()>> {
-        unreachable!("bochs misses nothing, not even {miss:?}")
     }
 
     fn facts(&self) -> ImageFacts {

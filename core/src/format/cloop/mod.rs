@@ -27,7 +27,7 @@ use crate::buf::BufList;
 use crate::compute::Form;
 use crate::engine::{Io, LocalFuture};
 use crate::error::{Error, Result};
-use crate::graph::driver::{Access, Driver, Extent, Length, Mapping, Miss, Role};
+use crate::graph::driver::{Access, Driver, Extent, Length, Mapping, Role};
 use crate::graph::opening::Opening;
 use layout::{HEADER_LEN, Header};
 
@@ -127,10 +127,6 @@ impl Driver for Cloop {
         let len = len.min(block_len - offset % block_len);
         // The reference does not say of this format that it is compressed.
         Ok(Extent { len, mapping: Mapping::Special { compressed: false } })
-    }
-
-    fn load<'a>(&'a self, _: &'a Io, miss: Miss) -> LocalFuture<'a, Result<()>> {
-        unreachable!("cloop misses nothing, not even {miss:?}")
     }
 
     fn facts(&self) -> ImageFacts {

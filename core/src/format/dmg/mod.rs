@@ -27,7 +27,7 @@ use super::{ImageFacts, read_only};
 use crate::buf::BufList;
 use crate::engine::{Io, LocalFuture};
 use crate::error::{Error, Result};
-use crate::graph::driver::{Access, Driver, Extent, Length, Mapping, Miss, Role};
+use crate::graph::driver::{Access, Driver, Extent, Length, Mapping, Role};
 use crate::graph::opening::Opening;
 use layout::{Chunk, SECTOR, Store, TRAILER_LEN, Trailer, parse_table};
 
@@ -145,10 +145,6 @@ impl Driver for Dmg {
         let len = len.min(end.saturating_mul(SECTOR) - offset);
         // The reference does not say of this format that it is compressed, nor which chunks are zeros.
         Ok(Extent { len, mapping: Mapping::Special { compressed: false } })
-    }
-
-    fn load<'a>(&'a self, _: &'a Io, miss: Miss) -> LocalFuture<'a, Result<()>> {
-        unreachable!("dmg misses nothing, not even {miss:?}")
     }
 
     fn facts(&self) -> ImageFacts {

@@ -45,7 +45,7 @@ use super::ImageFacts;
 use crate::buf::BufList;
 use crate::engine::{Io, LocalFuture, Op, Request};
 use crate::error::{Error, Result};
-use crate::graph::driver::{Access, Driver, Extent, Length, Mapping, Miss, Preallocate, Role};
+use crate::graph::driver::{Access, Driver, Extent, Length, Mapping, Preallocate, Role};
 use crate::graph::open::NodeSpec;
 use crate::graph::opening::Opening;
 use crate::intent::ZeroFlags;
@@ -188,10 +188,6 @@ impl Driver for Luks {
 
     fn lookup(&self, offset: u64, len: u64, access: Access) -> Result<Extent> {
         Ok(Extent { len, mapping: encrypted(self.offset, offset, access) })
-    }
-
-    fn load<'a>(&'a self, _: &'a Io, miss: Miss) -> LocalFuture<'a, Result<()>> {
-        unreachable!("a volume has no metadata to miss, not even {miss:?}")
     }
 
     /// A new volume holds whatever its file's zeros decrypt to.

@@ -25,7 +25,7 @@ use crate::error::{Error, Result};
 use crate::format::luks::layout::HEADER_LEN;
 use crate::format::luks::{LuksError, Place, Sectors, Volume, encrypted, key_of, serve};
 use crate::graph::NodeId;
-use crate::graph::driver::{Access, Driver, Extent, Length, Mapping, Miss, Ready, Role};
+use crate::graph::driver::{Access, Driver, Extent, Length, Mapping, Ready, Role};
 use crate::intent::ZeroFlags;
 
 /// Bytes of a key of old images.
@@ -181,10 +181,6 @@ impl Driver for CryptNode {
 
     fn lookup(&self, offset: u64, len: u64, access: Access) -> Result<Extent> {
         Ok(Extent { len, mapping: encrypted(0, offset, access) })
-    }
-
-    fn load<'a>(&'a self, _: &'a Io, miss: Miss) -> LocalFuture<'a, Result<()>> {
-        unreachable!("there is no metadata to miss, not even {miss:?}")
     }
 
     fn starts_as_zeroes(&self) -> bool {

@@ -14,7 +14,7 @@ use async_trait::async_trait;
 use crate::engine::{Io, LocalFuture, Request};
 use crate::error::Result;
 use crate::filter::DebugEvent;
-use crate::graph::driver::{Access, Driver, Extent, Length, Mapping, Miss, Role};
+use crate::graph::driver::{Access, Driver, Extent, Length, Mapping, Role};
 
 /// A window of the `file` child.
 #[derive(Debug)]
@@ -60,10 +60,6 @@ impl Driver for Raw {
             return Ok(Extent { len: len.min(guard::LEN - offset), mapping });
         }
         Ok(Extent { len, mapping: Mapping::Data { child: Role::File, offset: self.offset + offset } })
-    }
-
-    fn load<'a>(&'a self, _: &'a Io, miss: Miss) -> LocalFuture<'a, Result<()>> {
-        unreachable!("raw misses nothing, not even {miss:?}")
     }
 
     fn serve<'a>(&'a self, io: &'a Io, request: &'a mut Request) -> LocalFuture<'a, Result<()>> {

@@ -3,6 +3,7 @@
 use super::layout::{BitmapEntry, CHUNK_SECTORS, MIB, PayloadEntry, SECTOR};
 use super::{Missing, Vhdx, VhdxError};
 use crate::format::HostOffset;
+use crate::format::sector_bits::{FirstBit, run_of_bits};
 use crate::graph::driver::{Access, Extent, Mapping, Ready, Role};
 
 /// What a payload block is to a reader.
@@ -228,46 +229,7 @@ impl Vhdx {
         let Some(slot) = cache.find(slice) else { return Ok(Ready::Miss(Missing::Slice(slice).miss())) };
         let sector = self.metadata.sector;
         let sectors = (within % sector + len).div_ceil(sector) as usize;
-        let (run, set) = run_in(cache.bytes(slot), bit, sectors);
+        let (run, set) = run_of_bits(cache.bytes(slot), FirstBit::Lowest, bit, sectors);
         Ok(Ready::Yes((len.min(run as u64 * sector - within % sector), set)))
-    }
-}
-
-/// How many bits from `first` on, at most `max`, are the same; and whether they are set.
-fn run_in(bytes: &[u8], first: usize, max: usize) -> (usize, bool) {
-    let is_set = |bit: usize| bytes[bit / 8] >> (bit % 8) & 1 != 0;
-    let set = is_set(first);
-    let whole = if set { 0xff } else { 0 };
-    let end = (first + max).min(bytes.len() * 8);
-    let mut bit = first + 1;
-    while bit < end {
-        if bit.is_multiple_of(8) && bytes[bit / 8] == whole {
-            bit += 8;
-        } else if is_set(bit) == set {
-            bit += 1;
-        } else {
-            break;
-        }
-    }
-    (bit.min(end) - first, set)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_run_of_bits_ends_where_they_change() {
-        let bytes = [0b1111_0000, 0xff, 0xff, 0b0000_0001];
-        for (first, max, expected) in [
-            (0, 100, (4, false)),
-            (4, 100, (21, true)),
-            (4, 7, (7, true)),
-            (25, 100, (7, false)),
-            (31, 1, (1, false)),
-            (8, 16, (16, true)),
-        ] {
-            assert_eq!(run_in(&bytes, first, max), expected, "{first} {max}");
-        }
     }
 }

@@ -8,7 +8,7 @@ use super::layout::Footer;
 use crate::engine::{Io, LocalFuture};
 use crate::error::Result;
 use crate::format::ImageFacts;
-use crate::graph::driver::{Access, Driver, Extent, Length, Mapping, Miss, Role};
+use crate::graph::driver::{Access, Driver, Extent, Length, Mapping, Role};
 
 /// An open image of a fixed disk.
 pub struct Fixed {
@@ -29,10 +29,6 @@ impl Driver for Fixed {
 
     fn lookup(&self, offset: u64, len: u64, _: Access) -> Result<Extent> {
         Ok(Extent { len, mapping: Mapping::Data { child: Role::File, offset } })
-    }
-
-    fn load<'a>(&'a self, _: &'a Io, _: Miss) -> LocalFuture<'a, Result<()>> {
-        unreachable!("a fixed disk has nothing to miss")
     }
 
     fn facts(&self) -> ImageFacts {

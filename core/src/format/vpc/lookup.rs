@@ -3,6 +3,7 @@
 use super::layout::{SECTOR, UNALLOCATED};
 use super::{Missing, Vpc, VpcError};
 use crate::format::HostOffset;
+use crate::format::sector_bits::{FirstBit, run_of_bits};
 use crate::graph::driver::{Access, Extent, Mapping, Ready, Role};
 
 impl Vpc {
@@ -81,47 +82,7 @@ impl Vpc {
         let Some(slot) = bitmaps.find(at) else { return Ready::Miss(Missing::Bitmap(at).miss()) };
         let first = (within / SECTOR) as usize;
         let sectors = (within % SECTOR + len).div_ceil(SECTOR) as usize;
-        let (run, set) = run_in(bitmaps.bytes(slot), first, sectors);
+        let (run, set) = run_of_bits(bitmaps.bytes(slot), FirstBit::Highest, first, sectors);
         Ready::Yes((len.min(run as u64 * SECTOR - within % SECTOR), set))
-    }
-}
-
-/// How many bits from `first` on, at most `max`, are the same; and whether they are set. The first bit of a byte is its
-/// highest.
-fn run_in(bytes: &[u8], first: usize, max: usize) -> (usize, bool) {
-    let is_set = |bit: usize| bytes[bit / 8] & 0x80 >> (bit % 8) != 0;
-    let set = is_set(first);
-    let whole = if set { 0xff } else { 0 };
-    let end = first + max;
-    let mut bit = first + 1;
-    while bit < end {
-        if bit.is_multiple_of(8) && bytes[bit / 8] == whole {
-            bit += 8;
-        } else if is_set(bit) == set {
-            bit += 1;
-        } else {
-            break;
-        }
-    }
-    (bit.min(end) - first, set)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_run_of_bits_ends_where_they_change() {
-        let bytes = [0b0000_1111, 0xff, 0xff, 0b1000_0000];
-        for (first, max, expected) in [
-            (0, 32, (4, false)),
-            (4, 28, (21, true)),
-            (4, 7, (7, true)),
-            (25, 7, (7, false)),
-            (31, 1, (1, false)),
-            (8, 16, (16, true)),
-        ] {
-            assert_eq!(run_in(&bytes, first, max), expected, "{first} {max}");
-        }
     }
 }
