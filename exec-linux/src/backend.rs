@@ -371,9 +371,7 @@ impl Backend {
 
     fn reap_sockets(&mut self, done: &mut impl FnMut(Token, Outcome)) -> bool {
         let Some(sockets) = &mut self.sockets else { return false };
-        let known = self.ready_sockets.len();
-        sockets.take(&mut self.ready_sockets);
-        let any = self.ready_sockets.len() > known;
+        let any = sockets.take(&mut self.ready_sockets);
         self.ready_sockets.retain(|ready| !self.links.ready(*ready));
         self.links.reap(sockets, done) || any
     }

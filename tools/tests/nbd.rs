@@ -419,19 +419,22 @@ fn requests_survive_a_server_that_comes_back() {
         format!("driver=nbd,server.type=unix,server.path={socket},reconnect-delay={delay}")
     };
     let (patient, hasty) = (options(20), options(0));
-    let mut command = std::process::Command::new(IMG);
-    command.args(["bench", "-q", "-c", "40000", "-d", "16", "-s", "65536", "--image-opts", &patient]);
-    let mut client = command.spawn().expect("it is ours");
-    std::thread::sleep(Duration::from_millis(100));
+    let bench = |server: &Served, count: &str, options: &str| {
+        let before = server.descriptors();
+        let mut command = std::process::Command::new("timeout");
+        command.args(["120", IMG, "bench", "-q", "-c", count, "-d", "16", "-s", "65536", "--image-opts"]);
+        let client = command.arg(options).stderr(std::process::Stdio::null()).spawn().expect("it is there");
+        server.wait_for_client(before);
+        std::thread::sleep(Duration::from_millis(50));
+        client
+    };
+    let mut client = bench(&server, "40000", &patient);
     server.kill();
     std::fs::remove_file(place.path("socket")).expect("who was killed leaves it");
     std::thread::sleep(Duration::from_millis(300));
     let server = place.ours("socket", line);
-    assert!(client.wait().expect("it is ours").success());
-    let mut command = std::process::Command::new(IMG);
-    command.args(["bench", "-q", "-c", "400000", "-d", "16", "-s", "65536", "--image-opts", &hasty]);
-    let mut client = command.stderr(std::process::Stdio::null()).spawn().expect("it is ours");
-    std::thread::sleep(Duration::from_millis(100));
+    assert_eq!(client.wait().expect("it is ours").code(), Some(0), "what was in flight is asked for again");
+    let mut client = bench(&server, "4000000", &hasty);
     server.kill();
     assert_eq!(client.wait().expect("it is ours").code(), Some(1), "without a delay, requests fail");
 }

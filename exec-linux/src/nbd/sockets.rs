@@ -87,17 +87,23 @@ impl Sockets {
         }
     }
 
-    /// Takes the sockets that can go on.
-    pub(crate) fn take(&mut self, ready: &mut Vec<Ready>) {
+    /// Takes the sockets that can go on. Tells whether there was a notice: the ring has to be armed again then, also where
+    /// what it noticed was gone before anybody looked (a connection that was accepted meanwhile).
+    pub(crate) fn take(&mut self, ready: &mut Vec<Ready>) -> bool {
         match &mut self.notice {
             Notice::Ring { events, .. } => {
+                let noticed = *events;
                 while *events {
                     let count = wait(&self.epoll, Some(Timespec { tv_sec: 0, tv_nsec: 0 }), ready);
                     *events = count == EVENTS;
                 }
+                noticed
             }
             Notice::Thread(watcher) => {
-                ready.append(&mut watcher.ready.lock().expect("pushing does not panic"));
+                let mut found = watcher.ready.lock().expect("pushing does not panic");
+                let noticed = !found.is_empty();
+                ready.append(&mut found);
+                noticed
             }
         }
     }
@@ -148,5 +154,21 @@ impl Drop for Watcher {
             // A thread that panicked has said so already.
             let _ = thread.join();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_notice_of_nothing_is_told_so_that_the_ring_is_armed_again() {
+        let bell = Arc::new(Doorbell::new().expect("the kernel has one"));
+        let mut sockets = Sockets::new(&bell, true).expect("the kernel has one");
+        let mut ready = Vec::new();
+        assert!(!sockets.take(&mut ready), "there was no notice");
+        sockets.changed();
+        assert!(sockets.take(&mut ready) && ready.is_empty(), "somebody else took what there was");
+        assert!(!sockets.take(&mut ready), "one notice is told once");
     }
 }

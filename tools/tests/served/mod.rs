@@ -11,6 +11,9 @@ use tempfile::TempDir;
 /// How long a server may take to listen, or to end.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// How long a program that is run may take, in seconds: what never ends is to fail, not to stop all tests.
+const LONGEST: &str = "300";
+
 /// A folder, and what runs in it.
 pub struct Place {
     pub folder: TempDir,
@@ -38,7 +41,9 @@ impl Place {
     }
 
     pub fn run_args(&self, program: &str, arguments: &[&str]) -> Output {
-        let output = Command::new(program).args(arguments).current_dir(self.folder.path()).output();
+        let mut command = Command::new("timeout");
+        command.args([LONGEST, program]).args(arguments).current_dir(self.folder.path());
+        let output = command.output();
         output.unwrap_or_else(|error| panic!("{program} cannot be run: {error}"))
     }
 
@@ -116,6 +121,20 @@ impl Served {
     pub fn kill(mut self) {
         self.child.kill().expect("the server is ours");
         let _ = self.child.wait();
+    }
+
+    /// Descriptors that it has open.
+    pub fn descriptors(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).expect("it runs").count()
+    }
+
+    /// Waits until it has more descriptors than `before`: a client has come.
+    pub fn wait_for_client(&self, before: usize) {
+        let begun = Instant::now();
+        while self.descriptors() <= before {
+            assert!(begun.elapsed() < PATIENCE, "no client comes");
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// Memory that it has at the moment, in bytes.
