@@ -302,6 +302,13 @@ impl Backend {
         !self.lanes.is_empty() && self.lanes.must_poll()
     }
 
+    /// Whether whatever is left to submit makes [`arm`](Self::arm) say so, or is submitted when somebody looks again. Sockets
+    /// have to be watched anew, and what a queue pair begins by itself has to be rung for.
+    #[inline]
+    pub(crate) fn is_still(&self) -> bool {
+        self.sockets.is_none() && (self.lanes.is_empty() || self.must_poll() || self.lanes.is_idle())
+    }
+
     /// Lets the least time pass, while somebody looks for completions.
     pub fn relax(&self) {
         self.lanes.relax();
@@ -322,7 +329,7 @@ impl Backend {
     /// # Errors
     /// The kernel's, when it takes no requests at all.
     pub fn submit(&mut self) -> io::Result<()> {
-        for leaf in self.gathering.drain(..) {
+        while let Some(leaf) = self.gathering.pop() {
             if leaf.gather().is_some_and(Gather::summon) {
                 self.blocking.push(Job::Writes(leaf));
             }
@@ -332,7 +339,10 @@ impl Backend {
             self.links.submit();
             sockets.arm(self.ring.as_mut())?;
         }
-        self.ring.as_mut().map_or(Ok(()), Ring::submit)
+        match &mut self.ring {
+            Some(ring) if !ring.is_quiet() => ring.submit(),
+            _ => Ok(()),
+        }
     }
 
     /// Hands over what came of earlier intents. Does not wait. Tells whether there was anything.
@@ -353,6 +363,7 @@ impl Backend {
             any |= self.reap_sockets(&mut done);
         }
         while let Some(ring) = &mut self.ring
+            && !ring.is_quiet()
             && let Some(completion) = ring.next()
         {
             any = true;

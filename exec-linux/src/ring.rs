@@ -168,6 +168,12 @@ impl Ring {
         self.free.len() + self.watching == self.slots.len()
     }
 
+    /// Whether the kernel has nothing of this ring's, and will have nothing to say.
+    #[inline]
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.free.len() == self.slots.len()
+    }
+
     /// Puts a read into the submission queue. There must be room.
     #[inline]
     pub(crate) fn read(

@@ -206,6 +206,12 @@ impl Engine {
         self.0.tasks.run();
     }
 
+    /// Whether there is something for the executor to do.
+    #[inline]
+    pub fn has_intents(&self) -> bool {
+        !self.0.intents.borrow().is_empty()
+    }
+
     /// The next thing for the executor to do, in the order in which core wants them begun.
     #[inline]
     pub fn next_intent(&self) -> Option<Intent> {
