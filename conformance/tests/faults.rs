@@ -12,8 +12,8 @@ use drystone_conformance::meter::{Meter, peak_of};
 static METER: Meter = Meter;
 
 /// Bytes of memory that an operation may take whose files change under it, and a look at what it left: a check counts in two
-/// windows of 128 MiB, which it hardly touches, and a Parallels image that claims much comes near to 400 MiB.
-const MEMORY_MAX: usize = 448 << 20;
+/// windows of 128 MiB, which it hardly touches.
+const MEMORY_MAX: usize = 320 << 20;
 
 #[test]
 fn an_operation_whose_nth_intent_fails_says_so_and_can_be_done_again() {
