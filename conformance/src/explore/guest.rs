@@ -323,6 +323,20 @@ impl Guest {
         result
     }
 
+    /// Empties the image, so that the disk shows what is below it: durably on return. Each block goes by itself, so what is
+    /// below is to be what the disk shows already, wherever a crash is looked at.
+    ///
+    /// # Errors
+    /// What the image says.
+    pub async fn empty(&self, below: &[u8]) -> Result<()> {
+        let io = self.io();
+        let emptying = io.make_empty(self.node());
+        match self.allowed().only() {
+            Some(shown) if shown == below => emptying.await,
+            _ => self.replace(below, emptying).await,
+        }
+    }
+
     /// From here on a check finds nothing wrong.
     pub fn is_mended(&self) {
         self.0.flaws.set(None);

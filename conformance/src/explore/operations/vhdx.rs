@@ -85,7 +85,7 @@ pub(super) fn operations() -> Vec<Operation> {
                 io.write("explore/same", node, 0, same, Fua::No).await.1
             })
             .doing(|guest| async move {
-                guest.io().make_empty(guest.node()).await?;
+                guest.empty(&parent_data()).await?;
                 guest.write(0, 512).await?;
                 guest.flush().await
             }),
@@ -162,14 +162,18 @@ fn change(world: &mut World, change: impl FnOnce(&mut Sparse)) {
     world.add_disk(TOP, world.default_config.clone(), file);
 }
 
+/// What the parent holds.
+fn parent_data() -> Vec<u8> {
+    (0..2 * MIB).map(|at| (at / 512 * 7 + at % 5 + 1) as u8).collect()
+}
+
 /// A differencing image above one with data, and behind its end what a crash of another writer left.
 fn above() -> World {
     assert_eq!(BitmapEntry::parse(0), Some(BitmapEntry::NotPresent), "a new image has no bitmaps");
     let (made, world) = straight(World::new(), |io| async move {
         create(&io, BASE, &ImageSpec::Vhdx(options(2 * MIB))).await?;
         let base = open(&io, &from_filename(BASE, Some("vhdx"), WRITABLE)?).await?;
-        let data: Vec<u8> = (0..2 * MIB).map(|at| (at / 512 * 7 + at % 5 + 1) as u8).collect();
-        io.write("explore/base", base, 0, Buf::from(data), Fua::No).await.1?;
+        io.write("explore/base", base, 0, Buf::from(parent_data()), Fua::No).await.1?;
         io.close(base).await?;
         let base = open(&io, &from_filename(BASE, Some("vhdx"), OpenMode::default())?).await?;
         let driver = io.driver(base).expect("an image");
