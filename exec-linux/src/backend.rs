@@ -17,7 +17,7 @@ use crate::gather::Gather;
 use crate::host::{Carried, Host};
 use crate::leaf::OpenLeaf;
 use crate::namespace::{Lanes, Pushed};
-use crate::nbd::{Links, Ready, Sockets};
+use crate::nbd::{Credentials, Links, Ready, Sockets};
 use crate::pool::{Finished, Job, Outbox, Pool};
 use crate::ring::{Completion, Ring};
 use crate::timer::Timer;
@@ -94,6 +94,11 @@ impl Backend {
             jobs: 0,
             hurried: false,
         })
+    }
+
+    /// The credentials that leaves refer to.
+    pub(crate) fn credentials(&self) -> &Credentials {
+        self.host.credentials()
     }
 
     /// Wakes who waits for this backend, from any thread.

@@ -19,8 +19,8 @@ use rustix::fs::{
 use rustix::io::ReadWriteFlags;
 use smallvec::SmallVec;
 
-use crate::config::Polling;
 use crate::gather::{Gather, Gathered, RESERVE_FROM, run_len};
+use crate::host::Means;
 use crate::limits::DeviceLimits;
 use crate::lock::{self, ImageLocks};
 use crate::namespace::OpenNamespace;
@@ -113,17 +113,17 @@ impl OpenLeaf {
     pub(crate) fn open(
         location: &Location,
         access: LeafAccess,
-        polling: Polling,
+        means: &Means,
     ) -> Result<(Self, LeafInfo), Unopened> {
         match location {
             Location::Path(path) => Ok(Self::open_path(path, access)?),
             Location::Namespace { device, namespace } => {
-                let opened = OpenNamespace::open(device, *namespace, polling);
+                let opened = OpenNamespace::open(device, *namespace, means.polling);
                 let (namespace, info) = opened.map_err(|(errno, reason)| Unopened::Device(errno, reason))?;
                 Ok((Self::new(Storage::Namespace(namespace), &info, Aio::Auto), info))
             }
             Location::Nbd(location) => {
-                let opened = nbd::open(location, access.writable);
+                let opened = nbd::open(location, &means.credentials, access.writable);
                 let (connection, info) = opened.map_err(|(errno, reason)| Unopened::Device(errno, reason))?;
                 let export = OpenExport { connection: Mutex::new(Some(connection)), len: info.len };
                 Ok((Self::new(Storage::Nbd(export), &info, Aio::Auto), info))
@@ -408,7 +408,7 @@ fn create_unlocked(
     let path = match location {
         Location::Path(path) => path,
         Location::Namespace { .. } | Location::Nbd(_) => {
-            let opened = OpenLeaf::open(location, LeafAccess::default(), Polling::Always);
+            let opened = OpenLeaf::open(location, LeafAccess::default(), &Means::default());
             let (leaf, _) = opened.map_err(|unopened| {
                 let (Unopened::Errno(errno) | Unopened::Device(errno, _)) = unopened;
                 errno

@@ -24,6 +24,7 @@ use crate::backend::Backend;
 use crate::config::{Config, Trace};
 use crate::doorbell::Doorbell;
 use crate::handle::{COMMANDS_MAX, Command, Gate, Handle, RemoteRequest};
+use crate::nbd::TlsCredentials;
 use crate::nbd::server::{Finished, Job as ClientJob, NbdPlan, NbdServer, Server};
 use crate::opened::Opened;
 use crate::promise::Answer;
@@ -516,6 +517,11 @@ impl Session {
     /// The next thing that happened to a node by itself.
     pub(crate) fn next_event(&self) -> Option<Event> {
         self.engine.next_event()
+    }
+
+    /// Keeps credentials for encrypted connections.
+    pub(crate) fn add_tls_credentials(&self, id: &str, credentials: TlsCredentials) {
+        self.backend.borrow().credentials().add(id, credentials);
     }
 
     /// Keeps a passphrase or key.

@@ -14,8 +14,9 @@ use std::process::ExitCode;
 use drystone_exec_linux::{Config, list_exports};
 use drystone_tools::img::args::{tool_name, words};
 use drystone_tools::message::{Failure, Message, legible};
-use drystone_tools::nbd::args::{self, Action};
+use drystone_tools::nbd::args::{self, Action, ListArgs};
 use drystone_tools::nbd::list;
+use drystone_tools::object::{find_tls, tls_credentials};
 
 fn main() -> ExitCode {
     let argv = match words(std::env::args_os()) {
@@ -33,10 +34,7 @@ fn main() -> ExitCode {
         let trace = invocation.tracing.start()?;
         match invocation.action {
             Action::Print(text) => print(&text).map(|()| 0),
-            Action::List(server) => {
-                let exports = list_exports(&server).map_err(Failure::new)?;
-                print(&list::render(&exports)).map(|()| 0)
-            }
+            Action::List(args) => list_them(&args),
             Action::Serve(args) if args.fork && !background::is_child() => background::start(&argv),
             Action::Serve(args) => serve::run(&args, &name, Config { trace, ..Config::default() }),
         }
@@ -48,6 +46,21 @@ fn main() -> ExitCode {
             ExitCode::from(failure.code)
         }
     }
+}
+
+/// Lists the exports of a server.
+fn list_them(args: &ListArgs) -> Result<u8, Failure> {
+    let failed = |text: String| Failure::new(format!("Failed to get TLS creds: {text}"));
+    let credentials = tls_credentials(&args.tls.objects).map_err(Failure::new)?;
+    let client = match &args.tls.credentials {
+        None => None,
+        Some(id) => {
+            let found = find_tls(&args.tls.objects, &credentials, id).map_err(failed)?;
+            Some((found.for_client().map_err(|text| failed(text.into()))?, args.hostname.as_deref()))
+        }
+    };
+    let exports = list_exports(&args.server, client).map_err(Failure::new)?;
+    print(&list::render(&exports)).map(|()| 0)
 }
 
 /// Writes to the standard output. A reader who has gone away has seen what he wanted.

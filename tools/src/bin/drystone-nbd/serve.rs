@@ -3,9 +3,10 @@
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use drystone_exec_linux::{Client, Config, NbdPlan};
+use drystone_exec_linux::{Client, Config, NbdPlan, TlsCredentials, TlsServer};
 use drystone_tools::message::Failure;
 use drystone_tools::nbd::args::ServeArgs;
+use drystone_tools::object::{find_tls, secrets, tls_credentials};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::listen::{Listening, inherited, listen};
@@ -16,15 +17,33 @@ pub fn run(args: &ServeArgs, tool: &str, config: Config) -> Result<u8, Failure> 
     if activated.is_some() && args.address_said {
         return Err(Failure::new("-p, -b and -k cannot be used with socket activation"));
     }
-    let ran = drystone_exec_linux::run(config, async |client| serve(&client, args, tool, activated).await);
+    let credentials = tls_credentials(&args.tls.objects).map_err(Failure::new)?;
+    let tls = server_tls(args, &credentials)?;
+    let ran = drystone_exec_linux::run(config, async |client: Client| {
+        let secrets = secrets(&args.tls.objects);
+        secrets.into_iter().for_each(|(id, secret)| client.add_secret(&id, secret));
+        credentials.into_iter().for_each(|(id, tls)| client.add_tls_credentials(&id, tls));
+        serve(&client, args, tool, (activated, tls)).await
+    });
     ran.unwrap_or_else(|error| Err(Failure::new(format!("the executor could not start: {error}"))))
+}
+
+/// What clients are shown, where connections are encrypted.
+fn server_tls(
+    args: &ServeArgs,
+    credentials: &[(String, TlsCredentials)],
+) -> Result<Option<TlsServer>, Failure> {
+    let Some(id) = &args.tls.credentials else { return Ok(None) };
+    let failed = |text: String| Failure::new(format!("Failed to get TLS creds: {text}"));
+    let found = find_tls(&args.tls.objects, credentials, id).map_err(failed)?;
+    found.for_server().map(|server| Some(server.clone())).map_err(|text| failed(text.into()))
 }
 
 async fn serve(
     client: &Client,
     args: &ServeArgs,
     tool: &str,
-    activated: Option<Listening>,
+    (activated, tls): (Option<Listening>, Option<TlsServer>),
 ) -> Result<u8, Failure> {
     let export = image::open(client, args, tool).await?;
     let served = export.image.clone();
@@ -51,6 +70,7 @@ async fn serve(
         exports: vec![export],
         clients_max: if args.clients_max == 0 { usize::MAX } else { args.clients_max },
         persistent: args.persistent,
+        tls,
         handshake_max: Duration::from_secs(args.handshake_limit.into()),
         stop: Some(stop.into()),
     };
