@@ -122,7 +122,7 @@ pub fn list_exports(server: &NbdAddress) -> Result<Vec<Listing>, String> {
 }
 
 /// Connects to a server. The descriptor does not block.
-fn reach(server: &NbdAddress, deadline: Instant) -> Result<OwnedFd, Refused> {
+pub(crate) fn reach(server: &NbdAddress, deadline: Instant) -> Result<OwnedFd, Refused> {
     let failed = |error: io::Error| -> Refused {
         let errno = super::errno_of(&error);
         (errno, format!("Failed to connect to '{server}': {errno}").into())

@@ -1,9 +1,11 @@
 //! NBD: exports of servers as leaves, and a server of images.
 //!
 //! The protocol is core's; this has the sockets. `link` is one leaf with its connection, `connect` brings connections
-//! about (on threads that may wait), `server` has the other side, and `sockets` finds out when a socket can go on.
+//! about (on threads that may wait), `server` has the other side, `device` shows exports as disks of the kernel's, and
+//! `sockets` finds out when a socket can go on.
 
 mod connect;
+pub(crate) mod device;
 mod link;
 pub(crate) mod server;
 mod sockets;

@@ -9,12 +9,15 @@ use drystone_tools::nbd::args::ServeArgs;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::listen::{Listening, inherited, listen};
-use crate::{background, image};
+use crate::{background, device, image};
 
 pub fn run(args: &ServeArgs, tool: &str, config: Config) -> Result<u8, Failure> {
     let activated = inherited()?;
     if activated.is_some() && args.address_said {
         return Err(Failure::new("-p, -b and -k cannot be used with socket activation"));
+    }
+    if activated.is_some() && args.device.is_some() {
+        return Err(Failure::new("NBD device can't be set when using socket activation"));
     }
     let ran = drystone_exec_linux::run(config, async |client| serve(&client, args, tool, activated).await);
     ran.unwrap_or_else(|error| Err(Failure::new(format!("the executor could not start: {error}"))))
@@ -54,8 +57,12 @@ async fn serve(
         handshake_max: Duration::from_secs(args.handshake_limit.into()),
         stop: Some(stop.into()),
     };
+    let fed = match &args.device {
+        Some(path) => Some(device::feed(path, args, tool, signalled)?),
+        None => None,
+    };
     let server = client.serve(plan).map_err(|error| Failure::new(format!("Failed to serve: {error}")))?;
-    if background::is_child() {
+    if background::is_child() && fed.is_none() {
         background::detach()?;
     }
     server.ended().await;
@@ -65,5 +72,6 @@ async fn serve(
         // Somebody else may have removed it.
         let _ = std::fs::remove_file(path);
     }
+    fed.map_or(Ok(()), device::Feeding::end)?;
     Ok(0)
 }
