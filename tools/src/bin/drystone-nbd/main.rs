@@ -1,7 +1,9 @@
 //! `drystone-nbd`: connects the command line to the server. `image` opens what is served, `listen` makes the sockets,
-//! `background` has the process go on by itself, `serve` puts them together.
+//! `device` shows it
+//! as a disk of the kernel, `background` has the process go on by itself, `serve` puts them together.
 
 mod background;
+mod device;
 mod image;
 mod listen;
 #[path = "../shared/overlay.rs"]
@@ -35,7 +37,13 @@ fn main() -> ExitCode {
         match invocation.action {
             Action::Print(text) => print(&text).map(|()| 0),
             Action::List(args) => list_them(&args),
-            Action::Serve(args) if args.fork && !background::is_child() => background::start(&argv),
+            Action::Disconnect(path) => {
+                device::disconnect(&path)?;
+                print(&format!("{path} disconnected\n")).map(|()| 0)
+            }
+            Action::Serve(args) if args.goes_on_in_background() && !background::is_child() => {
+                background::start(&argv)
+            }
             Action::Serve(args) => serve::run(&args, &name, Config { trace, ..Config::default() }),
         }
     });
