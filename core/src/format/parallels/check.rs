@@ -5,7 +5,7 @@
 
 use super::bitmaps::find_extension;
 use super::extension::Extension;
-use super::layout::{Entry, Fit, Geometry, HEADER_LEN, Header, InUse};
+use super::layout::{ClusterIndex, Entry, Fit, Geometry, HEADER_LEN, Header, InUse};
 use super::space::Clusters;
 use super::{CheckReport, Parallels, ParallelsError, Repair, of_node};
 use crate::buf::Buf;
@@ -91,7 +91,8 @@ impl Target<'_> {
         fix: Fix,
         say: &mut dyn FnMut(String),
     ) -> Result<Looked> {
-        let mut pass = Pass { target: self, fix, say, report: CheckReport::default() };
+        let held = self.io.len(self.file);
+        let mut pass = Pass { target: self, fix, held, say, report: CheckReport::default() };
         let before = header.clone();
         pass.header(header);
         let geometry = header.geometry(self.io.len(self.file));
@@ -123,6 +124,8 @@ impl Target<'_> {
 struct Pass<'a> {
     target: &'a Target<'a>,
     fix: Fix,
+    /// Bytes of the file before anything was repaired.
+    held: u64,
     say: &'a mut dyn FnMut(String),
     report: CheckReport,
 }
@@ -178,7 +181,12 @@ impl Pass<'_> {
                     Fit::Whole(index) => {
                         taken.add(index);
                     }
-                    Fit::Misaligned => {}
+                    // Until it has a copy of its own, nobody cuts off or overwrites the two that it lies in.
+                    Fit::Misaligned => {
+                        let first = ((host - geometry.data_at) / geometry.cluster_len) as ClusterIndex;
+                        taken.add(first);
+                        taken.add(first.saturating_add(1));
+                    }
                     Fit::Cut(index) => {
                         self.error(&format!("cluster {cluster} is outside image"));
                         taken.add(index);
@@ -274,14 +282,22 @@ impl Pass<'_> {
         Ok(())
     }
 
+    /// Copies a cluster behind all others. A cluster may be larger than the file by far: what the file did not hold reads as
+    /// zeros in both places, where growing brings zeros, and is not written.
     async fn copy(&self, geometry: &Geometry, from: u64, to: u64) -> Result<()> {
         let (io, file) = (self.target.io, self.target.file);
-        let mut done = 0;
-        while done < geometry.cluster_len {
-            let len = PIECE.min(geometry.cluster_len - done);
+        let grows_as_zeroes = io.leaf_info(file).is_some_and(|leaf| leaf.grows_as_zeroes);
+        let held = if grows_as_zeroes { self.held.saturating_sub(from) } else { u64::MAX };
+        let (mut done, end) = (0, geometry.cluster_len.min(held));
+        while done < end {
+            let len = PIECE.min(end - done);
             let bytes = io.read_bytes("parallels.repair/read", file, from + done, len as usize).await?;
             io.write("parallels.repair/copy", file, to + done, bytes, Fua::No).await.1?;
             done += len;
+        }
+        let whole = to + geometry.cluster_len;
+        if io.len(file) < whole && grows_as_zeroes {
+            io.set_len(file, whole, Preallocation::Off).await?;
         }
         Ok(())
     }

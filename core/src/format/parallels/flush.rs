@@ -98,8 +98,8 @@ impl Parallels {
         header.ext_off = if kept { header.ext_off } else { 0 };
         let file = io.child(Role::File);
         let end = self.geometry.place_of(self.space.borrow().end());
-        // A device has its length.
-        if io.len(file) > end && io.starts_as_zeroes(file) {
+        // The file ends with its last cluster, and holds all of it. A device has its length.
+        if io.len(file) != end && io.starts_as_zeroes(file) {
             io.set_len(file, end, Preallocation::Off).await?;
         }
         io.flush("parallels.close/before_header", file).await?;

@@ -53,10 +53,9 @@ impl Vmdk {
         if len > self.descriptor_max {
             return Err(self.fail(VmdkError::DescriptorFull { found: len, max: self.descriptor_max }));
         }
-        let differs = |at: &u64| old.text().get(*at as usize) != new.text().get(*at as usize);
-        let first = (0..len).find(differs).unwrap_or(0) / SECTOR * SECTOR;
-        let end = (0..len).rev().find(differs).map_or(0, |last| whole_sectors(last + 1)).min(len);
-        let bytes = Buf::from(&new.text()[first as usize..end as usize]);
+        let behind = self.descriptor_at.saturating_add(self.descriptor_max).min(io.len(file));
+        let (first, bytes) = changed(old.text(), new.text(), self.descriptor_at + len < behind);
+        let (first, bytes) = (first as u64, Buf::from(bytes));
         io.write("vmdk.begin/cid", file, self.descriptor_at + first, bytes, Fua::No).await.1?;
         io.flush("vmdk.begin/cid_barrier", file).await?;
         self.descriptor.replace(new);
@@ -113,6 +112,23 @@ impl Vmdk {
     }
 }
 
+/// The first byte to write and what, whole sectors of text, where one text replaces another. One of another length gets a NUL
+/// byte of its own where something follows: that would be text else.
+fn changed(old: &[u8], new: &[u8], something_follows: bool) -> (usize, Vec<u8>) {
+    let differs = |at: &usize| old.get(*at) != new.get(*at);
+    let first = (0..new.len()).find(differs).unwrap_or(0) / SECTOR as usize * SECTOR as usize;
+    let last = match new.len() == old.len() {
+        true => (0..new.len()).rev().find(differs),
+        false => new.len().checked_sub(1),
+    };
+    let end = last.map_or(0, |last| whole_sectors(last as u64 + 1) as usize).min(new.len());
+    let mut bytes = new[first..end].to_vec();
+    if new.len() != old.len() && something_follows {
+        bytes.push(0);
+    }
+    (first, bytes)
+}
+
 /// Writes the header, and in it whether somebody writes.
 async fn write_mark(io: &Io, sparse: &Sparse, unclean: bool) -> Result<()> {
     let Some(header) = &sparse.header else { return Ok(()) };
@@ -120,4 +136,29 @@ async fn write_mark(io: &Io, sparse: &Sparse, unclean: bool) -> Result<()> {
     header.unclean = unclean;
     let bytes = Buf::from(&header.encode()[..]);
     io.write("vmdk.begin/mark", io.child(sparse.role), 0, bytes, Fua::No).await.1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(old: &[u8], new: &[u8], follows: bool, first: usize, bytes: &[u8]) {
+        assert_eq!(changed(old, new, follows), (first, bytes.to_vec()));
+    }
+
+    #[test]
+    fn only_sectors_that_change_are_written() {
+        let text = |digits: &[u8]| [&[b'#'; 600][..], digits, &[b'#'; 600]].concat();
+        let (old, new) = (text(b"11111111"), text(b"22222222"));
+        check(&old, &new, true, 512, &new[512..1024]);
+        check(&old, &old, true, 0, b"");
+    }
+
+    #[test]
+    fn a_text_of_another_length_has_a_new_end() {
+        let (old, new) = (b"CID=1\n", b"CID=00000002\n");
+        check(old, new, true, 0, b"CID=00000002\n\0");
+        check(old, new, false, 0, new);
+        check(b"CID=0000000003\n\n\n", b"CID=00000002\n\n\n", true, 0, b"CID=00000002\n\n\n\0");
+    }
 }

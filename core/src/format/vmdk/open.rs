@@ -270,7 +270,7 @@ async fn open_hosted(io: &Io, file: NodeId, role: Role, writable: bool) -> Resul
             pairs
         }
     };
-    if writable && !header.compressed {
+    if writable {
         check_metadata(&header, &directory, &copies).map_err(fail)?;
     }
     let packing = match (header.compressed, flags.has(Flags::MARKERS)) {
@@ -302,10 +302,10 @@ async fn open_hosted(io: &Io, file: NodeId, role: Role, writable: bool) -> Resul
     })
 }
 
-/// Grains lie behind all metadata, so that a write to one cannot damage it; and no grain table shares a byte with what
-/// leads to it.
+/// Grains lie behind all metadata, so that a write to one cannot damage it; packed ones, which are never written again, lie
+/// anywhere. No grain table shares a byte with what leads to it, or with the descriptor: both are written to.
 fn check_metadata(header: &SparseHeader, directory: &[u32], copies: &[(u32, u32)]) -> Result<(), VmdkError> {
-    let overhead = header.overhead.saturating_mul(SECTOR);
+    let overhead = if header.compressed { u64::MAX } else { header.overhead.saturating_mul(SECTOR) };
     let (directory_len, table_len) = (header.tables() * 4, u64::from(header.table_entries) * 4);
     let copied = if copies.is_empty() { 0 } else { directory_len };
     let fixed = [

@@ -425,7 +425,8 @@ impl Transmission {
         let Request { flags, command, cookie, offset, len } = request;
         let read = command == CommandCode::READ;
         let moves = read || command == CommandCode::WRITE;
-        let cost = REQUEST_COST + if moves { len } else { 0 };
+        // What is longer is refused, and moves nothing; its length is any number of 64 bits.
+        let cost = REQUEST_COST + if moves { len.min(PAYLOAD_MAX.into()) } else { 0 };
         self.bytes += cost;
         let whole = flags.has(CommandFlags::DF);
         OrderId(self.pending.insert(Pending { cookie, offset, len, read, whole, cost }))
