@@ -4,8 +4,8 @@ use super::{Promise, Rule, Stated, awaited, barrier};
 
 pub(super) const RULES: &[Rule] = &[
     barrier(
-        "qed.flush/before_l2_tables",
-        "a cluster is durable before an L2 table names it",
+        "qed.flush/before_tables",
+        "a cluster, and a new table of zeros, is durable before an entry names it",
         "new clusters of a QED image",
     ),
     barrier("qed.flush", "what a flush covers is durable when it is answered", "new clusters of a QED image"),
@@ -53,8 +53,8 @@ pub(super) const RULES: &[Rule] = &[
     barrier("qed.create/after", "a created image is durable", "create a QED image"),
     awaited("qed.create/header", "a new header is written before its barrier", "create a QED image"),
     barrier(
-        "qcow.flush/before_l2_tables",
-        "a cluster is durable before an L2 table names it",
+        "qcow.flush/before_tables",
+        "a cluster, and a new table of zeros, is durable before an entry names it",
         "new clusters of a qcow image",
     ),
     barrier(
@@ -102,16 +102,8 @@ pub(super) const PROMISES: &[Promise] = &[
     ("qed.create/l1_table", "a new L1 table is zeros; a new file is zeros already, and only a device is not"),
     ("qcow.create/l1_table", "as for `qed.create/l1_table`"),
     (
-        "qed.flush/before_l1_table",
-        "an L2 table is durable before the L1 table names it; no operation that is explored shows it yet",
-    ),
-    (
         "qed.create/before_header",
         "all else is durable before the header; no operation that is explored shows it yet",
-    ),
-    (
-        "qcow.flush/before_l1_table",
-        "an L2 table is durable before the L1 table names it; no operation that is explored shows it yet",
     ),
     (
         "qcow.create/before_header",
