@@ -83,6 +83,8 @@ pub struct ServeArgs {
     pub detect_zeroes: DetectZeroes,
     /// Whether to go on in the background.
     pub fork: bool,
+    /// Whether errors are still told from the background.
+    pub verbose: bool,
     /// Where the process's number is written.
     pub pid_file: Option<String>,
     /// What to open of the names that images hold.
@@ -231,6 +233,7 @@ impl ServeArgs {
             discard: true,
             detect_zeroes: DetectZeroes::Off,
             fork: false,
+            verbose: false,
             pid_file: None,
             image_names: ImageNames::default(),
             objects: Vec::new(),
@@ -311,7 +314,7 @@ fn set(args: &mut ServeArgs, raw: &mut Raw, option: &str, value: String) -> Resu
         }
         "fork" => args.fork = true,
         "pid-file" => args.pid_file = Some(value),
-        "verbose" => {}
+        "verbose" => args.verbose = true,
         "image-names" => args.image_names = parse_image_names(&value)?,
         other => unreachable!("an option of the table: {other}"),
     }

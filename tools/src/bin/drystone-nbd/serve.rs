@@ -56,7 +56,7 @@ async fn serve(
     };
     let server = client.serve(plan).map_err(|error| Failure::new(format!("Failed to serve: {error}")))?;
     if background::is_child() {
-        background::detach()?;
+        background::detach(args.verbose)?;
     }
     server.ended().await;
     drop(listening);
