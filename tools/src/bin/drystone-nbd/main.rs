@@ -2,15 +2,17 @@
 //! `background` has the process go on by itself, `serve` puts them together.
 
 mod background;
+#[path = "../shared/console.rs"]
+mod console;
 mod image;
 mod listen;
 #[path = "../shared/overlay.rs"]
 mod overlay;
 mod serve;
 
-use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 
+use console::say;
 use drystone_exec_linux::{Config, list_exports};
 use drystone_tools::img::args::{tool_name, words};
 use drystone_tools::message::{Failure, Message, legible};
@@ -32,10 +34,10 @@ fn main() -> ExitCode {
         }
         let trace = invocation.tracing.start()?;
         match invocation.action {
-            Action::Print(text) => print(&text).map(|()| 0),
+            Action::Print(text) => console::put(&legible(&text, false)).map(|()| 0),
             Action::List(server) => {
                 let exports = list_exports(&server).map_err(Failure::new)?;
-                print(&list::render(&exports)).map(|()| 0)
+                console::put(&legible(&list::render(&exports), false)).map(|()| 0)
             }
             Action::Serve(args) if args.fork && !background::is_child() => background::start(&argv),
             Action::Serve(args) => serve::run(&args, &name, Config { trace, ..Config::default() }),
@@ -48,21 +50,4 @@ fn main() -> ExitCode {
             ExitCode::from(failure.code)
         }
     }
-}
-
-/// Writes to the standard output. A reader who has gone away has seen what he wanted.
-fn print(text: &str) -> Result<(), Failure> {
-    let mut out = std::io::stdout().lock();
-    let written = out.write_all(legible(text, false).as_bytes()).and_then(|()| out.flush());
-    match written {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
-            Err(Failure::new(format!("could not write the output: {error}")))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Writes to the standard error; where that fails there is nobody left to tell.
-fn say(text: &str) {
-    let _ = std::io::stderr().lock().write_all(legible(text, false).as_bytes());
 }
