@@ -110,7 +110,7 @@ impl Host {
             Action::CopyRange { from, to, .. } => {
                 Leaves { leaf: find(from), target: find(to), ..Leaves::default() }
             }
-            _ => Leaves { means: self.means.clone(), ..Leaves::default() },
+            _ => Leaves { means: Some(self.means.clone()), ..Leaves::default() },
         }
     }
 }
@@ -120,7 +120,8 @@ impl Host {
 pub(crate) struct Leaves {
     pub(crate) leaf: Option<Arc<OpenLeaf>>,
     pub(crate) target: Option<Arc<OpenLeaf>>,
-    means: Means,
+    /// Where none is named.
+    means: Option<Means>,
 }
 
 /// What came of an action on some thread.
@@ -137,7 +138,7 @@ pub(crate) enum Carried {
 /// Does what an action says with the leaves that it names, on any thread.
 pub(crate) fn carry_out(leaves: Leaves, action: Action) -> Carried {
     if let Action::Open { location, access } = action {
-        return match OpenLeaf::open(&location, access, &leaves.means) {
+        return match OpenLeaf::open(&location, access, &leaves.means.unwrap_or_default()) {
             Ok((leaf, info)) => Carried::Opened(leaf, info),
             Err(unopened) => Carried::Outcome(unopened.into()),
         };

@@ -116,7 +116,7 @@ pub struct ServeArgs {
     pub tls: TlsArgs,
     /// A device of the kernel that is to show the image.
     pub device: Option<String>,
-    /// Whether to say how it goes.
+    /// Whether errors are still told from the background, and a device is served in the foreground.
     pub verbose: bool,
 }
 
@@ -177,7 +177,12 @@ const OPTIONS: &[OptionSpec] = &[
         Some("follow|plain|forbid"),
         "what to open of the file names that images hold: all, paths alone, or none (default: follow)",
     ),
-    option(&["verbose"], "v", None, "with -c, stay in the foreground and say how it goes"),
+    option(
+        &["verbose"],
+        "v",
+        None,
+        "go on saying what is wrong after --fork; with -c, stay in the foreground",
+    ),
     option(&["help"], "h", None, "print this help and exit"),
     option(&["version"], "V", None, "print the version and exit"),
 ];

@@ -6,6 +6,8 @@ mod bitmap;
 mod check;
 mod commit;
 mod compare;
+#[path = "../shared/console.rs"]
+mod console;
 mod convert;
 mod create;
 mod dd;
@@ -18,9 +20,10 @@ mod rebase;
 mod resize;
 mod snapshot;
 
-use std::io::{ErrorKind, IsTerminal, Write};
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
+use console::say;
 use drystone_exec_linux::{Client, Config};
 use drystone_tools::img::args::{self, Action, Command, Common, Executor};
 use drystone_tools::img::progress::{Line, Progress};
@@ -152,16 +155,9 @@ fn on(
     ran.unwrap_or_else(|error| Err(Failure::new(format!("the executor could not start: {error}"))))
 }
 
-/// Writes to the standard output. A reader who has gone away has seen what he wanted, and stops nothing.
+/// Writes to the standard output, progress lines too.
 fn print(text: &str) -> Result<(), Failure> {
-    let mut out = std::io::stdout().lock();
-    let written = out.write_all(legible(text, true).as_bytes()).and_then(|()| out.flush());
-    match written {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
-            Err(Failure::new(format!("could not write the output: {error}")))
-        }
-        _ => Ok(()),
-    }
+    console::put(&legible(text, true))
 }
 
 /// Shows how far a command is. What cannot be written does not stop it.
@@ -171,11 +167,6 @@ fn tell(progress: &mut Progress, done: u64, of: u64) {
         Some(Line::Error(text)) => drop(std::io::stderr().lock().write_all(text.as_bytes())),
         None => {}
     }
-}
-
-/// Writes to the standard error; where that fails there is nobody left to tell.
-fn say(text: &str) {
-    let _ = std::io::stderr().lock().write_all(legible(text, false).as_bytes());
 }
 
 /// Whether the standard output is a terminal.

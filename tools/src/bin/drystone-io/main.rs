@@ -1,6 +1,8 @@
 //! `drystone-io`: connects the commands to the engine.
 
 mod background;
+#[path = "../shared/console.rs"]
+mod console;
 mod debug;
 mod input;
 mod open;
@@ -10,9 +12,9 @@ mod shell;
 mod show;
 mod transfer;
 
-use std::io::Write;
 use std::process::ExitCode;
 
+use console::say;
 use drystone_exec_linux::{Client, Config};
 use drystone_tools::img::args::{Executor, tool_name, words};
 use drystone_tools::io::args::{self, Action, IoArgs};
@@ -73,11 +75,5 @@ fn run(args: IoArgs, name: String, config: Config) -> Result<bool, Failure> {
 
 /// Writes to the standard output, at once. Where that fails, there is nobody who listens.
 fn print(text: &str) {
-    let mut out = std::io::stdout().lock();
-    let _ = out.write_all(legible(text, false).as_bytes()).and_then(|()| out.flush());
-}
-
-/// Writes to the standard error; where that fails there is nobody left to tell.
-fn say(text: &str) {
-    let _ = std::io::stderr().lock().write_all(legible(text, false).as_bytes());
+    let _ = console::put(&legible(text, false));
 }

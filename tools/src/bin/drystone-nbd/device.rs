@@ -48,7 +48,7 @@ fn feed_to_end(device: NbdDevice, args: &ServeArgs, path: &str, tool: &str) -> R
     let look = move || drop(std::fs::File::open(shown));
     std::thread::Builder::new().name("nbd-look".into()).spawn(look).map_err(|error| error.to_string())?;
     if background::is_child() {
-        background::detach().map_err(|failure| failure.render(tool))?;
+        background::detach(args.verbose).map_err(|failure| failure.render(tool))?;
     } else if verbose {
         crate::say(
             &Message::Plain(format!("NBD device {path} is now connected to {}", args.file)).render(tool),

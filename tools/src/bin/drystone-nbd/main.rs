@@ -1,8 +1,9 @@
 //! `drystone-nbd`: connects the command line to the server. `image` opens what is served, `listen` makes the sockets,
-//! `device` shows it
-//! as a disk of the kernel, `background` has the process go on by itself, `serve` puts them together.
+//! `device` shows it as a disk of the kernel, `background` has the process go on by itself, `serve` puts them together.
 
 mod background;
+#[path = "../shared/console.rs"]
+mod console;
 mod device;
 mod image;
 mod listen;
@@ -10,9 +11,9 @@ mod listen;
 mod overlay;
 mod serve;
 
-use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 
+use console::say;
 use drystone_exec_linux::{Config, list_exports};
 use drystone_tools::img::args::{tool_name, words};
 use drystone_tools::message::{Failure, Message, legible};
@@ -35,11 +36,11 @@ fn main() -> ExitCode {
         }
         let trace = invocation.tracing.start()?;
         match invocation.action {
-            Action::Print(text) => print(&text).map(|()| 0),
+            Action::Print(text) => console::put(&legible(&text, false)).map(|()| 0),
             Action::List(args) => list_them(&args),
             Action::Disconnect(path) => {
                 device::disconnect(&path)?;
-                print(&format!("{path} disconnected\n")).map(|()| 0)
+                console::put(&legible(&format!("{path} disconnected\n"), false)).map(|()| 0)
             }
             Action::Serve(args) if args.goes_on_in_background() && !background::is_child() => {
                 background::start(&argv)
@@ -68,22 +69,5 @@ fn list_them(args: &ListArgs) -> Result<u8, Failure> {
         }
     };
     let exports = list_exports(&args.server, client).map_err(Failure::new)?;
-    print(&list::render(&exports)).map(|()| 0)
-}
-
-/// Writes to the standard output. A reader who has gone away has seen what he wanted.
-fn print(text: &str) -> Result<(), Failure> {
-    let mut out = std::io::stdout().lock();
-    let written = out.write_all(legible(text, false).as_bytes()).and_then(|()| out.flush());
-    match written {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
-            Err(Failure::new(format!("could not write the output: {error}")))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Writes to the standard error; where that fails there is nobody left to tell.
-fn say(text: &str) {
-    let _ = std::io::stderr().lock().write_all(legible(text, false).as_bytes());
+    console::put(&legible(&list::render(&exports), false)).map(|()| 0)
 }

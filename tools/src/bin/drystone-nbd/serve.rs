@@ -86,7 +86,7 @@ async fn serve(
     };
     let server = client.serve(plan).map_err(|error| Failure::new(format!("Failed to serve: {error}")))?;
     if background::is_child() && fed.is_none() {
-        background::detach()?;
+        background::detach(args.verbose)?;
     }
     server.ended().await;
     drop(listening);
