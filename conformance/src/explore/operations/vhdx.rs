@@ -103,7 +103,18 @@ pub(super) fn operations() -> Vec<Operation> {
 /// The image knows that it was changed before it is.
 fn overwrites() -> Operation {
     let operation = Operation::new("overwrites in a VHDX image", "vhdx", image(MIB))
-        .after(|guest| async move { guest.write(0, 4 * KIB).await });
+        .after(|guest| async move { guest.write(0, 4 * KIB).await })
+        .patched(|world| {
+            // The simulator's GUIDs are all alike: the next one is to be another.
+            change(world, |file| {
+                let mut header = newest(file).expect("a header");
+                header.data_write = Guid([7; 16]);
+                for at in HEADERS_AT {
+                    header.sequence += 1;
+                    file.write(at, &header.encode());
+                }
+            });
+        });
     let place = BLOCKS_AT;
     let file = operation.world.disk(TOP).expect("it is there").view().clone();
     let (data, state) = (file.bytes(place, 4096), newest(&file).expect("a header").data_write);
