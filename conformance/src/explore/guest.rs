@@ -62,6 +62,15 @@ impl Guest {
         guest
     }
 
+    /// The guest that works with an image before anything is explored. It writes other bytes than the one that comes after
+    /// it, or overwriting would change nothing.
+    pub(super) fn preparing(operation: &Operation) -> Self {
+        const FIRST_TAG: u64 = 1 << 32;
+        let guest = Self::new(operation, 0);
+        guest.0.next_tag.set(FIRST_TAG);
+        guest
+    }
+
     /// The guest of an image that holds these bytes.
     pub(super) fn of(operation: &Operation, content: Sparse, opens: bool, seed: u64) -> Self {
         let size = content.len();

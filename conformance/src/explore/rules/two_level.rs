@@ -79,6 +79,36 @@ pub(super) const RULES: &[Rule] = &[
     ),
     barrier("qcow.create/after", "a created image is durable", "create a qcow image"),
     awaited("qcow.create/header", "a new header is written before its barrier", "create a qcow image"),
+    awaited(
+        "qed.new_table",
+        "a new L2 table is zeros before the L1 table names it",
+        "new clusters of a QED image where new space holds anything",
+    ),
+    barrier(
+        "qed.create/before_header",
+        "all else is durable before the header",
+        "create a QED image where new space holds anything",
+    ),
+    awaited(
+        "qed.create/l1_table",
+        "a new L1 table is zeros before the header",
+        "create a QED image where new space holds anything",
+    ),
+    awaited(
+        "qcow.new_table",
+        "a new L2 table is zeros before the L1 table names it",
+        "new clusters of a qcow image where new space holds anything",
+    ),
+    barrier(
+        "qcow.create/before_header",
+        "all else is durable before the header",
+        "create a qcow image where new space holds anything",
+    ),
+    awaited(
+        "qcow.create/l1_table",
+        "a new L1 table is zeros before the header",
+        "create a qcow image where new space holds anything",
+    ),
 ];
 
 pub(super) const PROMISES: &[Promise] = &[
@@ -97,18 +127,6 @@ pub(super) const PROMISES: &[Promise] = &[
         "another backing file is named durably on return; both names lead to one file here",
     ),
     ("qed.change_backing/header", "as for `qed.change_backing/after`"),
-    ("qed.new_table", "a new L2 table is zeros; space behind the end of a file is zeros already"),
-    ("qcow.new_table", "as for `qed.new_table`"),
-    ("qed.create/l1_table", "a new L1 table is zeros; a new file is zeros already, and only a device is not"),
-    ("qcow.create/l1_table", "as for `qed.create/l1_table`"),
-    (
-        "qed.create/before_header",
-        "all else is durable before the header; no operation that is explored shows it yet",
-    ),
-    (
-        "qcow.create/before_header",
-        "all else is durable before the header; no operation that is explored shows it yet",
-    ),
 ];
 
 pub(super) const STATED: &[Stated] = &[
