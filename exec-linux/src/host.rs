@@ -144,6 +144,9 @@ pub(crate) fn carry_out(leaves: Leaves, action: Action) -> Carried {
         };
     }
     Carried::Outcome(match (leaves.leaf, action) {
+        (_, Action::Create { location, len, preallocation }) => {
+            leaf::create(&location, len, preallocation, &leaves.means)
+        }
         (Some(leaf), action) => on_leaf(&leaf, leaves.target.as_deref(), action),
         (None, action) => elsewhere(action),
     })
@@ -181,7 +184,6 @@ fn on_leaf(leaf: &OpenLeaf, target: Option<&OpenLeaf>, action: Action) -> Outcom
 /// Actions on no leaf, and the answers to those on one that is not open.
 fn elsewhere(action: Action) -> Outcome {
     match action {
-        Action::Create { location, len, preallocation } => leaf::create(&location, len, preallocation),
         Action::Remove { location } => Outcome::Done(leaf::remove(&location)),
         Action::Compute(work) => {
             let start = std::time::Instant::now();

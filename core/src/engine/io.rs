@@ -526,12 +526,14 @@ impl Io {
         preallocation: Preallocation,
     ) -> Result<()> {
         let action = Action::Create { location: location.clone(), len, preallocation };
+        let protocol = if matches!(location, Location::Nbd(_)) { "nbd" } else { "nvme" };
         let location = location.to_string();
         match self.outcome("create", action).await {
             Outcome::Done(result) => result.map_err(|errno| Box::new(Error::Create { location, errno })),
             Outcome::Locked(result) => {
                 result.map_err(|refused| Box::new(Error::Locked { location, refused }))
             }
+            Outcome::Unusable(errno, reason) => Err(Box::new(Error::Fixed { protocol, errno, reason })),
             other => panic!("an executor answered create with {other:?}"),
         }
     }
