@@ -145,7 +145,7 @@ pub(crate) fn carry_out(leaves: Leaves, action: Action) -> Carried {
     }
     Carried::Outcome(match (leaves.leaf, action) {
         (_, Action::Create { location, len, preallocation }) => {
-            leaf::create(&location, len, preallocation, &leaves.means)
+            leaf::create(&location, len, preallocation, &leaves.means.unwrap_or_default())
         }
         (Some(leaf), action) => on_leaf(&leaf, leaves.target.as_deref(), action),
         (None, action) => elsewhere(action),
