@@ -139,11 +139,13 @@ fn who_is_not_trusted_is_refused() {
         let refused = |server: &Served, folder: &str, more: &str, expected: &str| {
             let (object, options) = (object(&place, "client", folder), options(server, more));
             let line = format!("info --object {object} --image-opts {options}");
-            for tool in [IMG, "qemu-img"] {
+            // The reference's clients do not read `ca-crl.pem` (10.0.2); its servers do.
+            let tools = if folder == "revokes1" { &[IMG][..] } else { &[IMG, "qemu-img"] };
+            for tool in tools.iter().copied() {
                 let output = place.run(tool, &line);
                 let text = String::from_utf8_lossy(&output.stderr).into_owned();
                 let alike = tool != IMG || text.contains(expected);
-                assert!(output.status.code() == Some(1) && alike, "{program}, {line}: {text}");
+                assert!(output.status.code() == Some(1) && alike, "{program}, {tool} {line}: {text}");
             }
         };
         let named = ",tls-hostname=localhost";
@@ -163,16 +165,18 @@ fn who_is_not_trusted_is_refused() {
                             server reported: Option 0x7 not permitted before TLS\n";
             assert!(output.status.code() == Some(1) && text.ends_with(expected), "{program}: {text}");
         }
-        drop(server);
+        assert_eq!(server.stop(), Some(0));
         let server = serve(&place, program, "expired,sanity-check=off");
         refused(&server, "good", named, "The certificate is not trusted: it has expired");
-        drop(server);
+        assert_eq!(server.stop(), Some(0));
         let server = serve(&place, program, "revokes2");
         refused(&server, "good", named, "Could not open");
-        drop(server);
+        assert_eq!(server.stop(), Some(0));
         let server = serve(&place, program, "good,verify-peer=off");
         let object = object(&place, "client", "alone");
         place.make(IMG, &format!("info --object {object} --image-opts {}", options(&server, named)));
+        // Not killed: what the kernel still does for who was holds the image's locks a while longer.
+        assert_eq!(server.stop(), Some(0));
     }
 }
 
