@@ -183,42 +183,6 @@ fn entries_of_the_snapshot_table_are_completed() {
     side.finish();
 }
 
-/// The reference keeps what the file does not have as snapshots without a name or a disk; here it goes.
-#[test]
-fn a_snapshot_table_beyond_the_end_of_the_file_is_left_out() {
-    let mut side = Side::new();
-    side.make("create -q -f qcow2 -o cluster_size=4k a.qcow2 1M");
-    side.io("a.qcow2", "write -P 1 0 64k");
-    side.make("snapshot -c one a.qcow2");
-    // The table comes last in the file.
-    side.make("convert -O raw a.qcow2 disk");
-    let sound = Bytes(side.read("a.qcow2"));
-    let mut beyond = sound.clone();
-    beyond.set(64, 1 << 30);
-    let mut more = sound.clone();
-    more.0[60..64].copy_from_slice(&9u32.to_be_bytes());
-    more.0.truncate(sound.word(64) as usize + 72);
-    for (about, bytes, left) in [("beyond the end", beyond, 0), ("more than there is room for", more, 1)] {
-        for what in ["", "-r leaks"] {
-            side.write("ours", &bytes.0);
-            side.write("theirs", &bytes.0);
-            let (ours, theirs) =
-                (side.ours(&format!("check {what} ours")), side.theirs(&format!("check {what} theirs")));
-            side.expect_alike(&format!("{about}: check {what}"), &told(&ours), &told(&theirs));
-        }
-        side.write("ours", &bytes.0);
-        let run = side.ours("check -r all ours");
-        assert_eq!(run.code, 0, "{about}: {run:?}");
-        assert!(run.stderr.contains("snapshots beyond the end of the file"), "{about}: {run:?}");
-        assert_eq!(side.theirs("check ours").code, 0, "{about}");
-        let listed = side.make("snapshot -l ours").lines().count();
-        assert_eq!(listed, if left == 0 { 0 } else { 2 + left }, "{about}");
-        side.make("convert -f qcow2 -O raw ours shown");
-        assert!(side.read("shown") == side.read("disk"), "{about}");
-    }
-    side.finish();
-}
-
 #[test]
 fn an_image_that_was_not_closed_is_repaired_when_it_is_opened_for_writing() {
     let side = Side::new();

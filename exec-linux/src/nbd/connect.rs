@@ -55,7 +55,7 @@ impl Dial {
 
 /// How a connection is encrypted.
 #[derive(Clone, Copy)]
-pub(super) struct Secrecy<'a> {
+struct Secrecy<'a> {
     client: &'a TlsClient,
     hostname: Option<&'a str>,
 }
@@ -159,7 +159,7 @@ pub fn list_exports(
 }
 
 /// Connects to a server. The descriptor does not block.
-pub(super) fn reach(server: &NbdAddress, deadline: Instant) -> Result<OwnedFd, Refused> {
+fn reach(server: &NbdAddress, deadline: Instant) -> Result<OwnedFd, Refused> {
     let failed = |error: io::Error| -> Refused {
         let errno = super::errno_of(&error);
         (errno, format!("Failed to connect to '{server}': {errno}").into())
@@ -198,7 +198,7 @@ fn resolve(host: &str, port: &str) -> io::Result<Vec<std::net::SocketAddr>> {
 }
 
 /// Negotiates, until `deadline`.
-pub(super) fn negotiate(
+fn negotiate(
     mut stream: Stream,
     mut negotiation: Negotiation,
     secrecy: Option<Secrecy<'_>>,

@@ -471,32 +471,18 @@ pub(super) fn unprotected_clusters(
     open
 }
 
-/// Reads the snapshot table.
+/// Reads the snapshot table, an entry at a time.
 async fn read_snapshots(io: &Io, file: NodeId, header: &Header) -> Result<Vec<Snapshot>> {
-    let (snapshots, cut_off) = read_whole_snapshots(io, file, header).await?;
-    let (index, at) = (snapshots.len() as u32, header.snapshots_offset);
-    match cut_off {
-        0 => Ok(snapshots),
-        _ => Err(fault(io, file, Qcow2Error::SnapshotTable { at, index, field: "the entry" })),
-    }
-}
-
-/// Reads the snapshot table, an entry at a time: the entries that the file has whole, and how many it has not.
-async fn read_whole_snapshots(io: &Io, file: NodeId, header: &Header) -> Result<(Vec<Snapshot>, u32)> {
     let (count, at) = (header.snapshot_count, header.snapshots_offset);
     let mut snapshots = Vec::new();
-    let file_len = io.len(file);
     let mut offset = at.0;
-    let end = file_len.min(at.0.saturating_add(SNAPSHOT_TABLE_LEN_MAX));
+    let end = io.len(file).min(at.0.saturating_add(SNAPSHOT_TABLE_LEN_MAX));
     let damaged = |index, field| fault(io, file, Qcow2Error::SnapshotTable { at, index, field });
     /// Bytes read at once; the longest entry is larger, and then more is read.
     const WINDOW: u64 = 256 << 10;
     let mut window = Buf::empty();
     let mut window_at = offset;
     for index in 0..count {
-        if offset >= file_len {
-            return Ok((snapshots, count - index));
-        }
         if offset >= end {
             return Err(damaged(index, "the entry"));
         }
@@ -505,8 +491,7 @@ async fn read_whole_snapshots(io: &Io, file: NodeId, header: &Header) -> Result<
             match Snapshot::parse(seen) {
                 Ok(entry) => break entry,
                 Err(field) if window_at == offset && !window.is_empty() => {
-                    let cut_off = window.len() < WINDOW as usize && end == file_len;
-                    return if cut_off { Ok((snapshots, count - index)) } else { Err(damaged(index, field)) };
+                    return Err(damaged(index, field));
                 }
                 Err(_) => {
                     let len = WINDOW.min(end - offset) as usize;
@@ -518,7 +503,7 @@ async fn read_whole_snapshots(io: &Io, file: NodeId, header: &Header) -> Result<
         offset += entry.entry_len;
         snapshots.push(entry);
     }
-    Ok((snapshots, 0))
+    Ok(snapshots)
 }
 
 impl Qcow2 {
@@ -596,12 +581,6 @@ impl Qcow2 {
     pub async fn snapshots(&self, io: &Io, file: NodeId) -> Result<Vec<Snapshot>> {
         let header = self.header();
         read_snapshots(io, file, &header).await
-    }
-
-    /// Reads as much of the snapshot table as the file has: whole entries, and how many are not there.
-    pub(super) async fn whole_snapshots(&self, io: &Io, file: NodeId) -> Result<(Vec<Snapshot>, u32)> {
-        let header = self.header();
-        read_whole_snapshots(io, file, &header).await
     }
 
     /// Whether the image has dirty bitmaps.

@@ -166,8 +166,6 @@ struct Plan<'a> {
     refcount_table: Vec<u64>,
     refcount_table_at: HostOffset,
     snapshots: Vec<Snapshot>,
-    /// How many more there are said to be, beyond the end of the file.
-    snapshots_cut_off: u32,
     snapshots_at: HostOffset,
     /// Bytes of the snapshot table.
     snapshots_len: u64,
@@ -192,12 +190,12 @@ impl<'a> Plan<'a> {
         if clusters > i32::MAX as u64 {
             return Err(image.fail(Qcow2Error::CheckTooLarge { clusters }));
         }
-        let (snapshots, snapshots_cut_off, snapshots_len) = match table {
-            Some(table) => (table.entries.clone(), 0, table.old_len),
+        let (snapshots, snapshots_len) = match table {
+            Some(table) => (table.entries.clone(), table.old_len),
             None => {
-                let (entries, cut_off) = image.whole_snapshots(io, file).await?;
-                let len = entries.iter().map(|snapshot| snapshot.entry_len).sum::<u64>();
-                (entries, cut_off, len + u64::from(cut_off) * snapshots::FIXED_LEN as u64)
+                let entries = image.snapshots(io, file).await?;
+                let len = entries.iter().map(|snapshot| snapshot.entry_len).sum();
+                (entries, len)
             }
         };
         let bitmaps = match header.extension(extension_kind::BITMAPS) {
@@ -232,7 +230,6 @@ impl<'a> Plan<'a> {
             refcount_table,
             refcount_table_at,
             snapshots,
-            snapshots_cut_off,
             snapshots_at: header.snapshots_offset,
             snapshots_len,
             bitmaps,
@@ -466,12 +463,11 @@ impl<'a, C: Counter> Check<'a, C> {
         if self.plan.geometry.version < 3 {
             return;
         }
-        let there = self.plan.snapshots.iter().enumerate();
-        // One that the repair has completed was told when it was read.
-        let short = there.filter(|(_, snapshot)| snapshot.disk_size.is_none()).map(|(index, _)| index);
-        let cut_off = (self.plan.snapshots.len()..).take(self.plan.snapshots_cut_off as usize);
-        for index in short.chain(cut_off) {
-            self.tell.corruption(1, || format!("ERROR snapshot table entry {index} is incomplete"));
+        for (index, snapshot) in self.plan.snapshots.iter().enumerate() {
+            // One that the repair has completed was told when it was read.
+            if snapshot.disk_size.is_none() {
+                self.tell.corruption(1, || format!("ERROR snapshot table entry {index} is incomplete"));
+            }
         }
     }
 

@@ -1,5 +1,5 @@
 //! Repair of the snapshot table: entries that lack fields of version 3, that have more extra data than anybody reads, or
-//! that are more than there can be, or than the file has.
+//! that are more than there can be.
 //!
 //! Works on bytes, so that what it does not know of an entry stays as it is.
 
@@ -14,7 +14,7 @@ use crate::graph::driver::{Ready, Role};
 use crate::intent::Fua;
 
 /// Bytes before an entry's extra data. Source: \[qcow2\] "Snapshots".
-pub(super) const FIXED_LEN: usize = 40;
+const FIXED_LEN: usize = 40;
 /// Bytes of extra data that version 3 asks for: length of the machine's state, length of the disk.
 const EXTRA_MIN: usize = 16;
 /// Bytes of extra data at the most. Source: QEMU's limit.
@@ -92,23 +92,14 @@ impl Table {
         let (mut seen, mut start) = (Vec::new(), 0);
         for index in 0..count {
             let damaged = |field| image.fail(Qcow2Error::SnapshotTable { at: HostOffset(at), index, field });
-            let whole = loop {
+            loop {
                 let rest: &[u8] = seen.get(start..).unwrap_or_default();
-                let whole = Parts::of(rest).is_some();
-                if whole || !read_more(io, file, at, &mut seen).await? {
-                    break whole;
+                if Parts::of(rest).is_some() {
+                    break;
                 }
-            };
-            if !whole && at.saturating_add(seen.len() as u64) < io.len(file) {
-                return Err(damaged("the entry"));
-            }
-            if !whole {
-                // The reference keeps them, as snapshots without a name, a time or a disk.
-                let cut_off = u64::from(count - index);
-                say(format!("Discarding {cut_off} snapshots beyond the end of the file"));
-                table.changes += cut_off;
-                start = start.max(seen.len());
-                break;
+                if !read_more(io, file, at, &mut seen).await? {
+                    return Err(damaged("the entry"));
+                }
             }
             let parts = Parts::of(&seen[start..]).expect("it is complete");
             let extra_len = parts.extra.len();
@@ -137,7 +128,7 @@ async fn read_more(io: &Io, file: NodeId, at: u64, seen: &mut Vec<u8>) -> Result
     /// Bytes read at first; from then on, as many as there are already.
     const FIRST: u64 = 256 << 10;
     let end = io.len(file).min(at.saturating_add(SNAPSHOT_TABLE_LEN_MAX));
-    let there = at.saturating_add(seen.len() as u64);
+    let there = at + seen.len() as u64;
     let len = (seen.len() as u64).max(FIRST).min(end.saturating_sub(there));
     seen.extend_from_slice(&io.read_bytes("qcow2.repair/snapshots", file, there, len as usize).await?);
     Ok(len > 0)
@@ -152,26 +143,9 @@ impl Qcow2 {
         let bits = self.geometry.cluster_bits;
         let old = (self.header().snapshots_offset, bits.count(table.old_len));
         let clusters = bits.count(table.bytes.len() as u64);
-        let at = match clusters {
-            0 => HostOffset(0),
-            _ => self.write_snapshot_table(io, table, clusters).await?,
-        };
-        // From here on, nobody knows which table the file names until it is read again.
-        self.change_header(io, |header| {
-            header.snapshots_offset = at;
-            header.snapshot_count = table.entries.len() as u32;
-        })
-        .await?;
-        if old.1 > 0 {
-            self.free_later(old.0, old.1, Freed::Other);
-        }
-        // The old table is free, and nothing is held back, when the image is checked again.
-        self.close_image(io).await
-    }
-
-    async fn write_snapshot_table(&self, io: &Io, table: &Table, clusters: u64) -> Result<HostOffset> {
         let at = self.reserve_run(io, clusters).await?;
-        let (file, bytes) = (io.child(Role::File), Buf::from(&table.bytes[..]));
+        let bytes = Buf::from(&table.bytes[..]);
+        let file = io.child(Role::File);
         let written = match io.write("qcow2.repair/snapshot_table", file, at.0, bytes, Fua::No).await.1 {
             Ok(()) => self.commit(io).await,
             Err(error) => Err(error),
@@ -180,7 +154,15 @@ impl Qcow2 {
             self.refcounts.borrow_mut().give_back(at, clusters);
             return Err(error);
         }
-        Ok(at)
+        // From here on, nobody knows which table the file names until it is read again.
+        self.change_header(io, |header| {
+            header.snapshots_offset = at;
+            header.snapshot_count = table.entries.len() as u32;
+        })
+        .await?;
+        self.free_later(old.0, old.1, Freed::Other);
+        // The old table is free, and nothing is held back, when the image is checked again.
+        self.close_image(io).await
     }
 
     /// Takes neighbouring clusters.
