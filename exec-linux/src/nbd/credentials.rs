@@ -411,14 +411,15 @@ fn words(error: &io::Error) -> String {
     text.split(" (os error").next().unwrap_or_default().to_owned()
 }
 
+/// What a file holds of one kind, which has this name; one at least.
+fn items<T: PemObject>(text: &[u8], kind: &str) -> Result<Vec<T>, String> {
+    let all: Vec<T> = T::pem_slice_iter(text).collect::<Result<_, _>>().map_err(|error| error.to_string())?;
+    if all.is_empty() { Err(format!("there is no {kind} in it")) } else { Ok(all) }
+}
+
 /// The certificates in a file, one at least.
 fn certificates(text: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
-    let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(text).collect();
-    match all {
-        Ok(all) if all.is_empty() => Err("there is no certificate in it".into()),
-        Ok(all) => Ok(all),
-        Err(error) => Err(error.to_string()),
-    }
+    items(text, "certificate")
 }
 
 /// What is revoked, if anything is.
@@ -429,12 +430,7 @@ fn revoked(folder: &X509Folder) -> Result<Vec<CertificateRevocationListDer<'stat
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(TlsError::Access { path, error }),
     };
-    let all: Result<Vec<_>, _> = CertificateRevocationListDer::pem_slice_iter(&text).collect();
-    match all {
-        Ok(all) if all.is_empty() => Err(TlsError::Revoked { path, why: "there is no list in it".into() }),
-        Ok(all) => Ok(all),
-        Err(error) => Err(TlsError::Revoked { path, why: error.to_string() }),
-    }
+    items(&text, "list").map_err(|why| TlsError::Revoked { path, why })
 }
 
 type Pair = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);

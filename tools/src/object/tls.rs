@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 
-use drystone_exec_linux::{TlsCredentials, TlsEndpoint, X509Folder};
+use drystone_exec_linux::{Client, TlsCredentials, TlsEndpoint, X509Folder};
 use serde_json::Value;
 
-use super::ObjectDef;
+use super::{ObjectDef, secrets};
 
 /// The credentials among objects, by their ids; their files are read.
 ///
@@ -14,6 +14,12 @@ use super::ObjectDef;
 pub fn tls_credentials(objects: &[ObjectDef]) -> Result<Vec<(String, TlsCredentials)>, String> {
     let is_tls = |object: &&ObjectDef| object.qom_type.starts_with("tls-creds-");
     objects.iter().filter(is_tls).map(|object| Ok((object.id.clone(), load(object)?))).collect()
+}
+
+/// Has the images of a client refer to objects: to the secrets among them, and to `credentials`, which were read from them.
+pub fn give_objects(client: &Client, objects: &[ObjectDef], credentials: Vec<(String, TlsCredentials)>) {
+    secrets(objects).into_iter().for_each(|(id, secret)| client.add_secret(&id, secret));
+    credentials.into_iter().for_each(|(id, tls)| client.add_tls_credentials(&id, tls));
 }
 
 /// The credentials that an option names by their id.

@@ -28,7 +28,7 @@ use drystone_exec_linux::{Client, Config};
 use drystone_tools::img::args::{self, Action, Command, Common, Executor};
 use drystone_tools::img::progress::{Line, Progress};
 use drystone_tools::message::{Failure, Message, legible};
-use drystone_tools::object::{secrets, tls_credentials};
+use drystone_tools::object::{give_objects, tls_credentials};
 use drystone_tools::polling::{POLLING_VARIABLE, polling};
 
 /// What the tool calls its formats, for `--help` and for checking `-f` and `-O`.
@@ -137,12 +137,10 @@ fn on(
     config: Config,
     command: impl AsyncFnOnce(Client) -> Result<u8, Failure>,
 ) -> Result<u8, Failure> {
-    let secrets = secrets(&common.objects);
     let credentials = tls_credentials(&common.objects).map_err(Failure::new)?;
     let command = async move |client: Client| {
         let watched = client.clone();
-        secrets.into_iter().for_each(|(id, secret)| client.add_secret(&id, secret));
-        credentials.into_iter().for_each(|(id, tls)| client.add_tls_credentials(&id, tls));
+        give_objects(&client, &common.objects, credentials);
         let result = command(client).await;
         image::tell_events(&watched);
         result

@@ -19,7 +19,7 @@ use drystone_exec_linux::{Client, Config};
 use drystone_tools::img::args::{Executor, tool_name, words};
 use drystone_tools::io::args::{self, Action, IoArgs};
 use drystone_tools::message::{Failure, Message, legible};
-use drystone_tools::object::{secrets, tls_credentials};
+use drystone_tools::object::{give_objects, tls_credentials};
 use drystone_tools::polling::{POLLING_VARIABLE, polling};
 use shell::Shell;
 
@@ -61,8 +61,7 @@ fn run(args: IoArgs, name: String, config: Config) -> Result<bool, Failure> {
     let executor = args.executor;
     let credentials = tls_credentials(&args.objects).map_err(Failure::new)?;
     let commands = async |client: Client| {
-        secrets(&args.objects).into_iter().for_each(|(id, secret)| client.add_secret(&id, secret));
-        credentials.into_iter().for_each(|(id, tls)| client.add_tls_credentials(&id, tls));
+        give_objects(&client, &args.objects, credentials);
         Shell::new(client, args, name).run().await
     };
     let ran = match executor {

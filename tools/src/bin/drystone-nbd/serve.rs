@@ -6,10 +6,10 @@ use std::time::Duration;
 use drystone_exec_linux::{Client, Config, NbdPlan, TlsCredentials, TlsServer};
 use drystone_tools::message::Failure;
 use drystone_tools::nbd::args::ServeArgs;
-use drystone_tools::object::{find_tls, secrets, tls_credentials};
+use drystone_tools::object::{find_tls, give_objects, tls_credentials};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
-use crate::listen::{Listening, inherited, listen};
+use crate::listen::{Listening, inherited, listen, words};
 use crate::{background, image};
 
 pub fn run(args: &ServeArgs, tool: &str, config: Config) -> Result<u8, Failure> {
@@ -20,9 +20,7 @@ pub fn run(args: &ServeArgs, tool: &str, config: Config) -> Result<u8, Failure> 
     let credentials = tls_credentials(&args.tls.objects).map_err(Failure::new)?;
     let tls = server_tls(args, &credentials)?;
     let ran = drystone_exec_linux::run(config, async |client: Client| {
-        let secrets = secrets(&args.tls.objects);
-        secrets.into_iter().for_each(|(id, secret)| client.add_secret(&id, secret));
-        credentials.into_iter().for_each(|(id, tls)| client.add_tls_credentials(&id, tls));
+        give_objects(&client, &args.tls.objects, credentials);
         serve(&client, args, tool, (activated, tls)).await
     });
     ran.unwrap_or_else(|error| Err(Failure::new(format!("the executor could not start: {error}"))))
@@ -59,11 +57,7 @@ async fn serve(
     }
     if let Some(path) = &args.pid_file {
         let written = std::fs::write(path, format!("{}\n", std::process::id()));
-        written.map_err(|error| {
-            let text = error.to_string();
-            let words = text.split(" (os error").next().unwrap_or_default();
-            Failure::new(format!("Could not create '{path}': {words}"))
-        })?;
+        written.map_err(|error| Failure::new(format!("Could not create '{path}': {}", words(&error))))?;
     }
     let plan = NbdPlan {
         listeners: std::mem::take(&mut listening.sockets),
