@@ -344,10 +344,7 @@ impl Backend {
             self.links.submit();
             sockets.arm(self.ring.as_mut())?;
         }
-        match &mut self.ring {
-            Some(ring) if !ring.is_quiet() => ring.submit(),
-            _ => Ok(()),
-        }
+        self.ring.as_mut().map_or(Ok(()), Ring::submit)
     }
 
     /// Hands over what came of earlier intents. Does not wait. Tells whether there was anything.
@@ -368,7 +365,6 @@ impl Backend {
             any |= self.reap_sockets(&mut done);
         }
         while let Some(ring) = &mut self.ring
-            && !ring.is_quiet()
             && let Some(completion) = ring.next()
         {
             any = true;

@@ -168,12 +168,6 @@ impl Ring {
         self.free.len() + self.watching == self.slots.len()
     }
 
-    /// Whether the kernel has nothing of this ring's, and will have nothing to say.
-    #[inline]
-    pub(crate) fn is_quiet(&self) -> bool {
-        self.free.len() == self.slots.len()
-    }
-
     /// Puts a read into the submission queue. There must be room.
     #[inline]
     pub(crate) fn read(
@@ -325,7 +319,10 @@ impl Ring {
         pushed.map_err(io::Error::other)
     }
 
-    /// Hands everything in the submission queue to the kernel, and lets the kernel do what it deferred.
+    /// Hands everything in the submission queue to the kernel, and lets the kernel do what it deferred: also where nothing
+    /// is in flight, for the kernel may say that it deferred something after it has answered the last request, and
+    /// [`arm`](Self::arm) heeds that.
+    #[inline]
     pub(crate) fn submit(&mut self) -> io::Result<()> {
         loop {
             let queue = self.ring.submission();
