@@ -1,10 +1,11 @@
 //! Holds: nodes whose requests wait, because what they are about to meet is being taken apart.
 //!
-//! An image that is emptied goes on being emptied when whoever asked gives up, and cannot know when that ends. A write beside it
-//! would take a block whose bitmap is just being forgotten, or space that is given out once more. A request waits before it is counted and before it looks anything up, so that whoever holds a node may wait for quiescence.
-//! What is in flight when the hold begins goes on. Nothing on the data path but a look at one number.
+//! An image that is emptied goes on being emptied when whoever asked gives up, and cannot know when that ends. A write beside
+//! it would take a block whose bitmap is just being forgotten, or space that is given out once more. A request waits before
+//! it is counted and before it looks anything up, so that whoever holds a node may wait for quiescence. What is in flight when
+//! the hold begins goes on. Nothing on the data path but a look at whether there are any.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::rc::Rc;
 
 use super::Shared;
@@ -15,7 +16,6 @@ use crate::graph::{NodeId, Role};
 #[derive(Default)]
 pub(crate) struct Holds {
     held: RefCell<Vec<NodeId>>,
-    count: Cell<usize>,
     released: WaitList,
 }
 
@@ -23,13 +23,7 @@ impl Holds {
     /// Whether there is any.
     #[inline]
     pub(crate) fn any(&self) -> bool {
-        self.count.get() > 0
-    }
-
-    fn change(&self, change: impl FnOnce(&mut Vec<NodeId>)) {
-        let mut held = self.held.borrow_mut();
-        change(&mut held);
-        self.count.set(held.len());
+        !self.held.borrow().is_empty()
     }
 }
 
@@ -43,14 +37,14 @@ impl Hold {
     /// Waits until nobody holds the node, and holds it.
     pub(crate) async fn take(shared: &Rc<Shared>, node: NodeId) -> Self {
         shared.let_go(node).await;
-        shared.holds.change(|held| held.push(node));
+        shared.holds.held.borrow_mut().push(node);
         Self { shared: Rc::clone(shared), node }
     }
 }
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        self.shared.holds.change(|held| held.retain(|held| *held != self.node));
+        self.shared.holds.held.borrow_mut().retain(|held| *held != self.node);
         self.shared.holds.released.notify(&self.shared.tasks);
     }
 }
