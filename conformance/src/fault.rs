@@ -105,7 +105,7 @@ pub enum Effect {
     Mutated,
     /// Somebody cuts off the end of the file first.
     Shrunk,
-    /// Somebody writes other bytes over all of the file first.
+    /// Somebody writes other bytes over all that the file stores first.
     Replaced,
 }
 

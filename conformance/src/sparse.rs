@@ -51,6 +51,11 @@ impl Sparse {
         self.len == 0
     }
 
+    /// The byte behind the last one that is stored.
+    pub fn stored_end(&self) -> u64 {
+        self.pages.last_key_value().map_or(0, |(index, _)| ((index + 1) * PAGE).min(self.len))
+    }
+
     /// Bytes that are stored.
     pub fn allocated(&self) -> u64 {
         self.pages.len() as u64 * PAGE

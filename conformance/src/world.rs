@@ -306,10 +306,12 @@ impl World {
             let end = [0, 512, len / 2, len.saturating_sub(512), len.saturating_sub(1)][rng.usize(..5)];
             disk.begin(Change::SetLen(end.min(len)));
         } else {
+            // A file that was made long ahead of what is written to it is a hole from there on, and stays one.
+            let stored = disk.view().stored_end() as usize;
             let bytes = match rng.u8(..3) {
-                0 => vec![0; len as usize],
-                1 => vec![0xff; len as usize],
-                _ => std::iter::repeat_with(|| rng.u8(..)).take(len as usize).collect(),
+                0 => vec![0; stored],
+                1 => vec![0xff; stored],
+                _ => std::iter::repeat_with(|| rng.u8(..)).take(stored).collect(),
             };
             disk.begin(Change::Write(0, bytes));
         }

@@ -12,8 +12,8 @@ use drystone_conformance::meter::{Meter, peak_of};
 static METER: Meter = Meter;
 
 /// Bytes of memory that an operation may take whose files change under it, and a look at what it left: a check counts in two
-/// windows of 128 MiB, which it hardly touches, and a Parallels image that claims much comes near to 400 MiB.
-const MEMORY_MAX: usize = 448 << 20;
+/// windows of 128 MiB, which it hardly touches.
+const MEMORY_MAX: usize = 320 << 20;
 
 #[test]
 fn an_operation_whose_nth_intent_fails_says_so_and_can_be_done_again() {
@@ -41,22 +41,17 @@ fn files_that_change_under_an_operation_leave_it_an_end() {
 #[test]
 fn an_operation_can_be_given_up_at_every_await() {
     each(&CANCELS, |operation, how| {
-        if NOT_YET.contains(&operation.name) {
-            return Ok(());
-        }
         let given_up = cancel_each(operation, *how, 1)?;
         if given_up > 0 { Ok(()) } else { Err(format!("{}: {how:?} gave nothing up", operation.name)) }
     });
 }
 
-/// Operations that leave an image which does not read when they are given up and the power goes: known, and to be mended.
-const NOT_YET: [&str; 2] =
-    ["an image above a VHDX parent is emptied", "an image above a VHD parent is emptied"];
-
-/// Does something to every operation in each of some ways.
+/// Does something to every operation in each of some ways; to some of them, by what is in their names.
 fn each<W>(ways: &[W], attempt: impl Fn(&Operation, &W) -> Result<(), String>) {
+    let only = std::env::var("DRYSTONE_CASE").unwrap_or_default();
     let operations = all();
-    let attempts = operations.iter().flat_map(|operation| ways.iter().map(move |way| (operation, way)));
+    let attempts = operations.iter().filter(|operation| operation.name.contains(&only));
+    let attempts = attempts.flat_map(|operation| ways.iter().map(move |way| (operation, way)));
     let failures: Vec<String> =
         attempts.filter_map(|(operation, way)| attempt(operation, way).err()).collect();
     assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n\n"));

@@ -206,7 +206,9 @@ async fn a_reset_beneath_an_image_goes_unnoticed(client: &Client, target: &Targe
     let (data, result) = disk.read(0, client.buffer(6 << 20)).await;
     result.expect("reads all of it");
     assert!(*data.into_single() == model);
-    assert!(device.resets().0 > 2, "{:?}", device.resets());
+    // Resets that are asked for while one goes on are one reset; real controllers take their time.
+    let least = if target.sim.is_some() { 3 } else { 1 };
+    assert!(device.resets().0 >= least, "{:?}", device.resets());
     drop(device);
     disk.close().await.expect("closes");
 }

@@ -56,6 +56,19 @@ pub enum Error {
         /// The host's answer.
         errno: Errno,
     },
+    /// What cannot be made, but used as it is, cannot be used either.
+    #[error(
+        "Protocol driver '{protocol}' does not support creating new images, so an existing image must be selected as \
+         the target; however, opening the given target as an existing image failed: {reason}"
+    )]
+    Fixed {
+        /// The protocol's name.
+        protocol: &'static str,
+        /// The number that says the same.
+        errno: Errno,
+        /// Why, and what to do.
+        reason: Box<str>,
+    },
     /// A file could not be created.
     #[error("Could not create '{location}': {errno}")]
     Create {
@@ -223,6 +236,7 @@ impl Error {
             | Self::Server { .. }
             | Self::NoIoUring { .. }
             | Self::Create { .. }
+            | Self::Fixed { .. }
             | Self::Locked { .. } => FaultKind::Io,
             Self::Format { fault, .. } => fault.kind(),
             Self::Unsupported { .. } => FaultKind::Unsupported,
@@ -239,7 +253,8 @@ impl Error {
             | Self::Device { errno, .. }
             | Self::Server { errno, .. }
             | Self::NoIoUring { errno, .. }
-            | Self::Create { errno, .. } => *errno,
+            | Self::Create { errno, .. }
+            | Self::Fixed { errno, .. } => *errno,
             Self::Locked { .. } => Errno::EAGAIN,
             Self::Child { source, .. } => source.errno(),
             Self::Format { fault, .. } if fault.errno().is_some() => {

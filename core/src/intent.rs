@@ -156,7 +156,7 @@ pub enum Action {
         leaf: LeafId,
     },
     /// Create a file of `len` bytes of zeros, or empty an existing one and set its length. [`Outcome::Done`], or
-    /// [`Outcome::Locked`] when somebody uses the file.
+    /// [`Outcome::Locked`] when somebody uses the file, or [`Outcome::Unusable`] for a device with a reason.
     Create {
         /// What to create.
         location: Location,

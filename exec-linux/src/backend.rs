@@ -17,7 +17,7 @@ use crate::gather::Gather;
 use crate::host::{Carried, Host};
 use crate::leaf::OpenLeaf;
 use crate::namespace::{Lanes, Pushed};
-use crate::nbd::{Links, Ready, Sockets};
+use crate::nbd::{Credentials, Links, Ready, Sockets};
 use crate::pool::{Finished, Job, Outbox, Pool};
 use crate::ring::{Completion, Ring};
 use crate::timer::Timer;
@@ -94,6 +94,11 @@ impl Backend {
             jobs: 0,
             hurried: false,
         })
+    }
+
+    /// The credentials that leaves refer to.
+    pub(crate) fn credentials(&self) -> &Credentials {
+        self.host.credentials()
     }
 
     /// Wakes who waits for this backend, from any thread.
@@ -302,6 +307,13 @@ impl Backend {
         !self.lanes.is_empty() && self.lanes.must_poll()
     }
 
+    /// Whether whatever is left to submit makes [`arm`](Self::arm) say so, or is submitted when somebody looks again. Sockets
+    /// have to be watched anew, and what a queue pair begins by itself has to be rung for.
+    #[inline]
+    pub(crate) fn is_still(&self) -> bool {
+        self.sockets.is_none() && (self.lanes.is_empty() || self.must_poll() || self.lanes.is_idle())
+    }
+
     /// Lets the least time pass, while somebody looks for completions.
     pub fn relax(&self) {
         self.lanes.relax();
@@ -322,7 +334,7 @@ impl Backend {
     /// # Errors
     /// The kernel's, when it takes no requests at all.
     pub fn submit(&mut self) -> io::Result<()> {
-        for leaf in self.gathering.drain(..) {
+        while let Some(leaf) = self.gathering.pop() {
             if leaf.gather().is_some_and(Gather::summon) {
                 self.blocking.push(Job::Writes(leaf));
             }

@@ -41,7 +41,11 @@ use crate::session::Session;
 /// The kernel's, where it refuses what `config` asks for.
 pub fn run<T>(config: Config, main: impl AsyncFnOnce(Client) -> T) -> io::Result<T> {
     let session = Session::new(&config)?;
-    let alarm = Arc::new(Alarm { woken: AtomicBool::new(true), bell: session.bell() });
+    let alarm = Arc::new(Alarm {
+        woken: AtomicBool::new(true),
+        asleep: AtomicBool::new(false),
+        bell: session.bell(),
+    });
     let waker = Waker::from(Arc::clone(&alarm));
     let mut cx = Context::from_waker(&waker);
     let mut main = pin!(main(Client::new(Rc::clone(&session))));
@@ -53,7 +57,11 @@ pub fn run<T>(config: Config, main: impl AsyncFnOnce(Client) -> T) -> io::Result
         }
         session.pump()?;
         if !alarm.woken.load(Ordering::Acquire) {
-            session.wait()?;
+            alarm.asleep.store(true, Ordering::SeqCst);
+            if !alarm.woken.load(Ordering::SeqCst) {
+                session.wait()?;
+            }
+            alarm.asleep.store(false, Ordering::Relaxed);
         }
     };
     session.close();
@@ -66,9 +74,11 @@ pub fn run<T>(config: Config, main: impl AsyncFnOnce(Client) -> T) -> io::Result
     }
 }
 
-/// Wakes the thread, wherever the waking comes from.
+/// Wakes the thread, wherever the waking comes from. It rings only for one that sleeps, or is about to: that one says so
+/// and then looks once more whether it was woken; who wakes says so and then looks whether it sleeps.
 struct Alarm {
     woken: AtomicBool,
+    asleep: AtomicBool,
     bell: Arc<Doorbell>,
 }
 
@@ -78,7 +88,9 @@ impl Wake for Alarm {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        self.woken.store(true, Ordering::Release);
-        self.bell.ring();
+        self.woken.store(true, Ordering::SeqCst);
+        if self.asleep.load(Ordering::SeqCst) {
+            self.bell.ring();
+        }
     }
 }

@@ -16,6 +16,7 @@ use drystone_core::graph::{NodeId, NodeInfo};
 
 use crate::handle::Handle;
 use crate::image::Image;
+use crate::nbd::TlsCredentials;
 use crate::nbd::server::{NbdPlan, NbdServer};
 use crate::session::Session;
 
@@ -130,6 +131,11 @@ impl Client {
     /// Keeps a passphrase or key, which options of images refer to by `id`.
     pub fn add_secret(&self, id: &str, secret: Secret) {
         self.session().add_secret(id, secret);
+    }
+
+    /// Keeps credentials for encrypted connections, which options of images refer to by `id`.
+    pub fn add_tls_credentials(&self, id: &str, credentials: TlsCredentials) {
+        self.session().add_tls_credentials(id, credentials);
     }
 
     /// Describes the nodes that are open.

@@ -11,12 +11,22 @@ use slab::Slab;
 
 use crate::config::Polling;
 use crate::leaf::{self, OpenLeaf, Unopened};
+use crate::nbd::Credentials;
 
 /// The open leaves of one engine.
 #[derive(Debug, Default)]
 pub struct Host {
     leaves: Slab<Arc<OpenLeaf>>,
-    polling: Polling,
+    means: Means,
+}
+
+/// What opening leaves takes beside their names.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Means {
+    /// How devices are looked after that are polled.
+    pub(crate) polling: Polling,
+    /// What encrypted connections refer to.
+    pub(crate) credentials: Credentials,
 }
 
 impl Host {
@@ -27,7 +37,12 @@ impl Host {
 
     /// A host whose polled devices are looked after in this way.
     pub(crate) fn with_polling(polling: Polling) -> Self {
-        Self { polling, ..Self::default() }
+        Self { means: Means { polling, ..Means::default() }, ..Self::default() }
+    }
+
+    /// The credentials that leaves refer to.
+    pub(crate) fn credentials(&self) -> &Credentials {
+        &self.means.credentials
     }
 
     /// Opens a leaf.
@@ -39,7 +54,7 @@ impl Host {
         if matches!(location, Location::Namespace { .. } | Location::Nbd(_)) {
             return Err(Errno::ENOTSUP);
         }
-        match OpenLeaf::open(location, access, self.polling) {
+        match OpenLeaf::open(location, access, &self.means) {
             Ok((leaf, info)) => Ok(self.admit(leaf, info)),
             Err(Unopened::Errno(errno) | Unopened::Device(errno, _)) => Err(errno),
         }
@@ -95,7 +110,7 @@ impl Host {
             Action::CopyRange { from, to, .. } => {
                 Leaves { leaf: find(from), target: find(to), ..Leaves::default() }
             }
-            _ => Leaves { polling: self.polling, ..Leaves::default() },
+            _ => Leaves { means: Some(self.means.clone()), ..Leaves::default() },
         }
     }
 }
@@ -105,7 +120,8 @@ impl Host {
 pub(crate) struct Leaves {
     pub(crate) leaf: Option<Arc<OpenLeaf>>,
     pub(crate) target: Option<Arc<OpenLeaf>>,
-    polling: Polling,
+    /// Where none is named.
+    means: Option<Means>,
 }
 
 /// What came of an action on some thread.
@@ -122,12 +138,15 @@ pub(crate) enum Carried {
 /// Does what an action says with the leaves that it names, on any thread.
 pub(crate) fn carry_out(leaves: Leaves, action: Action) -> Carried {
     if let Action::Open { location, access } = action {
-        return match OpenLeaf::open(&location, access, leaves.polling) {
+        return match OpenLeaf::open(&location, access, &leaves.means.unwrap_or_default()) {
             Ok((leaf, info)) => Carried::Opened(leaf, info),
             Err(unopened) => Carried::Outcome(unopened.into()),
         };
     }
     Carried::Outcome(match (leaves.leaf, action) {
+        (_, Action::Create { location, len, preallocation }) => {
+            leaf::create(&location, len, preallocation, &leaves.means.unwrap_or_default())
+        }
         (Some(leaf), action) => on_leaf(&leaf, leaves.target.as_deref(), action),
         (None, action) => elsewhere(action),
     })
@@ -165,7 +184,6 @@ fn on_leaf(leaf: &OpenLeaf, target: Option<&OpenLeaf>, action: Action) -> Outcom
 /// Actions on no leaf, and the answers to those on one that is not open.
 fn elsewhere(action: Action) -> Outcome {
     match action {
-        Action::Create { location, len, preallocation } => leaf::create(&location, len, preallocation),
         Action::Remove { location } => Outcome::Done(leaf::remove(&location)),
         Action::Compute(work) => {
             let start = std::time::Instant::now();

@@ -19,8 +19,8 @@ use rustix::fs::{
 use rustix::io::ReadWriteFlags;
 use smallvec::SmallVec;
 
-use crate::config::Polling;
 use crate::gather::{Gather, Gathered, RESERVE_FROM, run_len};
+use crate::host::Means;
 use crate::limits::DeviceLimits;
 use crate::lock::{self, ImageLocks};
 use crate::namespace::OpenNamespace;
@@ -113,17 +113,17 @@ impl OpenLeaf {
     pub(crate) fn open(
         location: &Location,
         access: LeafAccess,
-        polling: Polling,
+        means: &Means,
     ) -> Result<(Self, LeafInfo), Unopened> {
         match location {
             Location::Path(path) => Ok(Self::open_path(path, access)?),
             Location::Namespace { device, namespace } => {
-                let opened = OpenNamespace::open(device, *namespace, polling);
+                let opened = OpenNamespace::open(device, *namespace, means.polling);
                 let (namespace, info) = opened.map_err(|(errno, reason)| Unopened::Device(errno, reason))?;
                 Ok((Self::new(Storage::Namespace(namespace), &info, Aio::Auto), info))
             }
             Location::Nbd(location) => {
-                let opened = nbd::open(location, access.writable);
+                let opened = nbd::open(location, &means.credentials, access.writable);
                 let (connection, info) = opened.map_err(|(errno, reason)| Unopened::Device(errno, reason))?;
                 let export = OpenExport { connection: Mutex::new(Some(connection)), len: info.len };
                 Ok((Self::new(Storage::Nbd(export), &info, Aio::Auto), info))
@@ -391,11 +391,12 @@ impl OpenLeaf {
 }
 
 /// Creates a file of `len` bytes of zeros, or empties an existing one; a device only has to be large enough.
-pub(crate) fn create(location: &Location, len: u64, preallocation: Preallocation) -> Outcome {
-    match create_unlocked(location, len, preallocation) {
+pub(crate) fn create(location: &Location, len: u64, preallocation: Preallocation, means: &Means) -> Outcome {
+    match create_unlocked(location, len, preallocation, means) {
         Ok(Err(refused)) => Outcome::Locked(Err(refused)),
         Ok(Ok(())) => Outcome::Done(Ok(())),
-        Err(errno) => Outcome::Done(Err(errno)),
+        Err(Unopened::Errno(errno)) => Outcome::Done(Err(errno)),
+        Err(Unopened::Device(errno, reason)) => Outcome::Unusable(errno, reason),
     }
 }
 
@@ -404,16 +405,13 @@ fn create_unlocked(
     location: &Location,
     len: u64,
     preallocation: Preallocation,
-) -> Result<Result<(), LockRefused>, Errno> {
+    means: &Means,
+) -> Result<Result<(), LockRefused>, Unopened> {
     let path = match location {
         Location::Path(path) => path,
         Location::Namespace { .. } | Location::Nbd(_) => {
-            let opened = OpenLeaf::open(location, LeafAccess::default(), Polling::Always);
-            let (leaf, _) = opened.map_err(|unopened| {
-                let (Unopened::Errno(errno) | Unopened::Device(errno, _)) = unopened;
-                errno
-            })?;
-            return leaf.set_len(len, Preallocation::Off).map(Ok).map_err(|_| Errno::ENOSPC);
+            let (leaf, _) = OpenLeaf::open(location, LeafAccess::default(), means)?;
+            return leaf.set_len(len, Preallocation::Off).map(Ok).map_err(|_| Errno::ENOSPC.into());
         }
         _ => return Ok(Ok(())),
     };
@@ -423,7 +421,7 @@ fn create_unlocked(
     let kind = kind_of(&about).map_err(errno)?;
     let leaf = OpenLeaf::new(Storage::File { fd, kind }, &info_of(kind), Aio::Threads);
     if !leaf.is_regular() {
-        return leaf.set_len(len, Preallocation::Off).map(Ok).map_err(|_| Errno::ENOSPC);
+        return leaf.set_len(len, Preallocation::Off).map(Ok).map_err(|_| Errno::ENOSPC.into());
     }
     // Somebody may be using the file that is about to be emptied.
     let holds = Permissions::WRITE.with(Permissions::RESIZE);
@@ -431,7 +429,7 @@ fn create_unlocked(
         return Ok(Err(refused));
     }
     leaf.set_len(0, Preallocation::Off)?;
-    leaf.set_len(len, preallocation).map(Ok)
+    Ok(Ok(leaf.set_len(len, preallocation)?))
 }
 
 /// Removes a file that a failed creation left; devices stay.

@@ -319,7 +319,10 @@ impl Ring {
         pushed.map_err(io::Error::other)
     }
 
-    /// Hands everything in the submission queue to the kernel, and lets the kernel do what it deferred.
+    /// Hands everything in the submission queue to the kernel, and lets the kernel do what it deferred: also where nothing
+    /// is in flight, for the kernel may say that it deferred something after it has answered the last request, and
+    /// [`arm`](Self::arm) heeds that.
+    #[inline]
     pub(crate) fn submit(&mut self) -> io::Result<()> {
         loop {
             let queue = self.ring.submission();

@@ -24,6 +24,7 @@ use crate::backend::Backend;
 use crate::config::{Config, Trace};
 use crate::doorbell::Doorbell;
 use crate::handle::{COMMANDS_MAX, Command, Gate, Handle, RemoteRequest};
+use crate::nbd::TlsCredentials;
 use crate::nbd::server::{Finished, Job as ClientJob, NbdPlan, NbdServer, Server};
 use crate::opened::Opened;
 use crate::promise::Answer;
@@ -140,12 +141,28 @@ impl Session {
     pub fn pump(self: &Rc<Self>) -> io::Result<()> {
         // Whoever submits meanwhile is seen below.
         self.kicked.set(true);
+        self.answered.set(false);
         let mut looks = 0;
-        while self.turn()? || looks < LOOKS && self.looks_again() {
+        loop {
+            let moved = self.turn()?;
+            // Who was answered may have more to ask, which then goes out with what else there is to do.
+            let yields = self.answered.get() && self.is_still();
+            if yields || !moved && (looks >= LOOKS || !self.looks_again()) {
+                break;
+            }
             looks += 1;
         }
         self.kicked.set(false);
         Ok(())
+    }
+
+    /// Whether nothing waits to be moved but what may have completed in the meantime, of which the backend tells.
+    #[inline]
+    fn is_still(&self) -> bool {
+        !self.engine.has_intents()
+            && self.servers.borrow().is_empty()
+            && self.others.borrow().is_none()
+            && self.backend.borrow().is_still()
     }
 
     /// Pumps, and has the descriptor tell when there is more.
@@ -184,7 +201,7 @@ impl Session {
     /// Whether it is worth to look again for completions at once; lets the least time pass then.
     fn looks_again(&self) -> bool {
         let backend = self.backend.borrow();
-        let again = backend.must_poll() && !self.answered.take();
+        let again = backend.must_poll() && !self.answered.get();
         if again {
             backend.relax();
         }
@@ -199,7 +216,8 @@ impl Session {
             // Nobody waits for time to pass any more.
             backend.hurry()?;
         }
-        while backend.has_room()
+        while self.engine.has_intents()
+            && backend.has_room()
             && let Some(intent) = self.engine.next_intent()
         {
             if let Some(trace) = self.trace {
@@ -499,6 +517,11 @@ impl Session {
     /// The next thing that happened to a node by itself.
     pub(crate) fn next_event(&self) -> Option<Event> {
         self.engine.next_event()
+    }
+
+    /// Keeps credentials for encrypted connections.
+    pub(crate) fn add_tls_credentials(&self, id: &str, credentials: TlsCredentials) {
+        self.backend.borrow().credentials().add(id, credentials);
     }
 
     /// Keeps a passphrase or key.

@@ -1,7 +1,7 @@
 //! `--object`: secrets, TLS credentials and throttle groups that images refer to by id.
 //!
 //! This reads a definition and checks it against the properties that its type has, and then against what it refers to.
-//! [`secret`] has what secrets hold.
+//! [`secret`] has what secrets hold, and `tls` what connections are encrypted with.
 
 use serde_json::{Map, Value};
 
@@ -9,8 +9,10 @@ use crate::options::{IdError, is_well_formed_id, json, parse_keyval};
 use crate::size::parse_number;
 
 pub use secret::{Secret, find_passphrase, find_secret};
+pub use tls::{find_tls, give_objects, tls_credentials};
 
 pub mod secret;
+mod tls;
 
 /// A user-defined object.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -303,7 +305,7 @@ fn help_text(text: &str) -> Option<String> {
 
 /// The secrets among objects, by their ids.
 #[must_use]
-pub fn secrets(objects: &[ObjectDef]) -> Vec<(String, drystone_core::crypto::Secret)> {
+fn secrets(objects: &[ObjectDef]) -> Vec<(String, drystone_core::crypto::Secret)> {
     let secret = |object: &ObjectDef| {
         let bytes = object.secret.as_ref()?.bytes().to_vec();
         Some((object.id.clone(), drystone_core::crypto::Secret::new(bytes)))

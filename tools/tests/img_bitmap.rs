@@ -198,6 +198,27 @@ fn bitmaps_that_were_not_saved_are_told_and_can_only_be_removed() {
     side.finish();
 }
 
+/// Bitmaps of an overlay are merged into one of the image below it, and nothing below has to be there.
+#[test]
+fn what_is_below_is_not_opened() {
+    let side = Side::new();
+    side.make("create -q -f qcow2 base 4M");
+    side.make("create -q -f qcow2 -b base -F qcow2 over");
+    for image in ["base", "over"] {
+        side.make(&format!("bitmap --add -g 64k {image} x"));
+    }
+    side.io("over", "write 1M 200k");
+    side.our_make("bitmap --merge x -b over -F qcow2 base x");
+    side.make("rebase -u -b missing -F qcow2 over");
+    side.our_make("bitmap --add over y");
+    side.our_make("bitmap --merge y -b over -F qcow2 base x");
+    side.make("rebase -u -b base -F qcow2 over");
+    for image in ["base", "over"] {
+        side.make(&format!("check -q {image}"));
+    }
+    assert!(side.make("info --output=json base").contains("\"x\""));
+}
+
 #[test]
 fn convert_copies_bitmaps() {
     let mut side = Side::new();

@@ -91,6 +91,7 @@ fn images(side: &Side) {
         side.make(&format!("snapshot -c first {image}"));
         side.io(image, "write -P 2 1M 1M; write -P 3 3M 500k");
     }
+    side.io("plain", "write -z 1200k 100k");
     side.make("snapshot -c second full");
     side.make("snapshot -c second plain");
     side.make("bitmap --add full b0");

@@ -1,13 +1,14 @@
 //! LUKS volumes and encrypted qcow2 images beside the installed `qemu-img` and `cryptsetup`: words and exit codes, each
 //! other's images, real ones and hostile ones.
 
+mod real;
 mod side;
 
 use std::io::Write as _;
-use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use drystone_core::crypto::Hash;
+use real::{folder, unpacked};
 use side::{Side, disk};
 
 const SECRETS: &str =
@@ -203,24 +204,6 @@ fn cryptsetup_opens_what_we_make_and_we_what_it_makes() {
     side.finish();
 }
 
-/// The folder of other people's images; nothing where it is not there.
-fn folder() -> Option<PathBuf> {
-    let default = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/images"));
-    let folder = std::env::var_os("DRYSTONE_IMAGES").map_or(default, PathBuf::from);
-    if folder.is_dir() {
-        return Some(folder.canonicalize().expect("a folder has a path"));
-    }
-    eprintln!("skipped: there are no images in {}; DRYSTONE_IMAGES names another folder", folder.display());
-    None
-}
-
-fn unpacked(path: PathBuf) -> Vec<u8> {
-    let out =
-        Command::new("xz").args(["-dkc"]).arg(&path).output().expect("xz is installed (package xz-utils)");
-    assert!(out.status.success(), "{}: {out:?}", path.display());
-    out.stdout
-}
-
 /// Name, passphrase, and the first bytes of the payload's SHA-256. Other people's programs made them.
 const REAL: [(&str, &str, &str); 10] = [
     ("luks1_aes-xts-plain64-sha256", "file=KEYFILE", "b42c93fc807d8c40"),
@@ -241,7 +224,7 @@ fn real_volumes_hold_what_they_must() {
     let side = Side::new();
     let keyfile = folder.join("luks1-keyfile1");
     for (name, secret, expected) in REAL {
-        side.write("image", &unpacked(folder.join(format!("{name}.img.xz"))));
+        side.write("image", &unpacked(&folder.join(format!("{name}.img.xz"))));
         let secret = secret.replace("KEYFILE", keyfile.to_str().expect("a path of text"));
         let image = "driver=luks,key-secret=k,file.filename=image";
         side.our_make(&format!("convert --object secret,id=k,{secret} --image-opts {image} -O raw out"));
@@ -284,7 +267,7 @@ fn hostile_headers_are_refused_and_one_good_copy_is_enough() {
             continue;
         }
         seen += 1;
-        side.write("image", &unpacked(path));
+        side.write("image", &unpacked(&path));
         let run = side.ours("info -f luks image");
         let good = IN_ORDER.iter().any(|part| name.contains(part)) || name.contains("requirements");
         assert_eq!(run.code, i32::from(!good), "{name}: {run:?}");

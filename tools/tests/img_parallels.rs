@@ -48,6 +48,9 @@ fn commands_say_the_same() {
         "create -f parallels none.par 0",
         "info none.par",
         "measure -O parallels --size 10M",
+        "measure -O qcow2 none.par",
+        "measure -O qcow2 --output=json none.par",
+        "measure -O qcow2 -o compat=0.10 none.par",
         "compare r theirs.par",
         "compare filled.par theirs.par",
     ] {

@@ -1,24 +1,22 @@
 //! bochs, cloop and dmg images, and images that other makers left: what they hold, beside the installed `qemu-img`, and what is
 //! refused.
 
+mod real;
 mod side;
 
-use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use real::{folder, unpacked};
 use side::Side;
 
 /// A file of the folder of other makers' images, unpacked into `side`; false, and a word about it, where that is not there.
 fn foreign(side: &Side, name: &str) -> bool {
-    let folder = std::env::var_os("DRYSTONE_IMAGES").map(PathBuf::from);
-    let folder = folder.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/images"));
-    let path = folder.join(format!("{name}.bz2"));
+    let Some(path) = folder().map(|folder| folder.join(format!("{name}.bz2"))) else { return false };
     if !path.exists() {
-        eprintln!("SKIPPED: {} is not there; DRYSTONE_IMAGES names the folder", path.display());
+        eprintln!("SKIPPED: {} is not there", path.display());
         return false;
     }
-    let unpacked = Command::new("bunzip2").arg("-kc").arg(&path).output();
-    side.write(name, &unpacked.expect("bunzip2 is installed (package bzip2)").stdout);
+    side.write(name, &unpacked(&path));
     true
 }
 

@@ -31,7 +31,10 @@ fn both_end_alike(lines: &str, images: &[&str]) {
         side.make(&format!("check -q ours/{image}"));
         let told = |folder: &str| {
             let text = side.make(&format!("info --output=json {folder}/{image}")).replace(folder, "");
-            text.lines().filter(|line| line.contains("backing")).collect::<Vec<_>>().join("\n")
+            let told =
+                ["backing", "\"name\"", "\"id\"", "granularity", "\"auto\"", "in-use", "vm-state-size"];
+            let lines = text.lines().filter(|line| told.iter().any(|told| line.contains(told)));
+            lines.collect::<Vec<_>>().join("\n")
         };
         assert_eq!(told("ours"), told("theirs"), "{image}");
     }
@@ -78,6 +81,64 @@ fn rebase_to_flatten() {
         dd -O qcow2 bs=64k if=@active of=@copy
         ",
         &["base", "snap2", "active", "copy"],
+    );
+}
+
+/// Snapshots within an image around an upgrade that goes wrong once, and then well.
+#[test]
+fn snapshot_and_roll_back() {
+    both_end_alike(
+        "
+        create -q -f qcow2 -o cluster_size=4k @disk 6M
+        io @disk write -P 1 0 2M
+        snapshot -c installed @disk
+        io @disk write -P 2 1M 2M; discard 0 256k
+        snapshot -c upgraded @disk
+        io @disk write -P 3 0 3M
+        convert -O qcow2 -l snapshot.name=upgraded @disk @broken
+        snapshot -a installed @disk
+        snapshot -d upgraded @disk
+        io @disk write -P 4 1500k 1M; write -z 0 100k
+        snapshot -c again @disk
+        io @disk write -P 5 5M 64k
+        snapshot -a again @disk
+        snapshot -d installed @disk
+        convert -O qcow2 -l again @disk @kept
+        resize -q @disk 8M
+        check -q @disk
+        ",
+        &["disk", "broken", "kept"],
+    );
+}
+
+/// What changed since the last backup is counted in a bitmap; bitmaps take turns, and go along with a copy.
+#[test]
+fn backups_take_turns_by_bitmaps() {
+    both_end_alike(
+        "
+        create -q -f qcow2 @disk 8M
+        io @disk write -P 1 0 3M
+        convert -O qcow2 @disk @full
+        bitmap --add @disk since-full
+        io @disk write -P 2 1M 64k
+        bitmap --add -g 128k @disk monday
+        io @disk write -P 3 4M 200k
+        bitmap --disable @disk monday
+        bitmap --add -g 128k @disk tuesday
+        io @disk write -P 4 5M 64k; discard 2M 64k
+        bitmap --add --disable -g 64k @disk both
+        bitmap --merge monday --merge tuesday @disk both
+        bitmap --remove @disk monday
+        bitmap --clear @disk tuesday
+        convert -O qcow2 --bitmaps @disk @copy
+        create -q -f qcow2 -b disk -F qcow2 @over
+        bitmap --add -g 64k @over since-disk
+        io @over write -P 5 6M 300k
+        bitmap --add @disk since-disk
+        bitmap --merge since-disk -b @over -F qcow2 @disk since-disk
+        commit -q @over
+        ",
+        &["disk", "full", "copy", "over"],
     );
 }
 

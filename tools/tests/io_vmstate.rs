@@ -52,7 +52,7 @@ fn what_cannot_be_is_refused_in_the_same_words() {
     pair.script("-r -f qcow2", "write -b 0 64k", "a.qcow2");
     pair.script(
         "-f qcow2",
-        "write -b 1E 64k; read -b 1E 64k; read -b 4E 64k; write -b -z 0 64k; write -b 1 3; write -b 0 3; write -b -s x 0 512",
+        "write -b 1E 64k; read -b 1E 64k; read -b 4E 64k; write -b -z 0 64k; write -b 1 3; write -b 0 3; write -b -c 2k 3k; write -b -s x 0 512",
         "a.qcow2",
     );
     pair.both("-c 'write -b 0 1M' -c 'read -b -P 0xcd 0 1M' --image-opts driver=raw,file.driver=qcow2,file.file.filename=a.qcow2");

@@ -311,6 +311,29 @@ fn it_goes_on_in_the_background() {
     assert!(String::from_utf8_lossy(&refused.stderr).contains("No such file or directory"));
 }
 
+#[test]
+fn it_lets_go_of_its_standard_error_unless_it_is_to_go_on_telling() {
+    let place = Place::new();
+    images(&place);
+    let (socket, pid, told) = (place.path("socket"), place.path("pid"), place.path("told"));
+    for (option, kept) in [("-r", "/dev/null"), ("-v", told.as_str())] {
+        let line = format!("{option} -k {socket} -t --fork --pid-file {pid} -f raw plain.raw");
+        let file = std::fs::File::create(&told).expect("the folder takes files");
+        let mut command = std::process::Command::new(NBD);
+        command.args(line.split_whitespace()).current_dir(place.folder.path()).stderr(file);
+        assert!(command.status().expect("it was built").success(), "{line}");
+        let number = std::fs::read_to_string(&pid).expect("it is written by then").trim().to_owned();
+        let stderr = std::fs::read_link(format!("/proc/{number}/fd/2")).expect("it runs");
+        assert!(std::process::Command::new("kill").arg(&number).status().expect("kill is there").success());
+        assert_eq!(stderr.to_str(), Some(kept), "{line}");
+        let begun = Instant::now();
+        while std::path::Path::new(&socket).exists() {
+            assert!(begun.elapsed() < Duration::from_secs(20), "it does not end");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
 /// Clients that say nothing, or nonsense, or ask and do not read: others are served all the same.
 #[test]
 fn others_do_not_wait_for_a_bad_client() {

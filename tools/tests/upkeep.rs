@@ -336,6 +336,53 @@ fn snapshots_live_through_amends() {
     side.finish();
 }
 
+/// Version 2 has no entry that says zero, in snapshots neither. One cluster keeps its place where it becomes zero: it is
+/// data in the snapshot before.
+#[test]
+fn zeros_of_snapshots_live_through_a_downgrade() {
+    let mut side = Side::new();
+    side.make("create -q -f qcow2 base.qcow2 2M");
+    side.io("base.qcow2", "write -P 9 0 2M");
+    for above in ["", "-b base.qcow2 -F qcow2"] {
+        side.make(&format!("create -q -f qcow2 -o cluster_size=4k {above} i.qcow2 5M"));
+        side.io("i.qcow2", "write -P 1 0 1M; write -P 2 3M 1M");
+        let mut views = Vec::new();
+        for (name, change) in [
+            ("data", "write -P 3 64k 64k"),
+            ("zeros", "write -z 100k 100k; write -z -u 300k 100k; write -z 1900k 300k; write -z 4500k 8k"),
+            ("more", "write -z 3100k 8k"),
+        ] {
+            side.io("i.qcow2", change);
+            side.make(&format!("convert -O raw i.qcow2 {}.raw", views.len()));
+            side.our_make(&format!("snapshot -c {name} i.qcow2"));
+            views.push(name);
+        }
+        side.io("i.qcow2", "write -P 4 150k 30k; write -P 5 4500k 4k; write -z 500k 8k");
+        side.make("convert -O raw i.qcow2 now.raw");
+        side.our_make("amend -o compat=0.10 i.qcow2");
+        let about = format!("to version 2 {above}");
+        assert!(side.make("info i.qcow2").contains("compat: 0.10"), "{about}");
+        for again in 0..2 {
+            in_order(&mut side, &about, "i.qcow2");
+            for (number, name) in views.iter().enumerate() {
+                snapshot_holds(&mut side, &about, "i.qcow2", name, &format!("{number}.raw"));
+            }
+            if again == 0 {
+                holds(&mut side, &about, "i.qcow2", "now.raw");
+                // Tables that are shared are shared still.
+                side.make("snapshot -a zeros i.qcow2");
+                side.io("i.qcow2", "write -P 7 100k 8k; write -P 8 1950k 200k");
+            }
+        }
+        for name in views {
+            side.make(&format!("snapshot -d {name} i.qcow2"));
+            in_order(&mut side, &about, "i.qcow2");
+        }
+        side.remove("i.qcow2");
+    }
+    side.finish();
+}
+
 /// A process that is killed leaves the image as it was or as it is to be, and at most leaked clusters.
 #[test]
 fn killed_anywhere_an_image_is_whole() {

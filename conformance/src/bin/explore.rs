@@ -1,21 +1,25 @@
 //! Explores crashes and faults of every operation, and prints what was done as a table.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::process::ExitCode;
 
 use drystone_conformance::explore::cancel::{CANCELS, cancel_each};
 use drystone_conformance::explore::changed::{CHANGES, change_each};
 use drystone_conformance::explore::faults::{BLOWS, strike_each};
 use drystone_conformance::explore::operations::all;
-use drystone_conformance::explore::{Explored, Operation, Thoroughness, explore};
-
+use drystone_conformance::explore::rules::{promises, rules};
+use drystone_conformance::explore::{Explored, Operation, Thoroughness, explore, explore_lying};
+use drystone_conformance::fault::Kind;
+use drystone_conformance::lie::{Lie, Lies};
 use drystone_conformance::meter::Meter;
+use drystone_core::intent::Label;
 
 #[global_allocator]
 static METER: Meter = Meter;
 
 const HELP: &str = "\
 Usage: explore [--operation NAME] [--seed S] [--seeds N] [--disks N] [--samples N] [--qemu N] [--quick] [--no-faults]
+       explore --break LABEL [--operation NAME] [--seed S] [--seeds N]
        explore --list
 
 Runs every operation once for each of N seeds, from S on, and looks at all that
@@ -25,6 +29,9 @@ before every intent, and the operation is given up at every await. --disks goes
 on with further seeds until each format has so many crashed disks. One of N of
 them goes to qemu-img check with --qemu. Prints a table; the exit code is 1 when
 something is wrong.
+
+--break has the executor lie about the intents whose labels begin with LABEL, one
+label after the other, and says which operations notice.
 ";
 
 struct Args {
@@ -34,11 +41,15 @@ struct Args {
     disks: u64,
     how: Thoroughness,
     faults: bool,
+    breaks: Option<String>,
 }
 
 fn main() -> ExitCode {
     match parse() {
-        Ok(Some(args)) => run(&args),
+        Ok(Some(args)) => match &args.breaks {
+            Some(beginning) => break_rules(&args, beginning),
+            None => run(&args),
+        },
         Ok(None) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("explore: {error}\n\n{HELP}");
@@ -49,8 +60,15 @@ fn main() -> ExitCode {
 
 fn parse() -> Result<Option<Args>, lexopt::Error> {
     use lexopt::prelude::{Long, Short, ValueExt};
-    let mut args =
-        Args { operation: None, seed: 0, seeds: 1, disks: 0, how: Thoroughness::full(), faults: true };
+    let mut args = Args {
+        operation: None,
+        seed: 0,
+        seeds: 1,
+        disks: 0,
+        how: Thoroughness::full(),
+        faults: true,
+        breaks: None,
+    };
     let mut parser = lexopt::Parser::from_env();
     while let Some(arg) = parser.next()? {
         match arg {
@@ -62,6 +80,7 @@ fn parse() -> Result<Option<Args>, lexopt::Error> {
             Long("qemu") => args.how.qemu_every = parser.value()?.parse()?,
             Long("quick") => args.how = Thoroughness::quick(),
             Long("no-faults") => args.faults = false,
+            Long("break") => args.breaks = Some(parser.value()?.string()?),
             Long("list") => {
                 all().iter().for_each(|operation| println!("{}", operation.name));
                 return Ok(None);
@@ -128,6 +147,47 @@ fn run(args: &Args) -> ExitCode {
     row("", "all", &total);
     failures.iter().for_each(|report| println!("\n{report}"));
     if failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Breaks rules of order in every operation, and prints which of them notice.
+fn break_rules(args: &Args, beginning: &str) -> ExitCode {
+    let operations = all();
+    let labels = rules().map(|rule| rule.label).chain(promises().map(|(label, _)| *label));
+    let labels: BTreeSet<Label> = labels.filter(|label| label.starts_with(beginning)).collect();
+    let wanted =
+        |operation: &&Operation| args.operation.as_ref().is_none_or(|name| operation.name.contains(name));
+    for label in labels {
+        for operation in operations.iter().filter(wanted) {
+            for lie in [Lie::Skipped, Lie::Late] {
+                match broken_once(operation, args, label, lie) {
+                    Some(Ok(report)) => {
+                        println!("{label}: {lie:?}: noticed by '{}': {report}", operation.name)
+                    }
+                    Some(Err(())) => println!("{label}: {lie:?}: nothing to '{}'", operation.name),
+                    None => {}
+                }
+            }
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+/// What notices that a label's intents are not done, or are done late; none where the operation has none of that kind.
+fn broken_once(operation: &Operation, args: &Args, label: Label, lie: Lie) -> Option<Result<String, ()>> {
+    let mut there = false;
+    for seed in args.seed..args.seed + args.seeds {
+        let lies = Lies::about_label(label, lie);
+        match explore_lying(operation, &Thoroughness::quick(), seed, lies) {
+            Err(report) => return Some(Ok(report.lines().next().unwrap_or_default().to_owned())),
+            Ok(explored) => {
+                let fits = |(kind, found): &(Kind, Label)| {
+                    *found == label && (*kind == Kind::Flush) == (lie == Lie::Skipped)
+                };
+                there |= explored.labels.iter().any(fits);
+            }
+        }
+    }
+    there.then_some(Err(()))
 }
 
 fn all_of(operation: &Operation, args: &Args, seed: u64, failures: &mut Vec<String>) -> Done {

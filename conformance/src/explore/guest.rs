@@ -62,6 +62,15 @@ impl Guest {
         guest
     }
 
+    /// The guest that works with an image before anything is explored. It writes other bytes than the one that comes after
+    /// it, or overwriting would change nothing.
+    pub(super) fn preparing(operation: &Operation) -> Self {
+        const FIRST_TAG: u64 = 1 << 32;
+        let guest = Self::new(operation, 0);
+        guest.0.next_tag.set(FIRST_TAG);
+        guest
+    }
+
     /// The guest of an image that holds these bytes.
     pub(super) fn of(operation: &Operation, content: Sparse, opens: bool, seed: u64) -> Self {
         let size = content.len();
@@ -321,6 +330,20 @@ impl Guest {
             self.has_length(old_len, len);
         }
         result
+    }
+
+    /// Empties the image, so that the disk shows what is below it: durably on return. Each block goes by itself, so what is
+    /// below is to be what the disk shows already, wherever a crash is looked at.
+    ///
+    /// # Errors
+    /// What the image says.
+    pub async fn empty(&self, below: &[u8]) -> Result<()> {
+        let io = self.io();
+        let emptying = io.make_empty(self.node());
+        match self.allowed().only() {
+            Some(shown) if shown == below => emptying.await,
+            _ => self.replace(below, emptying).await,
+        }
     }
 
     /// From here on a check finds nothing wrong.

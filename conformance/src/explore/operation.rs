@@ -165,7 +165,7 @@ impl Operation {
         mut self,
         before: impl Fn(Guest) -> F + 'static,
     ) -> Self {
-        let guest = Guest::new(&self, 0);
+        let guest = Guest::preparing(&self);
         let world = std::mem::take(&mut self.world);
         let spec = self.spec(true);
         let body: Body = Rc::new(move |guest| Box::pin(before(guest)));

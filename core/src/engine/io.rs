@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use smallvec::SmallVec;
 
+use super::hold::Hold;
 use super::path::{Piece, Place, Verb};
 use super::serve::Held;
 use super::task::{Answer, LocalFuture, Promise};
@@ -199,8 +200,8 @@ impl Io {
         self.request(Piece::range(label, Verb::Discard, node, offset, len)).await.1
     }
 
-    /// Makes an image hold nothing, durably, so that its backing file, or zeros, show through. Nobody else may use the
-    /// node meanwhile: requests in flight would meet what the image was.
+    /// Makes an image hold nothing, durably, so that its backing file, or zeros, show through. Who asks has nothing in flight
+    /// on the node: it would meet what the image was. Requests that come meanwhile wait, also when who asked has given up.
     ///
     /// # Errors
     /// When a leaf fails; [`Error::Unsupported`] for a format that cannot be emptied.
@@ -212,7 +213,13 @@ impl Io {
         match &here.kind {
             Kind::Driver(driver) => {
                 let (driver, io) = (Rc::clone(driver), self.for_node(node));
-                self.to_end(async move { driver.make_empty(&io).await }).await
+                // Whoever gives this up cannot know when it ends, and would write to blocks that are being taken out.
+                let hold = Hold::take(&self.shared, node).await;
+                self.to_end(async move {
+                    let _hold = hold;
+                    driver.make_empty(&io).await
+                })
+                .await
             }
             Kind::Leaf(leaf) => Err(Box::new(Error::Unsupported {
                 node: here.name.clone(),
@@ -519,12 +526,14 @@ impl Io {
         preallocation: Preallocation,
     ) -> Result<()> {
         let action = Action::Create { location: location.clone(), len, preallocation };
+        let protocol = if matches!(location, Location::Nbd(_)) { "nbd" } else { "nvme" };
         let location = location.to_string();
         match self.outcome("create", action).await {
             Outcome::Done(result) => result.map_err(|errno| Box::new(Error::Create { location, errno })),
             Outcome::Locked(result) => {
                 result.map_err(|refused| Box::new(Error::Locked { location, refused }))
             }
+            Outcome::Unusable(errno, reason) => Err(Box::new(Error::Fixed { protocol, errno, reason })),
             other => panic!("an executor answered create with {other:?}"),
         }
     }
@@ -665,6 +674,7 @@ impl Io {
                 }
                 graph::Length::Bytes(_) => {
                     let (driver, io) = (Rc::clone(driver), self.for_node(node));
+                    self.shared.let_go(node).await;
                     self.to_end(async move { driver.resize(&io, len, how).await }).await
                 }
             },

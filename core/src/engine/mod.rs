@@ -12,6 +12,7 @@
 
 pub(crate) mod claims;
 mod epoch;
+pub(crate) mod hold;
 mod io;
 pub(crate) mod path;
 mod serve;
@@ -159,6 +160,7 @@ pub(crate) struct Shared {
     pub(crate) tasks: Tasks,
     pub(crate) answers: Answers<AnswerValue>,
     pub(crate) epochs: epoch::Epochs,
+    pub(crate) holds: hold::Holds,
     pub(crate) cycles: Cell<u64>,
     /// Passphrases, by the ids that options refer to them by.
     pub(crate) secrets: RefCell<crate::crypto::Secrets>,
@@ -204,6 +206,12 @@ impl Engine {
     pub fn submit(&self, request: Request) {
         self.0.submit(request);
         self.0.tasks.run();
+    }
+
+    /// Whether there is something for the executor to do.
+    #[inline]
+    pub fn has_intents(&self) -> bool {
+        !self.0.intents.borrow().is_empty()
     }
 
     /// The next thing for the executor to do, in the order in which core wants them begun.
@@ -343,9 +351,27 @@ impl Shared {
         })
     }
 
-    /// Begins a request: as one intent without books, where that will do.
+    /// Begins a request, once nobody holds its node.
     #[inline(always)]
     pub(crate) fn start(&self, to: ReplyTo, piece: Piece) {
+        if self.holds.any() { self.start_later(to, piece) } else { self.start_now(to, piece) }
+    }
+
+    #[cold]
+    fn start_later(&self, to: ReplyTo, piece: Piece) {
+        if !self.is_held(piece.node) {
+            return self.start_now(to, piece);
+        }
+        let this = self.this.borrow().upgrade().expect("requests run while the engine lives");
+        self.tasks.spawn(Box::pin(async move {
+            this.let_go(piece.node).await;
+            this.start_now(to, piece);
+        }));
+    }
+
+    /// Begins a request: as one intent without books, where that will do.
+    #[inline(always)]
+    fn start_now(&self, to: ReplyTo, piece: Piece) {
         let writes = match piece.verb {
             Verb::Read if self.debugged.get() > 0 => return self.start_parts(to, piece),
             Verb::Read => false,

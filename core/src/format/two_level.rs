@@ -7,14 +7,13 @@
 //!
 //! The order of a commit:
 //!
-//! | level | what                     | because                                          |
-//! |-------|--------------------------|--------------------------------------------------|
-//! | 0     | clusters, new L2 tables  | nothing on disk points to them                   |
-//! | 1     | entries of L2 tables     | a cluster that is pointed to holds its data      |
-//! | 2     | the L1 table             | a table that is pointed to is one                |
+//! | level | what                                | because                                                       |
+//! |-------|-------------------------------------|---------------------------------------------------------------|
+//! | 0     | clusters, new L2 tables of zeros    | nothing on disk points to them                                |
+//! | 1     | entries of L2 tables, the L1 table  | a cluster that is pointed to holds its data, a table is one   |
 //!
-//! A barrier stands between two levels that both have something to write. A crash leaves at most space that nothing points
-//! to.
+//! A barrier stands between. Within level 1 there is no order: where an L1 entry is there before the entries of its table, that
+//! names nothing yet, as no table does. A crash leaves at most space that nothing points to.
 
 use std::cell::{Cell, RefCell};
 use std::ops::Range;
@@ -61,9 +60,8 @@ pub(in crate::format) struct Shape {
 pub(in crate::format) struct Labels {
     pub load: Label,
     pub new_table: Label,
-    pub before_l2: Label,
+    pub before_tables: Label,
     pub l2: Label,
-    pub before_l1: Label,
     pub l1: Label,
 }
 
@@ -541,16 +539,15 @@ impl TwoLevel {
         slices: Vec<(HostOffset, Buf)>,
     ) -> Result<()> {
         let (file, labels) = (io.child(Role::File), self.shape.labels);
-        if !slices.is_empty() {
-            // Clusters are durable before an L2 table names them.
-            io.flush(labels.before_l2, file).await?;
-            for (at, bytes) in slices {
-                io.write(labels.l2, file, at.0, bytes, Fua::No).await.1?;
-            }
+        if slices.is_empty() && l1.is_none() {
+            return Ok(());
+        }
+        // Clusters, and new tables of zeros, are durable before an entry names them.
+        io.flush(labels.before_tables, file).await?;
+        for (at, bytes) in slices {
+            io.write(labels.l2, file, at.0, bytes, Fua::No).await.1?;
         }
         if let Some((range, bytes)) = l1 {
-            // L2 tables are durable before the L1 table names them.
-            io.flush(labels.before_l1, file).await?;
             let at = self.shape.l1_at + range.start as u64 * ENTRY;
             io.write(labels.l1, file, at, Buf::from(&bytes[..]), Fua::No).await.1?;
         }

@@ -259,7 +259,7 @@ fn a_server_that_answers_something_else_is_refused() {
     let listing = Wishes { purpose: Purpose::List, ..wishes(Mode::Simple) };
     let denied = reply(OptionCode::LIST, ReplyCode::ERR_POLICY, b"not for you");
     let error = server_says(&[&hello, &denied], listing).expect_err("denied");
-    assert_eq!(error.to_string(), "denied by server policy for option list\nserver reported: not for you");
+    assert_eq!(error.to_string(), "Denied by server for option 3 (list)\nserver reported: not for you");
 }
 
 /// A client with one order at a server of this mode.

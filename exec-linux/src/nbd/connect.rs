@@ -13,9 +13,10 @@ use drystone_core::protocol::nbd::client::{
 };
 use drystone_core::protocol::nbd::layout::TransmissionFlags;
 use drystone_core::protocol::nbd::limits::HANDSHAKE_MAX;
-use drystone_core::protocol::nbd::{Mode, NbdAddress, NbdError, NbdLocation, Outgoing};
+use drystone_core::protocol::nbd::{Mode, NbdAddress, NbdError, NbdLocation, NbdTls, Outgoing};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use super::credentials::{Credentials, TlsClient, why};
 use super::stream::{Stream, Stuck};
 
 /// The meta context that leaves ask for.
@@ -30,16 +31,45 @@ const SCRATCH: usize = 4096;
 /// Why there is no connection.
 pub(crate) type Refused = (Errno, Box<str>);
 
+/// What it takes to connect, once and again.
+pub(crate) struct Dial {
+    pub(crate) location: NbdLocation,
+    /// The location's credentials.
+    tls: Option<TlsClient>,
+}
+
+impl Dial {
+    /// Finds the credentials that a location names.
+    pub(crate) fn new(location: &NbdLocation, credentials: &Credentials) -> Result<Self, Refused> {
+        let find = |tls: &NbdTls| credentials.client(&tls.credentials);
+        let tls = location.tls.as_ref().map(find).transpose();
+        let tls = tls.map_err(|why| -> Refused { (Errno::EINVAL, why.into()) })?;
+        Ok(Self { location: location.clone(), tls })
+    }
+
+    fn secret(&self) -> Option<Secrecy<'_>> {
+        let hostname = self.location.tls.as_ref().and_then(|tls| tls.hostname.as_deref());
+        self.tls.as_ref().map(|client| Secrecy { client, hostname })
+    }
+}
+
+/// How a connection is encrypted.
+#[derive(Clone, Copy)]
+struct Secrecy<'a> {
+    client: &'a TlsClient,
+    hostname: Option<&'a str>,
+}
+
 /// A connection in transmission.
 pub(crate) struct Connection {
     pub(crate) stream: Stream,
     pub(crate) transmission: Box<Transmission>,
-    pub(crate) location: Arc<NbdLocation>,
+    pub(crate) dial: Arc<Dial>,
 }
 
 impl std::fmt::Debug for Connection {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Connection({})", self.location)
+        write!(f, "Connection({})", self.dial.location)
     }
 }
 
@@ -66,11 +96,11 @@ impl Connection {
 }
 
 /// Connects, again and again for as long as the location says.
-pub(crate) fn open(location: &NbdLocation) -> Result<Connection, Refused> {
+pub(crate) fn open(location: &NbdLocation, credentials: &Credentials) -> Result<Connection, Refused> {
     let patience = Instant::now().checked_add(location.open_timeout);
-    let location = Arc::new(location.clone());
+    let dial = Arc::new(Dial::new(location, credentials)?);
     loop {
-        match connect(&location, Instant::now() + HANDSHAKE_MAX) {
+        match connect(&dial, Instant::now() + HANDSHAKE_MAX) {
             Err(_) if patience.is_none_or(|end| Instant::now() < end) => std::thread::sleep(PAUSE),
             other => return other,
         }
@@ -78,42 +108,49 @@ pub(crate) fn open(location: &NbdLocation) -> Result<Connection, Refused> {
 }
 
 /// Connects once, until `deadline`.
-pub(crate) fn connect(location: &Arc<NbdLocation>, deadline: Instant) -> Result<Connection, Refused> {
-    if let Some(tls) = &location.tls {
-        return Err((Errno::EINVAL, format!("No TLS credentials with id '{}'", tls.credentials).into()));
-    }
+pub(crate) fn connect(dial: &Arc<Dial>, deadline: Instant) -> Result<Connection, Refused> {
+    let (location, secrecy) = (&dial.location, dial.secret());
     let wishes = Wishes {
         export: location.export.clone(),
         purpose: Purpose::Use,
-        encryption: Encryption::Off,
+        encryption: encryption(secrecy),
         mode: Mode::Extended,
         context: Some(location.context.clone().unwrap_or_else(|| ALLOCATION.into())),
     };
     let stream = Stream::new(reach(&location.server, deadline)?);
-    let (stream, step) = negotiate(stream, Negotiation::new(wishes), deadline)?;
+    let (stream, step) = negotiate(stream, Negotiation::new(wishes), secrecy, deadline)?;
     let Step::Use(negotiated) = step else { unreachable!("nothing else was asked for") };
     if let (Some(context), None) = (&location.context, negotiated.context) {
         return Err((Errno::EINVAL, format!("requested x-dirty-bitmap {context} not found").into()));
     }
     let transmission = Box::new(Transmission::new(negotiated));
-    Ok(Connection { stream, transmission, location: Arc::clone(location) })
+    Ok(Connection { stream, transmission, dial: Arc::clone(dial) })
 }
 
-/// Asks a server for all its exports. Waits for the answer; not for the thread of an engine.
+fn encryption(secrecy: Option<Secrecy<'_>>) -> Encryption {
+    if secrecy.is_some() { Encryption::Required } else { Encryption::Off }
+}
+
+/// Asks a server for all its exports; with credentials, encrypted, and the server's certificate must have the name.
+/// Waits for the answer; not for the thread of an engine.
 ///
 /// # Errors
 /// Why there is no answer, in words.
-pub fn list_exports(server: &NbdAddress) -> Result<Vec<Listing>, String> {
+pub fn list_exports(
+    server: &NbdAddress,
+    tls: Option<(&TlsClient, Option<&str>)>,
+) -> Result<Vec<Listing>, String> {
+    let secrecy = tls.map(|(client, hostname)| Secrecy { client, hostname });
     let deadline = Instant::now() + HANDSHAKE_MAX;
     let wishes = Wishes {
         export: String::new(),
         purpose: Purpose::List,
-        encryption: Encryption::Off,
+        encryption: encryption(secrecy),
         mode: Mode::Extended,
         context: None,
     };
     let listed = reach(server, deadline)
-        .and_then(|socket| negotiate(Stream::new(socket), Negotiation::new(wishes), deadline));
+        .and_then(|socket| negotiate(Stream::new(socket), Negotiation::new(wishes), secrecy, deadline));
     match listed {
         Ok((_, Step::Listed(exports))) => Ok(exports),
         Ok(_) => unreachable!("nothing else was asked for"),
@@ -161,9 +198,10 @@ fn resolve(host: &str, port: &str) -> io::Result<Vec<std::net::SocketAddr>> {
 }
 
 /// Negotiates, until `deadline`.
-pub(crate) fn negotiate(
+fn negotiate(
     mut stream: Stream,
     mut negotiation: Negotiation,
+    secrecy: Option<Secrecy<'_>>,
     deadline: Instant,
 ) -> Result<(Stream, Step), Refused> {
     let refused = |error: NbdError| -> Refused { (error.errno(), error.to_string().into()) };
@@ -173,7 +211,14 @@ pub(crate) fn negotiate(
         match send_all(&mut stream, negotiation.out()) {
             Ok(()) => {}
             Err(Stuck::ForNow) => wanted |= PollFlags::OUT,
-            Err(stuck) => return Err(lost(stuck, negotiation.during())),
+            Err(stuck) => {
+                // Where the server has gone, the last that it said may tell why.
+                let why = match stream.receive(&mut [IoSliceMut::new(&mut scratch)]) {
+                    Err(why @ Stuck::Encryption(_)) => why,
+                    _ => stuck,
+                };
+                return Err(lost(why, negotiation.during()));
+            }
         }
         match stream.receive(&mut [IoSliceMut::new(&mut scratch)]) {
             Err(Stuck::ForNow) => wait(&stream, wanted, deadline, negotiation.during())?,
@@ -181,9 +226,16 @@ pub(crate) fn negotiate(
             Ok(count) => {
                 let mut input = &scratch[..count];
                 let Some(step) = negotiation.feed(&mut input).map_err(refused)? else { continue };
+                // Behind the agreement to encrypt, such bytes may be anyone's.
                 if !input.is_empty() {
                     let text = "the server went on before anything was asked for";
                     return Err((Errno::EIO, text.into()));
+                }
+                if step == Step::StartTls {
+                    let secrecy = secrecy.expect("encryption is agreed on where it was asked for");
+                    encrypt(&mut stream, secrecy, deadline)?;
+                    negotiation.encrypted();
+                    continue;
                 }
                 while let Err(stuck) = send_all(&mut stream, negotiation.out()) {
                     match stuck {
@@ -199,8 +251,28 @@ pub(crate) fn negotiate(
     }
 }
 
+/// Goes on encrypted, with the server that was asked for.
+fn encrypt(stream: &mut Stream, secrecy: Secrecy<'_>, deadline: Instant) -> Result<(), Refused> {
+    let Secrecy { client, hostname } = secrecy;
+    let tls = client.begin(hostname).map_err(|text| -> Refused { (Errno::EINVAL, text.into()) })?;
+    stream.encrypt(tls.into());
+    loop {
+        match stream.shake_hands() {
+            Ok(()) => return Ok(()),
+            Err(Stuck::ForNow) => {
+                let out = if stream.owes() { PollFlags::OUT } else { PollFlags::empty() };
+                wait(stream, PollFlags::IN | out, deadline, "the TLS handshake")?;
+            }
+            Err(Stuck::Encryption(error)) => return Err((Errno::EACCES, why(&error, hostname).into())),
+            Err(stuck) => return Err(lost(stuck, "the TLS handshake")),
+        }
+    }
+}
+
 fn lost(stuck: Stuck, during: &'static str) -> Refused {
     match stuck {
+        // A server looks at our certificate when we have taken its own already.
+        Stuck::Encryption(error) => (Errno::EACCES, why(&error, None).into()),
         Stuck::Failed(errno) => (errno, format!("{errno} during {during}").into()),
         _ => (Errno::EIO, NbdError::Ended { during }.to_string().into()),
     }
@@ -218,9 +290,9 @@ fn wait(stream: &Stream, wanted: PollFlags, deadline: Instant, during: &str) -> 
     }
 }
 
-/// Sends everything that has no buffers in it.
+/// Sends everything; there are no buffers in it.
 fn send_all(stream: &mut Stream, out: &mut Outgoing) -> Result<(), Stuck> {
-    while !out.is_empty() {
+    while !out.is_empty() || stream.owes() {
         let slices: Vec<_> = out.slices().map(IoSlice::new).collect();
         let count = stream.send(&slices)?;
         drop(slices);

@@ -18,7 +18,6 @@ use std::time::Instant;
 
 use drystone_core::buf::BufList;
 use drystone_core::intent::{Action, Errno, LeafId, LeafStatus, Outcome, Token};
-use drystone_core::protocol::nbd::NbdLocation;
 use drystone_core::protocol::nbd::client::{
     Command, Ended, Negotiated, Order, Reconnect, Transmission, Wanted,
 };
@@ -27,7 +26,7 @@ use drystone_core::protocol::nbd::limits::{CLIENT_REQUESTS_MAX, HANDSHAKE_MAX};
 use smallvec::SmallVec;
 
 use super::Sockets;
-use super::connect::{Connection, connect};
+use super::connect::{Connection, Dial, connect};
 use super::stream::{SLICES_MAX, Stream, Stuck};
 use crate::doorbell::Doorbell;
 
@@ -43,7 +42,7 @@ const FEW: usize = 256;
 /// A leaf with its connection.
 pub(super) struct Link {
     state: State,
-    location: Arc<NbdLocation>,
+    dial: Arc<Dial>,
     export: Negotiated,
     number: u32,
     can_receive: bool,
@@ -110,11 +109,11 @@ pub(super) fn outcome(ended: Ended) -> Outcome {
 
 impl Link {
     pub(super) fn new(connection: Connection, number: u32, bell: Arc<Doorbell>) -> Self {
-        let Connection { stream, transmission, location } = connection;
+        let Connection { stream, transmission, dial } = connection;
         Self {
             export: transmission.export().clone(),
             state: State::Up { stream, transmission },
-            location,
+            dial,
             number,
             can_receive: true,
             can_send: true,
@@ -159,7 +158,7 @@ impl Link {
     /// Sends what the socket takes.
     pub(super) fn send(&mut self) {
         let State::Up { stream, transmission } = &mut self.state else { return };
-        while self.can_send && !transmission.out().is_empty() {
+        while self.can_send && (!transmission.out().is_empty() || stream.owes()) {
             let slices: SmallVec<[IoSlice<'_>; 64]> =
                 transmission.out().slices().take(SLICES_MAX).map(IoSlice::new).collect();
             let all: usize = slices.iter().map(|slice| slice.len()).sum();
@@ -167,8 +166,7 @@ impl Link {
             drop(slices);
             match sent {
                 Ok(count) => {
-                    // A socket that takes less than it is given is full.
-                    self.can_send = count == all;
+                    self.can_send = stream.takes_more(count, all);
                     transmission.sent(count);
                 }
                 Err(Stuck::ForNow) => self.can_send = false,
@@ -195,7 +193,7 @@ impl Link {
                 Letter::Connected(connection) => match sockets.add(connection.stream.as_fd()) {
                     Ok(number) => self.resume(connection, number),
                     // As if it had been lost at once.
-                    Err(_) => *redial = Redial::new(&self.location, &self.export, &self.bell),
+                    Err(_) => *redial = Redial::new(&self.dial, &self.export, &self.bell),
                 },
             }
             return true;
@@ -238,8 +236,7 @@ impl Link {
             }
             Err(_) => return false,
         };
-        // A socket that gave less than it was asked for is empty.
-        self.can_receive = self.hangup || count == room + few;
+        self.can_receive = self.hangup || stream.has_more(count, room + few);
         if room > 0 {
             self.last_payload = room;
         }
@@ -254,7 +251,7 @@ impl Link {
 
     /// Gives up the connection, and begins to make a new one.
     fn lose(&mut self) {
-        let redial = Redial::new(&self.location, &self.export, &self.bell);
+        let redial = Redial::new(&self.dial, &self.export, &self.bell);
         let before = std::mem::replace(&mut self.state, State::Lost { redial, failing: false });
         let State::Up { mut transmission, .. } = before else { return };
         while let Some(ended) = transmission.next_ended() {
@@ -316,13 +313,12 @@ enum Letter {
 }
 
 impl Redial {
-    fn new(location: &Arc<NbdLocation>, export: &Negotiated, bell: &Arc<Doorbell>) -> Self {
-        let (location, export, bell) = (Arc::clone(location), export.clone(), Arc::clone(bell));
+    fn new(dial: &Arc<Dial>, export: &Negotiated, bell: &Arc<Doorbell>) -> Self {
+        let (dial, export, bell) = (Arc::clone(dial), export.clone(), Arc::clone(bell));
         let shared = Arc::new(Shared { letters: Mutex::default(), stop: AtomicBool::new(false), bell });
         let work = Arc::clone(&shared);
-        let spawned: std::io::Result<JoinHandle<()>> = std::thread::Builder::new()
-            .name("nbd-redial".into())
-            .spawn(move || work.work(&location, &export));
+        let spawned: std::io::Result<JoinHandle<()>> =
+            std::thread::Builder::new().name("nbd-redial".into()).spawn(move || work.work(&dial, &export));
         let thread = spawned.ok().map(|handle| handle.thread().clone());
         if thread.is_none() {
             shared.put(Letter::Fail);
@@ -351,9 +347,10 @@ impl Shared {
         self.bell.ring();
     }
 
-    fn work(&self, location: &Arc<NbdLocation>, export: &Negotiated) {
+    fn work(&self, dial: &Arc<Dial>, export: &Negotiated) {
+        let delay = dial.location.reconnect_delay;
         let start = Instant::now();
-        let mut policy = Reconnect::new(location.reconnect_delay);
+        let mut policy = Reconnect::new(delay);
         policy.lost(start.elapsed());
         while !self.stop.load(Ordering::Relaxed) {
             match policy.wanted(start.elapsed()) {
@@ -363,11 +360,11 @@ impl Shared {
                 Wanted::Connect => {
                     // Not beyond the time at which what waits is to fail.
                     let deadline = match policy.holds_requests() {
-                        true => start + location.reconnect_delay.max(start.elapsed()),
+                        true => start + delay.max(start.elapsed()),
                         false => Instant::now() + HANDSHAKE_MAX,
                     };
                     let deadline = deadline.min(Instant::now() + HANDSHAKE_MAX);
-                    match connect(location, deadline) {
+                    match connect(dial, deadline) {
                         Ok(connection) if fits(connection.transmission.export(), export) => {
                             return self.put(Letter::Connected(connection));
                         }

@@ -1,10 +1,14 @@
 //! NBD: exports of servers as leaves, and a server of images.
 //!
 //! The protocol is core's; this has the sockets. `link` is one leaf with its connection, `connect` brings connections
-//! about (on threads that may wait), `server` has the other side, and `sockets` finds out when a socket can go on.
+//! about (on threads that may wait), `server` has the other side, and `sockets` finds out when a socket can go on. A
+//! `stream` is a socket, with `encryption` or without; `credentials` for it are read from a folder.
 
 mod connect;
+mod credentials;
+mod encryption;
 mod link;
+mod priority;
 pub(crate) mod server;
 mod sockets;
 mod stream;
@@ -19,6 +23,8 @@ use drystone_core::protocol::nbd::NbdLocation;
 use crate::doorbell::Doorbell;
 pub use connect::list_exports;
 pub(crate) use connect::{Connection, Refused};
+pub(crate) use credentials::Credentials;
+pub use credentials::{TlsClient, TlsCredentials, TlsEndpoint, TlsError, TlsServer, X509Folder};
 use link::Link;
 pub(crate) use sockets::{Ready, Sockets};
 
@@ -35,8 +41,12 @@ pub(crate) struct Links {
 }
 
 /// Opens an export, for a leaf.
-pub(crate) fn open(location: &NbdLocation, writable: bool) -> Result<(Connection, LeafInfo), Refused> {
-    let connection = connect::open(location)?;
+pub(crate) fn open(
+    location: &NbdLocation,
+    credentials: &Credentials,
+    writable: bool,
+) -> Result<(Connection, LeafInfo), Refused> {
+    let connection = connect::open(location, credentials)?;
     let info = connection.info(writable)?;
     Ok((connection, info))
 }

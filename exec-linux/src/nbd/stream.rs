@@ -1,4 +1,4 @@
-//! A socket that never waits.
+//! A stream of bytes to a peer, which never waits: a socket, encrypted or not.
 
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -7,17 +7,26 @@ use drystone_core::intent::Errno;
 use rustix::net::{
     RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, recvmsg, sendmsg,
 };
+use rustls::Connection;
+
+use super::encryption::Encryption;
 
 /// Buffers in one call at the most; the kernel's limit (`IOV_MAX`).
 pub(crate) const SLICES_MAX: usize = 1024;
 
-/// One end of a connection. Its descriptor does not block.
+/// One end of a connection.
 pub(crate) struct Stream {
+    socket: Socket,
+    encryption: Option<Box<Encryption>>,
+}
+
+/// A socket whose descriptor does not block.
+pub(super) struct Socket {
     fd: OwnedFd,
 }
 
 /// Why bytes do not move.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Stuck {
     /// They may later.
     ForNow,
@@ -25,6 +34,8 @@ pub(crate) enum Stuck {
     Ended,
     /// They never will.
     Failed(Errno),
+    /// They are not what encryption makes of them, or come from somebody who is not trusted.
+    Encryption(rustls::Error),
 }
 
 impl From<rustix::io::Errno> for Stuck {
@@ -39,11 +50,60 @@ impl From<rustix::io::Errno> for Stuck {
 impl Stream {
     /// Takes a descriptor that does not block.
     pub(crate) fn new(fd: OwnedFd) -> Self {
-        Self { fd }
+        Self { socket: Socket { fd }, encryption: None }
+    }
+
+    /// Goes on encrypted. What was received before is the caller's to throw away.
+    ///
+    /// # Panics
+    /// When it is encrypted already.
+    pub(crate) fn encrypt(&mut self, tls: Connection) {
+        let before = self.encryption.replace(Box::new(Encryption::new(tls)));
+        assert!(before.is_none(), "encryption begins once");
+    }
+
+    /// Goes on until both sides know each other, where there is encryption.
+    pub(crate) fn shake_hands(&mut self) -> Result<(), Stuck> {
+        self.encryption.as_mut().map_or(Ok(()), |encryption| encryption.shake_hands(&self.socket))
     }
 
     /// Receives into `slices`, at least one byte.
     pub(crate) fn receive(&mut self, slices: &mut [IoSliceMut<'_>]) -> Result<usize, Stuck> {
+        match &mut self.encryption {
+            None => self.socket.receive(slices),
+            Some(encryption) => encryption.receive(&self.socket, slices),
+        }
+    }
+
+    /// Whether more may be there at once, after `count` bytes came where there was room for `room`.
+    pub(crate) fn has_more(&self, count: usize, room: usize) -> bool {
+        // A socket that gave less than it was asked for is empty.
+        self.encryption.as_ref().map_or(count == room, |encryption| encryption.has_more())
+    }
+
+    /// Sends from `slices`, at least one byte where there is one; also what it [owes](Self::owes).
+    pub(crate) fn send(&mut self, slices: &[IoSlice<'_>]) -> Result<usize, Stuck> {
+        match &mut self.encryption {
+            None => self.socket.send(slices),
+            Some(encryption) => encryption.send(&self.socket, slices),
+        }
+    }
+
+    /// Whether more may be sent at once, after `count` bytes were of `all`.
+    pub(crate) fn takes_more(&self, count: usize, all: usize) -> bool {
+        // A socket that takes less than it is given is full.
+        count == all && !self.owes()
+    }
+
+    /// Whether bytes that it was given, or encryption's own, wait to be sent.
+    pub(crate) fn owes(&self) -> bool {
+        self.encryption.as_ref().is_some_and(|encryption| encryption.owes())
+    }
+}
+
+impl Socket {
+    /// Receives into `slices`, at least one byte.
+    pub(super) fn receive(&self, slices: &mut [IoSliceMut<'_>]) -> Result<usize, Stuck> {
         loop {
             let flags = RecvFlags::empty();
             return match recvmsg(&self.fd, slices, &mut RecvAncillaryBuffer::default(), flags) {
@@ -56,7 +116,7 @@ impl Stream {
     }
 
     /// Sends from `slices`, at least one byte; there is one.
-    pub(crate) fn send(&mut self, slices: &[IoSlice<'_>]) -> Result<usize, Stuck> {
+    pub(super) fn send(&self, slices: &[IoSlice<'_>]) -> Result<usize, Stuck> {
         loop {
             let flags = SendFlags::NOSIGNAL;
             return match sendmsg(&self.fd, slices, &mut SendAncillaryBuffer::default(), flags) {
@@ -70,14 +130,17 @@ impl Stream {
 
 impl AsFd for Stream {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
+        self.socket.fd.as_fd()
     }
 }
 
 impl Drop for Stream {
     /// Ends the connection for the peer too, whoever else holds the descriptor for a while, such as a poll of the kernel.
     fn drop(&mut self) {
+        if let Some(encryption) = &mut self.encryption {
+            encryption.farewell(&self.socket);
+        }
         // A connection that has ended is what is wanted.
-        let _ = rustix::net::shutdown(&self.fd, Shutdown::Both);
+        let _ = rustix::net::shutdown(&self.socket.fd, Shutdown::Both);
     }
 }

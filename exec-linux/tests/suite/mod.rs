@@ -28,7 +28,8 @@ macro_rules! suite {
         mod $name {
             crate::cases::suite!(@cases $run, $kind,
                 bytes_are_those_of_a_vector, bytes_are_those_of_a_vector_past_the_page_cache,
-                blocking_calls_on_request, many_windows_are_one_request, sixty_four_at_once,
+                blocking_calls_on_request, drivers_rest_when_nothing_is_left,
+                many_windows_are_one_request, sixty_four_at_once,
                 short_files_read_as_zeros_beyond_their_end, files_keep_their_length_past_the_page_cache, holes_and_zeros_are_what_the_kernel_says,
                 lengths_change, files_are_created_emptied_and_removed, what_cannot_open_says_why,
                 null_leaves_store_nothing, dropped_requests_finish_on_their_own,
@@ -103,6 +104,18 @@ async fn random_operations(client: &Client, mode: OpenMode, seed: u64) {
     }
     disk.close().await.expect("closes");
     assert!(file.bytes() == model, "seed {seed}: the file is not what was written");
+}
+
+/// Threads of the kernel flush files, and may say that there is more to do when it is done already: about once in a
+/// thousand flushes.
+pub async fn drivers_rest_when_nothing_is_left(client: &Client) {
+    let file = TempFile::with(&[1; 1 << 16]);
+    let disk = client.open(&file.raw(writable())).await.expect("opens");
+    for _ in 0..3000 {
+        disk.write(0, Buf::zeroed(512)).await.1.expect("writes");
+        disk.flush().await.expect("flushes");
+    }
+    disk.close().await.expect("closes");
 }
 
 pub async fn many_windows_are_one_request(client: &Client) {

@@ -78,7 +78,12 @@ pub(super) const OPTIONS: &[OptionSpec] = &[
     option(&["native-aio"], "k", None, "the same as -i native"),
     option(&["misalign"], "m", None, "use buffers that are not aligned"),
     option(&["force-share"], "U", None, "open the image even while another process writes to it"),
-    option(&["object"], "", Some("OBJDEF"), "define an object, such as a secret; may be repeated"),
+    option(
+        &["object"],
+        "",
+        Some("OBJDEF"),
+        "define an object, such as a secret or tls-creds-x509; may be repeated",
+    ),
     option(&["trace"], "T", Some("TRACE"), "trace events: [[enable=]PATTERN][,events=FILE][,file=FILE]"),
     option(&["executor"], "", Some("tokio|monoio|glommio"), "what does the I/O (default: tokio)"),
     option(

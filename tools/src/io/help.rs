@@ -35,7 +35,7 @@ pub fn of_commands() -> String {
 
 /// What each flag does, by command and letter.
 const FLAGS: &[(&str, &str)] = &[
-    ("-b", "the state of a machine rather than the disk (no image here holds any)"),
+    ("-b", "the state of a machine rather than the disk"),
     ("-c", "compressed, where the format can: whole clusters that hold nothing yet"),
     ("-C", "statistics for machines: bytes,ops,time,bytes/sec,ops/sec"),
     ("-f", "durable when it completes"),

@@ -219,7 +219,8 @@ pub(super) fn write(flags: Flags) -> Result<WriteArgs, Refusal> {
         offset,
         count,
         source,
-        compressed: set('c') && !set('z'),
+        // The state of a machine is written as it is.
+        compressed: set('c') && !set('z') && !set('b'),
         fua: set('f'),
         quiet: set('q'),
         machine: set('C'),

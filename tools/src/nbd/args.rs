@@ -33,9 +33,29 @@ pub enum Action {
     /// Print this and exit with 0.
     Print(String),
     /// List the exports of a server.
-    List(NbdAddress),
+    List(ListArgs),
     /// Serve an image.
     Serve(Box<ServeArgs>),
+}
+
+/// Whose exports are listed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ListArgs {
+    /// Where the server is.
+    pub server: NbdAddress,
+    /// How the connection is encrypted, if it is.
+    pub tls: TlsArgs,
+    /// The name that the server's certificate must have.
+    pub hostname: Option<String>,
+}
+
+/// How connections are encrypted.
+#[derive(Clone, Debug, PartialEq, Default)]
+pub struct TlsArgs {
+    /// `--tls-creds`: the id of an object, if they are.
+    pub credentials: Option<String>,
+    /// Objects, by which options refer to secrets and credentials.
+    pub objects: Vec<ObjectDef>,
 }
 
 /// How an image is served.
@@ -87,8 +107,10 @@ pub struct ServeArgs {
     pub pid_file: Option<String>,
     /// What to open of the names that images hold.
     pub image_names: ImageNames,
-    /// Objects, by which options refer to secrets.
-    pub objects: Vec<ObjectDef>,
+    /// How connections are encrypted, and all objects.
+    pub tls: TlsArgs,
+    /// Whether errors are still told from the background.
+    pub verbose: bool,
 }
 
 const fn option(
@@ -125,7 +147,20 @@ const OPTIONS: &[OptionSpec] = &[
     option(&["detect-zeroes"], "", Some("MODE"), "off, on or unmap (default: off)"),
     option(&["fork"], "", None, "go on in the background once clients can connect"),
     option(&["pid-file"], "", Some("PATH"), "write the process's number to a file"),
-    option(&["object"], "", Some("OBJDEF"), "define an object, such as a secret; may be repeated"),
+    option(
+        &["object"],
+        "",
+        Some("OBJDEF"),
+        "define an object, such as a secret or tls-creds-x509; may be repeated",
+    ),
+    option(&["tls-creds"], "", Some("ID"), "encrypt with the credentials of a tls-creds-x509 object"),
+    option(&["tls-hostname"], "", Some("HOST"), "with -L, the name that the server's certificate must have"),
+    option(
+        &["tls-authz"],
+        "",
+        Some("ID"),
+        "not supported: who has a certificate of the authority may connect",
+    ),
     option(&["trace"], "T", Some("TRACE"), "trace events: [[enable=]PATTERN][,events=FILE][,file=FILE]"),
     option(
         &["image-names"],
@@ -145,6 +180,8 @@ struct Raw {
     bind: Option<String>,
     socket: Option<String>,
     list: bool,
+    tls_hostname: Option<String>,
+    tls_authz: bool,
     /// Something was said that a list has no use for.
     about_device: bool,
     cache_said: bool,
@@ -184,7 +221,7 @@ pub fn parse(argv: &[String], name: &str) -> Result<Invocation, Failure> {
             "object" => match parse_object(&value).map_err(Failure::new)? {
                 ObjectArg::Help(text) => return print(text),
                 ObjectArg::Define(object) => {
-                    add_object(&mut args.objects, object).map_err(Failure::new)?;
+                    add_object(&mut args.tls.objects, object).map_err(Failure::new)?;
                 }
             },
             "load-snapshot" => {
@@ -233,7 +270,8 @@ impl ServeArgs {
             fork: false,
             pid_file: None,
             image_names: ImageNames::default(),
-            objects: Vec::new(),
+            tls: TlsArgs::default(),
+            verbose: false,
         }
     }
 }
@@ -243,7 +281,18 @@ fn set(args: &mut ServeArgs, raw: &mut Raw, option: &str, value: String) -> Resu
         false => Ok(()),
         true => Err(Failure::new(text)),
     };
-    raw.about_device |= !matches!(option, "port" | "bind" | "socket" | "list" | "verbose" | "image-names");
+    raw.about_device |= !matches!(
+        option,
+        "port"
+            | "bind"
+            | "socket"
+            | "list"
+            | "verbose"
+            | "image-names"
+            | "tls-creds"
+            | "tls-hostname"
+            | "tls-authz"
+    );
     match option {
         "port" => raw.port = Some(value),
         "bind" => raw.bind = Some(value),
@@ -311,14 +360,34 @@ fn set(args: &mut ServeArgs, raw: &mut Raw, option: &str, value: String) -> Resu
         }
         "fork" => args.fork = true,
         "pid-file" => args.pid_file = Some(value),
-        "verbose" => {}
+        "tls-creds" => args.tls.credentials = Some(value),
+        "tls-hostname" => raw.tls_hostname = Some(value),
+        "tls-authz" => raw.tls_authz = true,
+        "verbose" => args.verbose = true,
         "image-names" => args.image_names = parse_image_names(&value)?,
         other => unreachable!("an option of the table: {other}"),
     }
     Ok(())
 }
 
+/// What makes no sense about encryption.
+fn check_tls(args: &ServeArgs, raw: &Raw) -> Result<(), Failure> {
+    let refused = match (&args.tls.credentials, raw.tls_authz, &raw.tls_hostname) {
+        (None, true, _) => "--tls-authz is not permitted without --tls-creds",
+        (None, false, Some(_)) => "--tls-hostname is not permitted without --tls-creds",
+        (Some(_), true, _) if raw.list => "TLS authorization is incompatible with export list",
+        (Some(_), _, Some(_)) if !raw.list => "TLS hostname is only supported with export list",
+        (Some(_), true, _) => {
+            "--tls-authz is not supported: there are no authorization objects; who has a certificate of the \
+             authority in the credentials may connect"
+        }
+        _ => return Ok(()),
+    };
+    Err(Failure::new(refused))
+}
+
 fn finish(mut args: ServeArgs, raw: Raw, operands: Vec<String>) -> Result<Action, Failure> {
+    check_tls(&args, &raw)?;
     args.address_said = raw.port.is_some() || raw.bind.is_some() || raw.socket.is_some();
     if let Some(path) = raw.socket {
         args.address = NbdAddress::Unix { path };
@@ -334,7 +403,12 @@ fn finish(mut args: ServeArgs, raw: Raw, operands: Vec<String>) -> Result<Action
         if raw.about_device {
             return Err(Failure::new("List mode is incompatible with per-device settings"));
         }
-        return Ok(Action::List(args.address));
+        let host = match &args.address {
+            NbdAddress::Inet { host, .. } => Some(host.clone()),
+            NbdAddress::Unix { .. } => None,
+        };
+        let (server, tls, hostname) = (args.address, args.tls, raw.tls_hostname.or(host));
+        return Ok(Action::List(ListArgs { server, tls, hostname }));
     }
     let [file] = operands.as_slice() else { return Err(Failure::usage("Invalid number of arguments")) };
     args.file.clone_from(file);
@@ -368,8 +442,11 @@ mod tests {
         assert!(args.persistent && args.depth && args.read_only && args.address_said);
         assert_eq!((args.clients_max, args.offset, args.bitmaps.len()), (5, 512, 2));
         assert_eq!((args.name.as_str(), args.file.as_str()), ("exp", "a.img"));
-        let listed = parsed("nbd -L -p 5");
-        assert_eq!(listed, Ok(Action::List(NbdAddress::Inet { host: "localhost".into(), port: "5".into() })));
+        let Ok(Action::List(listed)) = parsed("nbd -L -p 5 --tls-creds t --tls-hostname h") else {
+            panic!("it is legal");
+        };
+        assert_eq!(listed.server, NbdAddress::Inet { host: "localhost".into(), port: "5".into() });
+        assert_eq!((listed.tls.credentials.as_deref(), listed.hostname.as_deref()), (Some("t"), Some("h")));
     }
 
     #[test]
@@ -388,6 +465,10 @@ mod tests {
             ("nbd -L -x foo", "List mode is incompatible with per-device settings"),
             ("nbd --image-opts -f raw a", "--image-opts and -f are mutually exclusive"),
             ("nbd --handshake-limit=x a", "Invalid handshake limit 'x'"),
+            ("nbd --tls-authz x a", "--tls-authz is not permitted without --tls-creds"),
+            ("nbd --tls-hostname x a", "--tls-hostname is not permitted without --tls-creds"),
+            ("nbd --tls-creds t --tls-hostname x a", "TLS hostname is only supported with export list"),
+            ("nbd -L --tls-creds t --tls-authz x", "TLS authorization is incompatible with export list"),
         ] {
             assert_eq!(parsed(line), Err(format!("drystone-nbd: {expected}")), "{line}");
         }

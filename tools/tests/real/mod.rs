@@ -2,7 +2,7 @@
 
 #![allow(dead_code, reason = "each test file uses its part")]
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::side::Side;
@@ -17,16 +17,11 @@ pub struct Real {
 impl Real {
     /// None, and a word about it, where there are no images.
     pub fn new() -> Option<Self> {
-        let default = concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/images");
-        let folder = std::env::var("DRYSTONE_IMAGES").unwrap_or_else(|_| default.into());
-        let folder = PathBuf::from(folder);
+        let folder = folder()?;
         match std::fs::read_to_string(folder.join("MANIFEST.md")) {
             Ok(manifest) => Some(Self { folder, manifest, side: Side::new() }),
             Err(error) => {
-                eprintln!(
-                    "SKIPPED: {}: {error}; DRYSTONE_IMAGES names the folder with the images",
-                    folder.display()
-                );
+                eprintln!("SKIPPED: {}: MANIFEST.md: {error}", folder.display());
                 None
             }
         }
@@ -34,22 +29,11 @@ impl Real {
 
     /// Unpacks an image to a file of the side.
     pub fn unpack(&self, name: &str, file: &str) {
-        let program: &[&str] = match name.rsplit('.').next() {
-            Some("gz") => &["gzip", "-dc"],
-            Some("bz2") => &["bzip2", "-dc"],
-            Some("xz") => &["xz", "-dc"],
-            Some("zip") => &[
-                "python3",
-                "-c",
-                "import sys, zipfile; z = zipfile.ZipFile(sys.argv[1]); sys.stdout.buffer.write(z.read(z.namelist()[0]))",
-            ],
-            _ => &["cat"],
-        };
         let out = std::fs::File::create(self.side.path(file)).expect("a file can be made");
-        let mut command = Command::new(program[0]);
-        command.args(&program[1..]).arg(self.folder.join(name)).stdout(Stdio::from(out));
-        let status = command.status().unwrap_or_else(|error| panic!("{}: {error}", program[0]));
-        assert!(status.success(), "{name}: {}", program[0]);
+        let mut command = unpacker(&self.folder.join(name));
+        let status = command.stdout(Stdio::from(out)).status();
+        let status = status.unwrap_or_else(|error| panic!("{name}: {command:?}: {error}"));
+        assert!(status.success(), "{name}: {command:?}");
     }
 
     /// Wants our conversion of an image to have the digest that the list has for it: that of the blocks that are not zeros.
@@ -64,8 +48,47 @@ impl Real {
     }
 }
 
+/// The folder with the images; none, and a word about it, where it is not there.
+pub fn folder() -> Option<PathBuf> {
+    let default = concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/images");
+    let folder = std::env::var_os("DRYSTONE_IMAGES").map_or(default.into(), PathBuf::from);
+    match folder.canonicalize() {
+        Ok(folder) => Some(folder),
+        Err(error) => {
+            eprintln!(
+                "SKIPPED: {}: {error}; DRYSTONE_IMAGES names the folder with the images",
+                folder.display()
+            );
+            None
+        }
+    }
+}
+
+/// What an image holds, unpacked.
+pub fn unpacked(path: &Path) -> Vec<u8> {
+    let mut command = unpacker(path);
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    output.stdout
+}
+
+/// Writes an image to its standard output.
+fn unpacker(path: &Path) -> Command {
+    const ZIP: &str = "import sys, zipfile; z = zipfile.ZipFile(sys.argv[1]); sys.stdout.buffer.write(z.read(z.namelist()[0]))";
+    let program: &[&str] = match path.extension().and_then(|extension| extension.to_str()) {
+        Some("gz") => &["gzip", "-dc"],
+        Some("bz2") => &["bzip2", "-dc"],
+        Some("xz") => &["xz", "-dc"],
+        Some("zip") => &["python3", "-c", ZIP],
+        _ => &["cat"],
+    };
+    let mut command = Command::new(program[0]);
+    command.args(&program[1..]).arg(path);
+    command
+}
+
 /// SHA-256 over the offset and the bytes of each block of 4096 bytes that is not all zeros.
-fn sparse_digest(path: &std::path::Path) -> String {
+fn sparse_digest(path: &Path) -> String {
     const SCRIPT: &str = "
 import hashlib, os, struct, sys
 fd = os.open(sys.argv[1], os.O_RDONLY)

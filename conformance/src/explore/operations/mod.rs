@@ -47,6 +47,13 @@ pub fn all() -> Vec<Operation> {
     formats.iter().flat_map(|operations| operations()).collect()
 }
 
+/// A world in which a file that gets longer holds anything there, until it is written to.
+fn growing_as_garbage() -> World {
+    let mut world = World::new();
+    world.default_config.grows_as_zeroes = false;
+    world
+}
+
 /// What command lines of QEMU's tools make.
 ///
 /// # Panics

@@ -195,6 +195,7 @@ fn options() -> Vec<Operation> {
                 guest.write(8 * KIB, KIB).await?;
                 guest.flush().await
             }),
+        older_with_snapshots(),
         on("a newer version", &version_2).doing(|guest| async move {
             let lazy_refcounts = Some(true);
             change(&guest, Amend { version: Some(3), lazy_refcounts, ..Amend::default() }).await?;
@@ -212,6 +213,35 @@ fn options() -> Vec<Operation> {
             guest.write(20 * KIB, 8 * KIB).await
         }),
     ]
+}
+
+/// Zeros of snapshots, which version 2 cannot say: above what is below they become data, beyond it nothing. One table is
+/// two snapshots', one is also the disk's, and one cluster of zeros keeps its place, which holds another snapshot's data.
+fn older_with_snapshots() -> Operation {
+    let mut below = World::new();
+    below.add_file("base", &stones(20 * KIB));
+    let above = CreateOptions { backing: Some(("base".into(), Some("raw".into()))), ..small(96 * KIB) };
+    let older = Operation::new("an older version, with snapshots", "qcow2", qcow2_in(below, &above))
+        .patched(leave_stale_space)
+        .after(|guest| async move {
+            guest.write(KIB, 3 * KIB).await?;
+            guest.write(66 * KIB, KIB).await?;
+            take(&guest, "data").await?;
+            guest.zero(KIB, 2 * KIB, false).await?;
+            guest.zero(8 * KIB, KIB, true).await?;
+            guest.zero(19 * KIB, 3 * KIB, true).await?;
+            guest.zero(40 * KIB, KIB, false).await?;
+            take(&guest, "zeros").await?;
+            take(&guest, "zeros too").await?;
+            guest.write(40 * KIB, KIB).await?;
+            guest.zero(12 * KIB, 512, false).await
+        });
+    let views = ["data", "zeros", "zeros too"].map(|name| view(&older, name));
+    views.into_iter().fold(older, Operation::with_view).doing(|guest| async move {
+        change(&guest, Amend { version: Some(2), ..Amend::default() }).await?;
+        guest.write(8 * KIB, KIB).await?;
+        guest.flush().await
+    })
 }
 
 async fn take(guest: &Guest, name: &str) -> Result<()> {

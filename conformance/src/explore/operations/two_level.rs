@@ -6,7 +6,7 @@ use drystone_core::graph::Preallocate;
 use drystone_core::job::{ImageSpec, change_backing, create};
 
 use super::super::image_in;
-use super::{KIB, Operation, TOP};
+use super::{KIB, Operation, TOP, growing_as_garbage};
 use crate::cases::stones;
 use crate::world::World;
 
@@ -62,6 +62,34 @@ pub(super) fn operations() -> Vec<Operation> {
         Operation::making("create a QED image", "qed", World::new(), &[0; 40 << 10]).doing(
             |guest| async move { create(&guest.io(), TOP, &ImageSpec::Qed(qed_options(40 * KIB))).await },
         ),
+        making(
+            Operation::making(
+                "create a QED image where new space holds anything",
+                "qed",
+                growing_as_garbage(),
+                &[0; 40 << 10],
+            ),
+            ImageSpec::Qed(qed_options(40 * KIB)),
+        ),
+        where_garbage_grows(
+            "new clusters of a QED image where new space holds anything",
+            "qed",
+            &ImageSpec::Qed(qed_options(40 * KIB)),
+        ),
+        making(
+            Operation::making(
+                "create a qcow image where new space holds anything",
+                "qcow",
+                growing_as_garbage(),
+                &[0; 40 << 10],
+            ),
+            qcow(None),
+        ),
+        where_garbage_grows(
+            "new clusters of a qcow image where new space holds anything",
+            "qcow",
+            &qcow(None),
+        ),
         on_qcow("new clusters of a qcow image", &qcow(None)).doing(|guest| async move {
             guest.write(700, KIB).await?;
             guest.flush().await?;
@@ -72,6 +100,23 @@ pub(super) fn operations() -> Vec<Operation> {
         Operation::making("create a qcow image", "qcow", World::new(), &[0; 40 << 10])
             .doing(move |guest| async move { create(&guest.io(), TOP, &qcow(None)).await }),
     ]
+}
+
+fn making(operation: Operation, spec: ImageSpec) -> Operation {
+    operation.doing(move |guest| {
+        let spec = spec.clone();
+        async move { create(&guest.io(), TOP, &spec).await }
+    })
+}
+
+/// Two clusters, the first one of which brings a table.
+fn where_garbage_grows(name: &'static str, format: &'static str, spec: &ImageSpec) -> Operation {
+    Operation::new(name, format, image_in(growing_as_garbage(), spec)).doing(|guest| async move {
+        guest.write(700, KIB).await?;
+        guest.flush().await?;
+        guest.write(20 * KIB, 6 * KIB).await?;
+        guest.flush().await
+    })
 }
 
 /// Adds what must hold whenever the power goes: tables that were changed are marked for a check, until they are durable.

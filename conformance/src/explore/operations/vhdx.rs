@@ -76,6 +76,14 @@ pub(super) fn operations() -> Vec<Operation> {
                 guest.zero(MIB, MIB, true).await?;
                 guest.flush().await
             }),
+        Operation::new("zeros of a block that has no sectors yet above a VHDX parent", "vhdx", above())
+            .unknown_to_qemu()
+            .after(|guest| async move { guest.write(4 * KIB, 512).await })
+            .patched(|world| change(world, forget_sectors))
+            .doing(|guest| async move {
+                guest.zero(0, MIB, true).await?;
+                guest.flush().await
+            }),
         Operation::new("an image above a VHDX parent is emptied", "vhdx", above())
             .unknown_to_qemu()
             .after(|guest| async move {
@@ -85,7 +93,7 @@ pub(super) fn operations() -> Vec<Operation> {
                 io.write("explore/same", node, 0, same, Fua::No).await.1
             })
             .doing(|guest| async move {
-                guest.io().make_empty(guest.node()).await?;
+                guest.empty(&parent_data()).await?;
                 guest.write(0, 512).await?;
                 guest.flush().await
             }),
@@ -95,7 +103,18 @@ pub(super) fn operations() -> Vec<Operation> {
 /// The image knows that it was changed before it is.
 fn overwrites() -> Operation {
     let operation = Operation::new("overwrites in a VHDX image", "vhdx", image(MIB))
-        .after(|guest| async move { guest.write(0, 4 * KIB).await });
+        .after(|guest| async move { guest.write(0, 4 * KIB).await })
+        .patched(|world| {
+            // The simulator's GUIDs are all alike: the next one is to be another.
+            change(world, |file| {
+                let mut header = newest(file).expect("a header");
+                header.data_write = Guid([7; 16]);
+                for at in HEADERS_AT {
+                    header.sequence += 1;
+                    file.write(at, &header.encode());
+                }
+            });
+        });
     let place = BLOCKS_AT;
     let file = operation.world.disk(TOP).expect("it is there").view().clone();
     let (data, state) = (file.bytes(place, 4096), newest(&file).expect("a header").data_write);
@@ -162,14 +181,27 @@ fn change(world: &mut World, change: impl FnOnce(&mut Sparse)) {
     world.add_disk(TOP, world.default_config.clone(), file);
 }
 
+/// Clears the bits of the first block, as of a writer that took its space and then stored nothing.
+fn forget_sectors(file: &mut Sparse) {
+    // The BAT's entry behind those of a chunk, of 4096 blocks here, and the bits of one block.
+    let entry = file.bytes(BAT_AT + 4096 * 8, 8);
+    let entry = u64::from_le_bytes(entry.try_into().expect("eight bytes"));
+    let Some(BitmapEntry::Present(at)) = BitmapEntry::parse(entry) else { panic!("a bitmap was made") };
+    file.write(at.0, &[0; (MIB / 512 / 8) as usize]);
+}
+
+/// What the parent holds.
+fn parent_data() -> Vec<u8> {
+    (0..2 * MIB).map(|at| (at / 512 * 7 + at % 5 + 1) as u8).collect()
+}
+
 /// A differencing image above one with data, and behind its end what a crash of another writer left.
 fn above() -> World {
     assert_eq!(BitmapEntry::parse(0), Some(BitmapEntry::NotPresent), "a new image has no bitmaps");
     let (made, world) = straight(World::new(), |io| async move {
         create(&io, BASE, &ImageSpec::Vhdx(options(2 * MIB))).await?;
         let base = open(&io, &from_filename(BASE, Some("vhdx"), WRITABLE)?).await?;
-        let data: Vec<u8> = (0..2 * MIB).map(|at| (at / 512 * 7 + at % 5 + 1) as u8).collect();
-        io.write("explore/base", base, 0, Buf::from(data), Fua::No).await.1?;
+        io.write("explore/base", base, 0, Buf::from(parent_data()), Fua::No).await.1?;
         io.close(base).await?;
         let base = open(&io, &from_filename(BASE, Some("vhdx"), OpenMode::default())?).await?;
         let driver = io.driver(base).expect("an image");

@@ -62,11 +62,16 @@ pub(super) fn operations() -> Vec<Operation> {
                 io.write("explore/same", node, 0, same, Fua::No).await.1
             })
             .doing(|guest| async move {
-                guest.io().make_empty(guest.node()).await?;
+                guest.empty(&parent_data()).await?;
                 guest.write(0, 512).await?;
                 guest.flush().await
             }),
     ]
+}
+
+/// What the parent holds.
+fn parent_data() -> Vec<u8> {
+    (0..BLOCK + 4 * KIB).map(|at| (at / 512 * 7 + at % 5 + 1) as u8).collect()
 }
 
 /// A differencing image above one with data, and behind its end what a crash left.
@@ -74,8 +79,7 @@ fn above() -> World {
     let (made, mut world) = straight(World::new(), |io| async move {
         create(&io, BASE, &ImageSpec::Vpc(options(BLOCK + 4 * KIB))).await?;
         let base = open(&io, &from_filename(BASE, Some("vpc"), WRITABLE)?).await?;
-        let data: Vec<u8> = (0..BLOCK + 4 * KIB).map(|at| (at / 512 * 7 + at % 5 + 1) as u8).collect();
-        io.write("explore/base", base, 0, Buf::from(data), Fua::No).await.1?;
+        io.write("explore/base", base, 0, Buf::from(parent_data()), Fua::No).await.1?;
         io.close(base).await?;
         let base = open(&io, &from_filename(BASE, Some("vpc"), OpenMode::default())?).await?;
         let uuid = io.driver(base).and_then(|driver| uuid_of(driver.as_ref())).expect("a VHD image");

@@ -44,6 +44,31 @@ pub(super) const RULES: &[Rule] = &[
         "a new image's header is written before the barrier that covers it",
         "create a Parallels image",
     ),
+    barrier(
+        "parallels.mark/before_changes",
+        "an image says durably that somebody writes to it before the first change",
+        "writes to a Parallels image with a bitmap",
+    ),
+    awaited(
+        "parallels.mark/header",
+        "the mark is written before the barrier that covers it",
+        "writes to a Parallels image with a bitmap",
+    ),
+    barrier(
+        "parallels.close/before_header",
+        "bitmaps are durable before the header calls them up to date",
+        "writes to a Parallels image with a bitmap",
+    ),
+    awaited(
+        "parallels.close/extension",
+        "the extension is written before the header calls it up to date",
+        "writes to a Parallels image with a bitmap",
+    ),
+    awaited(
+        "parallels.close/bitmap",
+        "bits are written before the header calls them up to date",
+        "writes to a Parallels image with a bitmap",
+    ),
 ];
 
 pub(super) const PROMISES: &[Promise] = &[
@@ -63,26 +88,6 @@ pub(super) const PROMISES: &[Promise] = &[
     ),
     ("parallels.repair/header", "as parallels.close/header"),
     ("parallels.repair/after", "as parallels.close"),
-    (
-        "parallels.mark/before_changes",
-        "an image says durably that somebody writes to it before the first change; no operation that is explored shows it yet",
-    ),
-    (
-        "parallels.close/before_header",
-        "bitmaps are durable before the header calls them up to date; no operation that is explored shows it yet",
-    ),
-    (
-        "parallels.mark/header",
-        "the mark is written before the barrier that covers it; no operation that is explored shows it yet",
-    ),
-    (
-        "parallels.close/extension",
-        "the extension is written before the header calls it up to date; no operation that is explored shows it yet",
-    ),
-    (
-        "parallels.close/bitmap",
-        "bits are written before the header calls them up to date; no operation that is explored shows it yet",
-    ),
 ];
 
 pub(super) const STATED: &[Stated] = &[

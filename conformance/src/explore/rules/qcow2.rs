@@ -93,6 +93,16 @@ pub(super) const RULES: &[Rule] = &[
         "refcounts are right before a COPIED flag says so",
         "leaks are repaired",
     ),
+    barrier(
+        "qcow2.downgrade/before_l2_tables",
+        "a snapshot's zeros are durable and counted before an entry points to them",
+        "an older version, with snapshots",
+    ),
+    barrier(
+        "qcow2.change_header/before",
+        "entries of snapshots that version 2 does not know are durably gone before the header says version 2",
+        "an older version, with snapshots",
+    ),
     barrier("qcow2.repair/after_flags", "what was repaired is durable on return", "errors are repaired"),
     awaited("write/data", "data is written before an entry points to its cluster", "allocating write"),
     awaited(
@@ -238,6 +248,16 @@ pub(super) const RULES: &[Rule] = &[
         "an older version",
     ),
     awaited(
+        "qcow2.downgrade/zeros",
+        "a snapshot's zeros are written before an entry points to them",
+        "an older version, with snapshots",
+    ),
+    awaited(
+        "qcow2.downgrade/l2_table",
+        "a snapshot's entries are written before the header says version 2",
+        "an older version, with snapshots",
+    ),
+    awaited(
         "qcow2.repair/refcount_blocks",
         "repaired refcounts are written before the barrier that covers them",
         "shared clusters are repaired",
@@ -332,6 +352,15 @@ pub(super) const STATED: &[Stated] = &[
         &[
             ("qcow2.flush/l2_tables", "an older version"),
             ("qcow2.generation/refcount_blocks", "wider refcounts"),
+        ],
+    ),
+    (
+        "format/qcow2/downgrade.rs",
+        &[
+            ("qcow2.downgrade/zeros", "an older version, with snapshots"),
+            ("qcow2.downgrade/before_l2_tables", "an older version, with snapshots"),
+            ("qcow2.downgrade/l2_table", "an older version, with snapshots"),
+            ("qcow2.change_header/before", "an older version, with snapshots"),
         ],
     ),
     ("format/qcow2/preallocate.rs", &[("qcow2.preallocate/zero", "a longer disk, preallocated")]),

@@ -4,8 +4,8 @@ use super::{Promise, Rule, Stated, awaited, barrier};
 
 pub(super) const RULES: &[Rule] = &[
     barrier(
-        "qed.flush/before_l2_tables",
-        "a cluster is durable before an L2 table names it",
+        "qed.flush/before_tables",
+        "a cluster, and a new table of zeros, is durable before an entry names it",
         "new clusters of a QED image",
     ),
     barrier("qed.flush", "what a flush covers is durable when it is answered", "new clusters of a QED image"),
@@ -53,8 +53,8 @@ pub(super) const RULES: &[Rule] = &[
     barrier("qed.create/after", "a created image is durable", "create a QED image"),
     awaited("qed.create/header", "a new header is written before its barrier", "create a QED image"),
     barrier(
-        "qcow.flush/before_l2_tables",
-        "a cluster is durable before an L2 table names it",
+        "qcow.flush/before_tables",
+        "a cluster, and a new table of zeros, is durable before an entry names it",
         "new clusters of a qcow image",
     ),
     barrier(
@@ -79,6 +79,36 @@ pub(super) const RULES: &[Rule] = &[
     ),
     barrier("qcow.create/after", "a created image is durable", "create a qcow image"),
     awaited("qcow.create/header", "a new header is written before its barrier", "create a qcow image"),
+    awaited(
+        "qed.new_table",
+        "a new L2 table is zeros before the L1 table names it",
+        "new clusters of a QED image where new space holds anything",
+    ),
+    barrier(
+        "qed.create/before_header",
+        "all else is durable before the header",
+        "create a QED image where new space holds anything",
+    ),
+    awaited(
+        "qed.create/l1_table",
+        "a new L1 table is zeros before the header",
+        "create a QED image where new space holds anything",
+    ),
+    awaited(
+        "qcow.new_table",
+        "a new L2 table is zeros before the L1 table names it",
+        "new clusters of a qcow image where new space holds anything",
+    ),
+    barrier(
+        "qcow.create/before_header",
+        "all else is durable before the header",
+        "create a qcow image where new space holds anything",
+    ),
+    awaited(
+        "qcow.create/l1_table",
+        "a new L1 table is zeros before the header",
+        "create a qcow image where new space holds anything",
+    ),
 ];
 
 pub(super) const PROMISES: &[Promise] = &[
@@ -97,26 +127,6 @@ pub(super) const PROMISES: &[Promise] = &[
         "another backing file is named durably on return; both names lead to one file here",
     ),
     ("qed.change_backing/header", "as for `qed.change_backing/after`"),
-    ("qed.new_table", "a new L2 table is zeros; space behind the end of a file is zeros already"),
-    ("qcow.new_table", "as for `qed.new_table`"),
-    ("qed.create/l1_table", "a new L1 table is zeros; a new file is zeros already, and only a device is not"),
-    ("qcow.create/l1_table", "as for `qed.create/l1_table`"),
-    (
-        "qed.flush/before_l1_table",
-        "an L2 table is durable before the L1 table names it; no operation that is explored shows it yet",
-    ),
-    (
-        "qed.create/before_header",
-        "all else is durable before the header; no operation that is explored shows it yet",
-    ),
-    (
-        "qcow.flush/before_l1_table",
-        "an L2 table is durable before the L1 table names it; no operation that is explored shows it yet",
-    ),
-    (
-        "qcow.create/before_header",
-        "all else is durable before the header; no operation that is explored shows it yet",
-    ),
 ];
 
 pub(super) const STATED: &[Stated] = &[

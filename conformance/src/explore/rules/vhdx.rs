@@ -60,12 +60,31 @@ pub(super) const RULES: &[Rule] = &[
         "what is behind the old end is zeros before the entry with the new size",
         "a longer VHDX disk",
     ),
+    barrier(
+        "vhdx.begin/after_header",
+        "the headers tell durably of a change before it is made",
+        "overwrites in a VHDX image",
+    ),
+    awaited(
+        "vhdx.begin/header",
+        "the headers that tell of a change are written before their barrier",
+        "overwrites in a VHDX image",
+    ),
+    awaited(
+        "vhdx.zero/partial",
+        "the rest of a block is zeros before an entry shows it",
+        "zeros of a block that has no sectors yet above a VHDX parent",
+    ),
 ];
 
 pub(super) const PROMISES: &[Promise] = &[
     (
         "vhdx.create/bat",
         "the BAT of a new image is there before its name; one that is not is zeros, which say that nothing is there",
+    ),
+    (
+        "vhdx.create/before_file_type",
+        "all of a new image is durable before its name; no operation that is explored shows it yet",
     ),
     (
         "vhdx.log/header",
@@ -85,22 +104,6 @@ pub(super) const PROMISES: &[Promise] = &[
         "a changed length is durable on return; the log entry with it was durable before, and is replayed",
     ),
     ("vhdx.zero/block", "zeros of a block that is in the file are a write to it, which a flush covers"),
-    (
-        "vhdx.begin/after_header",
-        "the headers tell of a change before it is made; no operation that is explored shows it yet",
-    ),
-    (
-        "vhdx.create/before_file_type",
-        "all of a new image is durable before its name; no operation that is explored shows it yet",
-    ),
-    (
-        "vhdx.begin/header",
-        "the headers tell of a change before it is made; no operation that is explored shows it yet",
-    ),
-    (
-        "vhdx.zero/partial",
-        "the rest of a block is zeros before an entry shows it; no operation that is explored shows it yet",
-    ),
 ];
 
 pub(super) const STATED: &[Stated] = &[

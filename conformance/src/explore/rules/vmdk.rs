@@ -5,7 +5,7 @@ use super::{Promise, Rule, Stated, awaited, barrier};
 pub(super) const RULES: &[Rule] = &[
     barrier(
         "vmdk.flush/before_grain_tables",
-        "a grain is durable before a table points to it",
+        "a grain is durable before a table points to it, and the mark of a writer before a table differs from its copy",
         "new grains of a VMDK image",
     ),
     awaited(
@@ -37,41 +37,38 @@ pub(super) const RULES: &[Rule] = &[
     barrier("vmdk.create/after", "a created image is durable", "create a VMDK image"),
     awaited("vmdk.create/descriptor", "the descriptor is written before the header", "create a VMDK image"),
     awaited("vmdk.create/header", "a new header is written before its barrier", "create a VMDK image"),
+    barrier(
+        "vmdk.begin/cid_barrier",
+        "another content ID is durable before anything changes",
+        "new grains of a VMDK image",
+    ),
+    awaited(
+        "vmdk.begin/cid",
+        "another content ID is written before its barrier",
+        "new grains of a VMDK image",
+    ),
+    barrier("vmdk.create/before_header", "all else is durable before the header", "create a VMDK image"),
+    awaited(
+        "vmdk.create/directory",
+        "grain directories are written before the header",
+        "create a VMDK image",
+    ),
 ];
 
-pub(super) const PROMISES: &[Promise] = &[
-    (
-        "vmdk.close",
-        "the mark of a writer has gone when the image is closed; one that stays costs the next writer a comparison",
-    ),
-    (
-        "vmdk.flush/before_redundant_tables",
-        "a grain table is durable before its copy says the same; no operation that is explored shows it yet",
-    ),
-    (
-        "vmdk.begin/cid_barrier",
-        "another content ID is durable before anything changes; no operation that is explored shows it yet",
-    ),
-    (
-        "vmdk.begin/cid",
-        "another content ID is written before its barrier; no operation that is explored shows it yet",
-    ),
-    (
-        "vmdk.begin/barrier",
-        "the mark of a writer is durable before a table differs from its copy; no operation that is explored shows it yet",
-    ),
-    (
-        "vmdk.create/before_header",
-        "all else is durable before the header; no operation that is explored shows it yet",
-    ),
-    (
-        "vmdk.create/directory",
-        "grain directories are written before the header; no operation that is explored shows it yet",
-    ),
-];
+pub(super) const PROMISES: &[Promise] = &[(
+    "vmdk.close",
+    "the mark of a writer has gone when the image is closed; one that stays costs the next writer a comparison",
+)];
 
 pub(super) const STATED: &[Stated] = &[
-    ("format/vmdk/begin.rs", &[("vmdk.begin/step", "a VMDK image whose writer went away")]),
+    (
+        "format/vmdk/begin.rs",
+        &[
+            ("vmdk.begin/cid_barrier", "new grains of a VMDK image"),
+            ("vmdk.begin/mark", "new grains of a VMDK image"),
+            ("vmdk.begin/step", "a VMDK image whose writer went away"),
+        ],
+    ),
     ("format/vmdk/pack.rs", &[("vmdk.compress/write", "convert to a compressed VMDK image")]),
     ("format/vmdk/create.rs", &[("vmdk.create/after", "create a VMDK image")]),
 ];

@@ -12,9 +12,8 @@ const PIECE: u64 = 1 << 20;
 const LABELS: Labels = Labels {
     load: "qcow.load/l2_slice",
     new_table: "qcow.new_table",
-    before_l2: "qcow.flush/before_l2_tables",
+    before_tables: "qcow.flush/before_tables",
     l2: "qcow.flush/l2_tables",
-    before_l1: "qcow.flush/before_l1_table",
     l1: "qcow.flush/l1_table",
 };
 

@@ -2,29 +2,21 @@
 //!
 //! Order on disk: each change is one write of the header, durable before the next one begins; what a header names for the
 //! first time is durable before it. So a crash leaves an image that has the first few of the changes, and is in order.
-//! A version 3 image becomes a version 2 one last, when nothing in it is left that version 2 cannot say.
+//! A version 3 image becomes a version 2 one last (`downgrade`), when nothing in it is left that version 2 cannot say.
 
 use super::crypt::place_of_volume;
 use super::generation::{Change, SnapshotTable};
 use super::layout::{
-    Autoclear, Compatible, Crypt, GuestOffset, Header, Incompatible, L1Entry, L2Entry, RefcountWidth,
-    Snapshot, extension_kind,
+    Autoclear, Compatible, Crypt, Header, Incompatible, RefcountWidth, Snapshot, extension_kind,
 };
-use super::lookup::be_u64;
 use super::{Qcow2, Qcow2Error};
-use crate::buf::Buf;
-use crate::compute::Codec;
 use crate::engine::Io;
 use crate::error::{Error, Result};
 use crate::format::luks::{AmendKeyslots, Volume};
-use crate::graph::driver::{Access, Mapping, Preallocate, Role};
-use crate::intent::Fua;
+use crate::graph::driver::{Preallocate, Role};
 
 /// Clusters above this size have room for a table of feature names.
 const FEATURE_NAMES_ABOVE: u64 = 4096;
-
-/// Bytes of zeros that are written at once.
-const ZEROS_LEN: u64 = 1 << 20;
 
 /// What is to be different. `None` leaves it as it is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -140,108 +132,6 @@ impl Qcow2 {
         change.retired = self.old_snapshot_table(table.len() as u64);
         change.snapshots = Some(SnapshotTable { kept, kept_count: snapshots.len() as u32, new: None });
         self.switch(io, &still, change).await
-    }
-
-    async fn downgrade(&self, io: &Io) -> Result<()> {
-        let header = self.header();
-        let refuse = |text: &str| Err(self.fail(Qcow2Error::Option(text.into())));
-        if header.refcount_width.bits() != 16 {
-            return refuse("compat=0.10 requires refcount_bits=16");
-        }
-        if header.has(Incompatible::DATA_FILE) {
-            return refuse("Cannot downgrade an image with a data file");
-        }
-        let file = io.child(Role::File);
-        for snapshot in self.snapshots(io, file).await? {
-            let other_size = snapshot.disk_size.is_some_and(|size| size != header.size);
-            if snapshot.vm_state_len != 0 || other_size {
-                return refuse("Internal snapshots prevent downgrade of image");
-            }
-            let l1 = self.snapshot_l1(io, &snapshot).await?;
-            if self.has_zero_flags(io, &l1).await? {
-                return refuse(
-                    "Internal snapshots prevent downgrade of image: one holds clusters of zeros, which compat=0.10 has \
-                     no entry for",
-                );
-            }
-        }
-        let incompatible = header.incompatible & !Incompatible::DIRTY;
-        if incompatible != 0 {
-            let text = format!("Cannot downgrade an image with incompatible features {incompatible:#x} set");
-            return refuse(&text);
-        }
-        if header.extension(extension_kind::BITMAPS).is_some() {
-            return refuse("Cannot downgrade an image with dirty bitmaps");
-        }
-        // From here on nothing new is said that version 2 cannot say.
-        self.writes_version.set(2);
-        self.expand_zeros(io).await?;
-        self.flush_all(io).await?;
-        self.change_header(io, |header| {
-            header.version = 2;
-            (header.incompatible, header.compatible, header.autoclear) = (0, 0, 0);
-            header.compression = Codec::Zlib;
-            header.more.clear();
-            header.extensions.retain(|extension| extension.kind != extension_kind::FEATURE_NAMES);
-        })
-        .await
-    }
-
-    /// Whether an L2 table of an L1 table has an entry that only version 3 knows.
-    async fn has_zero_flags(&self, io: &Io, l1: &[u64]) -> Result<bool> {
-        let (file, bits) = (io.child(Role::File), self.geometry.cluster_bits);
-        for raw in l1 {
-            let L1Entry::Table { at, .. } = L1Entry::parse(*raw, bits).map_err(|fault| self.fail(fault))?
-            else {
-                continue;
-            };
-            let table = io.read_bytes("qcow2.amend/l2_table", file, at.0, bits.size() as usize).await?;
-            for entry in table.chunks_exact(self.geometry.l2_entry_len) {
-                let entry = L2Entry::parse(be_u64(entry, 0), &self.geometry.rules);
-                if matches!(entry.map_err(|fault| self.fail(fault))?, L2Entry::Zero { .. }) {
-                    return Ok(true);
-                }
-            }
-        }
-        Ok(false)
-    }
-
-    /// Replaces clusters of zeros by nothing where nothing reads as zeros, and by zeros elsewhere.
-    async fn expand_zeros(&self, io: &Io) -> Result<()> {
-        let end = self.header.borrow().size;
-        let backing_len = io.try_child(Role::Backing).map_or(0, |backing| io.len(backing));
-        let unit = self.geometry.cluster_size;
-        let mut at = 0;
-        while at < end {
-            let extent = self.extent(GuestOffset(at), end - at, Access::Read)?;
-            match extent.mapping {
-                Mapping::Miss(miss) => self.load_missing(io, miss).await?,
-                Mapping::Zero { .. } => {
-                    let until = at + extent.len;
-                    let shows = backing_len.next_multiple_of(unit).clamp(at, until);
-                    self.zeros_as_data(io, at, shows).await?;
-                    if shows < until {
-                        let node = io.shared().graph.node(io.node());
-                        let tasks = &io.shared().tasks;
-                        let _claim = node.claims.take(tasks, shows, until.next_multiple_of(unit)).await;
-                        self.forget_zeros(io, GuestOffset(shows), until - shows).await?;
-                    }
-                    at = until;
-                }
-                _ => at += extent.len,
-            }
-        }
-        Ok(())
-    }
-
-    async fn zeros_as_data(&self, io: &Io, start: u64, end: u64) -> Result<()> {
-        let mut at = start;
-        while at < end {
-            let len = (end - at).min(ZEROS_LEN) as usize;
-            io.write("qcow2.amend/zeros", io.node(), at, Buf::zeroed(len), Fua::No).await.1?;
-            at += len as u64;
-        }
-        Ok(())
     }
 }
 

@@ -19,6 +19,7 @@ mod compressed;
 mod corrupt;
 mod create;
 mod crypt;
+mod downgrade;
 mod empty;
 mod error;
 mod flush;

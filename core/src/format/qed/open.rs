@@ -12,9 +12,8 @@ const PIECE: u64 = 1 << 20;
 const LABELS: Labels = Labels {
     load: "qed.load/l2_slice",
     new_table: "qed.new_table",
-    before_l2: "qed.flush/before_l2_tables",
+    before_tables: "qed.flush/before_tables",
     l2: "qed.flush/l2_tables",
-    before_l1: "qed.flush/before_l1_table",
     l1: "qed.flush/l1_table",
 };
 

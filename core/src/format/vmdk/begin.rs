@@ -1,8 +1,9 @@
 //! What happens before the first write to an image, and after the last.
 //!
-//! Order on disk: the content ID and the mark of a writer, a barrier, then whatever is written. So who reads the parent of
-//! a disk sees that it has changed, before anything has. A redundant grain directory that a writer left behind when it
-//! went away is brought in step first. The mark goes when the image is closed, once everything is durable.
+//! Order on disk: the content ID, a barrier, then whatever is written. So who reads the parent of a disk sees that it has
+//! changed, before anything has. The mark of a writer comes before the barrier in front of the first grain table (`flush`): without
+//! it, a table and its copy in the redundant grain directory are the same. Copies that a writer left behind when it went away are
+//! brought in step first. The mark goes when the image is closed, once everything is durable.
 
 use super::layout::SECTOR;
 use super::sparse::{Packing, Sparse};
@@ -30,7 +31,6 @@ impl Vmdk {
                 self.step_copies(io, sparse).await?;
             }
             write_mark(io, sparse, true).await?;
-            io.flush("vmdk.begin/barrier", io.child(sparse.role)).await?;
             sparse.begun.set(true);
         }
         self.cid_changed.set(true);

@@ -1,13 +1,13 @@
 //! Flush: writes changed grain tables in an order that a crash cannot break.
 //!
-//! | level | what                                   | because                                                 |
-//! |-------|----------------------------------------|---------------------------------------------------------|
-//! | 0     | grains                                 | nothing on disk points to the grains                    |
-//! | 1     | grain tables                           | a grain that is pointed to holds its data               |
-//! | 2     | the copies of the redundant directory  | of two tables that differ, the first one is right       |
+//! | level | what                                        | because                                                     |
+//! |-------|---------------------------------------------|-------------------------------------------------------------|
+//! | 0     | grains, the mark of a writer (`begin`)      | nothing on disk points to the grains                        |
+//! | 1     | grain tables, their copies in the redundant directory | a grain that is pointed to holds its data         |
 //!
-//! A barrier stands between two levels. A crash before level 1 leaves grains that nothing points to; one before level 2
-//! leaves copies that the next writer brings in step (`begin`).
+//! A barrier stands between. A crash before level 1 leaves grains that nothing points to. Within it, each entry is the old or
+//! the new one, in the table and in its copy: the mark says that they may differ, and the next writer takes the table for right
+//! (`begin`). Either way no flush was answered that the other one would have kept.
 
 use super::sparse::Sparse;
 use super::{Part, Vmdk};
@@ -61,22 +61,16 @@ impl Vmdk {
     async fn write_levels(&self, io: &Io, changed: &[Changed<'_>]) -> Result<()> {
         for Changed { sparse, .. } in changed {
             let file = io.child(sparse.role);
-            // Grains are durable before a table points to them.
+            // Grains are durable before a table points to them, and the mark is before a table differs from its copy.
             io.flush("vmdk.flush/before_grain_tables", file).await?;
         }
         for Changed { sparse, tables } in changed {
-            for (at, bytes) in tables {
-                let bytes = Buf::from(&bytes[..]);
-                io.write("vmdk.flush/grain_table", io.child(sparse.role), at.0, bytes, Fua::No).await.1?;
-            }
-        }
-        for Changed { sparse, tables } in changed.iter().filter(|changed| !changed.sparse.copies.is_empty()) {
             let file = io.child(sparse.role);
-            // Tables are durable before their copies say the same.
-            io.flush("vmdk.flush/before_redundant_tables", file).await?;
             for (at, bytes) in tables {
-                if let Some(copy) = self.copy_place(sparse, *at)? {
-                    let bytes = Buf::from(&bytes[..]);
+                let (bytes, copy) = (Buf::from(&bytes[..]), self.copy_place(sparse, *at)?);
+                let (bytes, written) = io.write("vmdk.flush/grain_table", file, at.0, bytes, Fua::No).await;
+                written?;
+                if let Some(copy) = copy {
                     io.write("vmdk.flush/redundant_table", file, copy.0, bytes, Fua::No).await.1?;
                 }
             }

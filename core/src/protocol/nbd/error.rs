@@ -1,5 +1,6 @@
 //! What a peer did that the protocol does not allow, or what it refused.
 
+use super::layout::{OptionCode, ReplyCode};
 use crate::intent::Errno;
 
 /// Why a connection cannot go on.
@@ -55,12 +56,12 @@ pub enum NbdError {
         during: &'static str,
     },
     /// The server refuses what we need.
-    #[error("{}", refusal(.option, .why, .message))]
+    #[error("{}", refusal(*.option, *.why, .message))]
     Refused {
         /// What was asked for.
-        option: &'static str,
+        option: OptionCode,
         /// Why not.
-        why: &'static str,
+        why: ReplyCode,
         /// The server's own words, if it has any.
         message: Option<String>,
     },
@@ -77,11 +78,20 @@ pub enum NbdError {
     },
 }
 
-fn refusal(option: &str, why: &str, message: &Option<String>) -> String {
-    match message {
-        Some(message) => format!("{why} for option {option}\nserver reported: {message}"),
-        None => format!("{why} for option {option}"),
+fn refusal(option: OptionCode, why: ReplyCode, message: &Option<String>) -> String {
+    let (number, name) = (option.0, option.name());
+    let mut text = match why {
+        ReplyCode::ERR_POLICY => format!("Denied by server for option {number} ({name})"),
+        ReplyCode::ERR_TLS_REQD => {
+            let hint = "Did you forget a valid tls-creds?";
+            format!("TLS negotiation required before option {number} ({name})\n{hint}")
+        }
+        why => format!("{} for option {number} ({name})", why.name()),
+    };
+    if let Some(message) = message {
+        text += &format!("\nserver reported: {message}");
     }
+    text
 }
 
 fn no_export(message: &Option<String>) -> String {

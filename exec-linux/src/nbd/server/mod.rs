@@ -29,8 +29,8 @@ use drystone_core::protocol::nbd::server::{Answer, Export, OrderId};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{SocketFlags, accept_with, sockopt::set_tcp_nodelay};
 
-use super::Ready;
 use super::stream::Stream;
+use super::{Ready, TlsServer};
 use crate::image::Image;
 use crate::session::Session;
 use buffers::Buffers;
@@ -55,6 +55,8 @@ pub struct NbdPlan {
     pub clients_max: usize,
     /// Whether to go on when the last client has gone.
     pub persistent: bool,
+    /// What it shows clients that it encrypts with; no client may do without then.
+    pub tls: Option<TlsServer>,
     /// How long a client may take before transmission; zero for as long as it likes.
     pub handshake_max: Duration,
     /// Stops the server when it becomes readable.
@@ -69,6 +71,7 @@ impl NbdPlan {
             exports,
             clients_max: 100,
             persistent: true,
+            tls: None,
             handshake_max: HANDSHAKE_MAX,
             stop: None,
         }
@@ -295,7 +298,8 @@ impl Server {
                 let _ = set_tcp_nodelay(&socket, true);
                 any = true;
                 let Ok(number) = session.add_socket(socket.as_fd()) else { continue };
-                self.clients.insert(number, Served::new(number, Stream::new(socket), &self.offered));
+                let tls = self.plan.tls.clone();
+                self.clients.insert(number, Served::new(number, Stream::new(socket), &self.offered, tls));
                 self.touched.push(number);
                 self.had_clients = true;
                 if !self.plan.handshake_max.is_zero() {

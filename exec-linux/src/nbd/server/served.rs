@@ -16,6 +16,7 @@ use smallvec::SmallVec;
 use super::buffers::Buffers;
 use super::status::{Asked, extents};
 use super::{DirtyRanges, Job, NbdExport};
+use crate::nbd::TlsServer;
 use crate::nbd::stream::{SLICES_MAX, Stream, Stuck};
 use crate::session::Session;
 
@@ -47,8 +48,18 @@ pub(super) struct Served {
 }
 
 enum Phase {
-    Negotiating(Box<Negotiation>),
+    Negotiating { negotiation: Box<Negotiation>, secrecy: Secrecy },
     Serving { transmission: Box<Transmission>, export: usize },
+}
+
+/// Where a negotiation is with encryption.
+enum Secrecy {
+    /// There is none, or it has begun.
+    Settled,
+    /// The client has to ask for it.
+    Awaited(TlsServer),
+    /// It begins once the answer to that is sent; nothing is received until then.
+    Due(TlsServer),
 }
 
 /// What all clients of a server share.
@@ -70,8 +81,13 @@ pub(super) enum Moved {
 }
 
 impl Served {
-    pub(super) fn new(number: u32, stream: Stream, offered: &Rc<[Export]>) -> Self {
-        let phase = Phase::Negotiating(Box::new(Negotiation::new(Rc::clone(offered), Security::Plain)));
+    pub(super) fn new(number: u32, stream: Stream, offered: &Rc<[Export]>, tls: Option<TlsServer>) -> Self {
+        let (security, secrecy) = match tls {
+            Some(tls) => (Security::Required, Secrecy::Awaited(tls)),
+            None => (Security::Plain, Secrecy::Settled),
+        };
+        let negotiation = Box::new(Negotiation::new(Rc::clone(offered), security));
+        let phase = Phase::Negotiating { negotiation, secrecy };
         Self {
             number,
             stream,
@@ -86,7 +102,7 @@ impl Served {
 
     /// Whether the client has not begun transmission.
     pub(super) fn negotiates(&self) -> bool {
-        matches!(self.phase, Phase::Negotiating(_))
+        !matches!(self.phase, Phase::Serving { .. })
     }
 
     /// Takes note that the socket can go on.
@@ -147,13 +163,18 @@ impl Served {
             }
         };
         let Ok(()) = self.send(buffers) else { return Moved::Gone };
+        let encrypts = match self.begin_to_encrypt() {
+            Ok(encrypts) => encrypts,
+            Err(gone) => return gone,
+        };
         let over = match &self.phase {
-            Phase::Negotiating(_) => false,
+            Phase::Negotiating { .. } => false,
             Phase::Serving { transmission, .. } => {
-                transmission.is_leaving() && transmission.is_idle() && transmission.out().is_empty()
+                let left = transmission.is_leaving() && transmission.is_idle();
+                left && transmission.out().is_empty() && !self.stream.owes()
             }
         };
-        match (over, received) {
+        match (over, received || encrypts) {
             (true, _) => Moved::Gone,
             (false, true) => Moved::More,
             (false, false) => Moved::Nothing,
@@ -163,7 +184,7 @@ impl Served {
     /// Whether more can be received now.
     fn listens(&self) -> bool {
         match &self.phase {
-            Phase::Negotiating(_) => true,
+            Phase::Negotiating { secrecy, .. } => !matches!(secrecy, Secrecy::Due(_)),
             Phase::Serving { transmission, .. } => !transmission.is_leaving() && transmission.has_room(),
         }
     }
@@ -213,8 +234,7 @@ impl Served {
             }
             Err(_) => return Err(Moved::Gone),
         };
-        // A socket that gave less than it was asked for is empty.
-        self.can_receive = self.hangup || count == room + few;
+        self.can_receive = self.hangup || self.stream.has_more(count, room + few);
         if room > 0 {
             self.last_payload = room;
         }
@@ -242,14 +262,25 @@ impl Served {
         let mut input = bytes;
         loop {
             match &mut self.phase {
-                Phase::Negotiating(negotiation) => match negotiation.feed(&mut input).map_err(gone)? {
-                    None => return Ok(input),
-                    Some(Step::Chosen(chosen)) => {
-                        let out = std::mem::take(negotiation.out());
-                        self.begin(shared, chosen, out);
+                Phase::Negotiating { negotiation, secrecy } => {
+                    match negotiation.feed(&mut input).map_err(gone)? {
+                        None => return Ok(input),
+                        Some(Step::Chosen(chosen)) => {
+                            let out = std::mem::take(negotiation.out());
+                            self.begin(shared, chosen, out);
+                        }
+                        // What came behind it was said before the client could know the answer, and by anyone.
+                        Some(Step::StartTls) if input.is_empty() => {
+                            let before = std::mem::replace(secrecy, Secrecy::Settled);
+                            let Secrecy::Awaited(tls) = before else {
+                                unreachable!("a server that does not encrypt refuses to")
+                            };
+                            *secrecy = Secrecy::Due(tls);
+                            return Ok(input);
+                        }
+                        Some(Step::Left | Step::StartTls) => return Err(Moved::Gone),
                     }
-                    Some(Step::Left | Step::StartTls) => return Err(Moved::Gone),
-                },
+                }
                 Phase::Serving { transmission, export } => {
                     let export = *export;
                     let order = transmission.feed(&mut input, |len| buffers.take(len)).map_err(gone)?;
@@ -260,6 +291,20 @@ impl Served {
                 }
             }
         }
+    }
+
+    /// Begins to encrypt, if that is due. Tells whether it has begun.
+    fn begin_to_encrypt(&mut self) -> std::result::Result<bool, Moved> {
+        let Phase::Negotiating { negotiation, secrecy } = &mut self.phase else { return Ok(false) };
+        let Secrecy::Due(tls) = secrecy else { return Ok(false) };
+        if !negotiation.out().is_empty() {
+            return Ok(false);
+        }
+        let Ok(tls) = tls.begin() else { return Err(Moved::Gone) };
+        self.stream.encrypt(tls.into());
+        negotiation.encrypted();
+        *secrecy = Secrecy::Settled;
+        Ok(true)
     }
 
     fn begin(&mut self, shared: &Shared<'_>, chosen: Chosen, out: Outgoing) {
@@ -291,10 +336,10 @@ impl Served {
     fn send(&mut self, buffers: &mut Buffers) -> std::result::Result<(), ()> {
         while self.can_send {
             let out = match &mut self.phase {
-                Phase::Negotiating(negotiation) => &*negotiation.out(),
+                Phase::Negotiating { negotiation, .. } => &*negotiation.out(),
                 Phase::Serving { transmission, .. } => transmission.out(),
             };
-            if out.is_empty() {
+            if out.is_empty() && !self.stream.owes() {
                 return Ok(());
             }
             let slices: SmallVec<[IoSlice<'_>; 128]> =
@@ -304,10 +349,9 @@ impl Served {
             drop(slices);
             match sent {
                 Ok(count) => {
-                    // A socket that takes less than it is given is full.
-                    self.can_send = count == all;
+                    self.can_send = self.stream.takes_more(count, all);
                     match &mut self.phase {
-                        Phase::Negotiating(negotiation) => negotiation.out().advance(count, |_, _| {}),
+                        Phase::Negotiating { negotiation, .. } => negotiation.out().advance(count, |_, _| {}),
                         Phase::Serving { transmission, .. } => {
                             transmission.sent(count, |data| buffers.put(data));
                         }

@@ -2,9 +2,9 @@
 
 use drystone_core::format::qcow2::{DirtyBitmap, Qcow2, Qcow2Error, find_bitmap};
 use drystone_core::graph::Role;
-use drystone_core::graph::open::OpenMode;
+use drystone_core::graph::open::{ChildSpec, OpenMode};
 use drystone_exec_linux::{Client, Image};
-use drystone_tools::img::args::{BitmapArgs, BitmapStep, CacheMode};
+use drystone_tools::img::args::{BitmapArgs, BitmapStep, CacheMode, Source};
 use drystone_tools::message::Failure;
 
 use crate::image;
@@ -12,7 +12,8 @@ use crate::image;
 pub async fn run(client: &Client, args: &BitmapArgs, tool: &str) -> Result<u8, Failure> {
     let mode = image::reading(&args.common, CacheMode::WRITEBACK, false);
     let writing = OpenMode { writable: true, ..mode };
-    let disk = image::open_writable(client, &args.source, writing, tool).await?;
+    let disk = open_alone(client, &args.source, writing).await?;
+    image::warn_of_guess(client, &disk, &args.source, tool);
     let changed = change(client, args, &disk, mode).await;
     let closed = image::close(disk).await;
     changed?;
@@ -20,11 +21,21 @@ pub async fn run(client: &Client, args: &BitmapArgs, tool: &str) -> Result<u8, F
     Ok(0)
 }
 
+/// Opens an image without those below it: its bitmaps say nothing of them, and one of them may be the image that another's
+/// bitmap is merged into.
+async fn open_alone(client: &Client, source: &Source, mode: OpenMode) -> Result<Image, Failure> {
+    let mut spec = image::spec(source, mode)?;
+    if let Some(backing) = spec.backing_mut() {
+        *backing = ChildSpec::None;
+    }
+    image::open_spec(client, &source.name, &spec).await
+}
+
 async fn change(client: &Client, args: &BitmapArgs, disk: &Image, mode: OpenMode) -> Result<(), Failure> {
     let other = match &args.merge_from {
         None => None,
         Some(source) => {
-            let image = image::open(client, source, mode).await?;
+            let image = open_alone(client, source, mode).await?;
             let loaded = load(client, &image).await;
             let size = image.len();
             image::close(image).await?;

@@ -6,6 +6,8 @@ mod bitmap;
 mod check;
 mod commit;
 mod compare;
+#[path = "../shared/console.rs"]
+mod console;
 mod convert;
 mod create;
 mod dd;
@@ -18,14 +20,15 @@ mod rebase;
 mod resize;
 mod snapshot;
 
-use std::io::{ErrorKind, IsTerminal, Write};
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
+use console::say;
 use drystone_exec_linux::{Client, Config};
 use drystone_tools::img::args::{self, Action, Command, Common, Executor};
 use drystone_tools::img::progress::{Line, Progress};
 use drystone_tools::message::{Failure, Message, legible};
-use drystone_tools::object::secrets;
+use drystone_tools::object::{give_objects, tls_credentials};
 use drystone_tools::polling::{POLLING_VARIABLE, polling};
 
 /// What the tool calls its formats, for `--help` and for checking `-f` and `-O`.
@@ -134,10 +137,10 @@ fn on(
     config: Config,
     command: impl AsyncFnOnce(Client) -> Result<u8, Failure>,
 ) -> Result<u8, Failure> {
-    let secrets = secrets(&common.objects);
+    let credentials = tls_credentials(&common.objects).map_err(Failure::new)?;
     let command = async move |client: Client| {
         let watched = client.clone();
-        secrets.into_iter().for_each(|(id, secret)| client.add_secret(&id, secret));
+        give_objects(&client, &common.objects, credentials);
         let result = command(client).await;
         image::tell_events(&watched);
         result
@@ -150,16 +153,9 @@ fn on(
     ran.unwrap_or_else(|error| Err(Failure::new(format!("the executor could not start: {error}"))))
 }
 
-/// Writes to the standard output. A reader who has gone away has seen what he wanted, and stops nothing.
+/// Writes to the standard output, progress lines too.
 fn print(text: &str) -> Result<(), Failure> {
-    let mut out = std::io::stdout().lock();
-    let written = out.write_all(legible(text, true).as_bytes()).and_then(|()| out.flush());
-    match written {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
-            Err(Failure::new(format!("could not write the output: {error}")))
-        }
-        _ => Ok(()),
-    }
+    console::put(&legible(text, true))
 }
 
 /// Shows how far a command is. What cannot be written does not stop it.
@@ -169,11 +165,6 @@ fn tell(progress: &mut Progress, done: u64, of: u64) {
         Some(Line::Error(text)) => drop(std::io::stderr().lock().write_all(text.as_bytes())),
         None => {}
     }
-}
-
-/// Writes to the standard error; where that fails there is nobody left to tell.
-fn say(text: &str) {
-    let _ = std::io::stderr().lock().write_all(legible(text, false).as_bytes());
 }
 
 /// Whether the standard output is a terminal.

@@ -1,6 +1,8 @@
 //! `drystone-io`: connects the commands to the engine.
 
 mod background;
+#[path = "../shared/console.rs"]
+mod console;
 mod debug;
 mod input;
 mod open;
@@ -10,14 +12,14 @@ mod shell;
 mod show;
 mod transfer;
 
-use std::io::Write;
 use std::process::ExitCode;
 
+use console::say;
 use drystone_exec_linux::{Client, Config};
 use drystone_tools::img::args::{Executor, tool_name, words};
 use drystone_tools::io::args::{self, Action, IoArgs};
 use drystone_tools::message::{Failure, Message, legible};
-use drystone_tools::object::secrets;
+use drystone_tools::object::{give_objects, tls_credentials};
 use drystone_tools::polling::{POLLING_VARIABLE, polling};
 use shell::Shell;
 
@@ -57,8 +59,9 @@ fn main() -> ExitCode {
 /// Runs the commands on the executor that was asked for. Tells whether all of them succeeded.
 fn run(args: IoArgs, name: String, config: Config) -> Result<bool, Failure> {
     let executor = args.executor;
+    let credentials = tls_credentials(&args.objects).map_err(Failure::new)?;
     let commands = async |client: Client| {
-        secrets(&args.objects).into_iter().for_each(|(id, secret)| client.add_secret(&id, secret));
+        give_objects(&client, &args.objects, credentials);
         Shell::new(client, args, name).run().await
     };
     let ran = match executor {
@@ -71,11 +74,5 @@ fn run(args: IoArgs, name: String, config: Config) -> Result<bool, Failure> {
 
 /// Writes to the standard output, at once. Where that fails, there is nobody who listens.
 fn print(text: &str) {
-    let mut out = std::io::stdout().lock();
-    let _ = out.write_all(legible(text, false).as_bytes()).and_then(|()| out.flush());
-}
-
-/// Writes to the standard error; where that fails there is nobody left to tell.
-fn say(text: &str) {
-    let _ = std::io::stderr().lock().write_all(legible(text, false).as_bytes());
+    let _ = console::put(&legible(text, false));
 }

@@ -38,14 +38,17 @@ pub fn start(argv: &[String]) -> Result<u8, Failure> {
     Ok(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1))
 }
 
-/// Tells who started this process that clients can connect, and lets go of its terminal.
-pub fn detach() -> Result<(), Failure> {
+/// Tells who started this process that clients can connect, and lets go of its terminal; of its standard error only
+/// where nobody wants to hear of what goes wrong later.
+pub fn detach(verbose: bool) -> Result<(), Failure> {
     let failed = |error: std::io::Error| Failure::new(format!("Failed to daemonize: {error}"));
     let nothing = OpenOptions::new().read(true).write(true).open("/dev/null").map_err(failed)?;
     // Who leads a session already has let go of the terminal.
     let _ = rustix::process::setsid();
     let mut out = std::io::stdout().lock();
     out.write_all(READY).and_then(|()| out.flush()).map_err(failed)?;
-    rustix::stdio::dup2_stderr(&nothing).map_err(|error| failed(error.into()))?;
+    if !verbose {
+        rustix::stdio::dup2_stderr(&nothing).map_err(|error| failed(error.into()))?;
+    }
     rustix::stdio::dup2_stdout(&nothing).map_err(|error| failed(error.into()))
 }

@@ -29,7 +29,7 @@ impl Drop for Listening {
 }
 
 /// The words of an error, without its number.
-fn words(error: &io::Error) -> String {
+pub fn words(error: &io::Error) -> String {
     let text = error.to_string();
     text.split(" (os error").next().unwrap_or_default().to_owned()
 }

@@ -2,20 +2,23 @@
 //! `background` has the process go on by itself, `serve` puts them together.
 
 mod background;
+#[path = "../shared/console.rs"]
+mod console;
 mod image;
 mod listen;
 #[path = "../shared/overlay.rs"]
 mod overlay;
 mod serve;
 
-use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 
+use console::say;
 use drystone_exec_linux::{Config, list_exports};
 use drystone_tools::img::args::{tool_name, words};
 use drystone_tools::message::{Failure, Message, legible};
-use drystone_tools::nbd::args::{self, Action};
+use drystone_tools::nbd::args::{self, Action, ListArgs};
 use drystone_tools::nbd::list;
+use drystone_tools::object::{find_tls, tls_credentials};
 
 fn main() -> ExitCode {
     let argv = match words(std::env::args_os()) {
@@ -32,11 +35,8 @@ fn main() -> ExitCode {
         }
         let trace = invocation.tracing.start()?;
         match invocation.action {
-            Action::Print(text) => print(&text).map(|()| 0),
-            Action::List(server) => {
-                let exports = list_exports(&server).map_err(Failure::new)?;
-                print(&list::render(&exports)).map(|()| 0)
-            }
+            Action::Print(text) => console::put(&legible(&text, false)).map(|()| 0),
+            Action::List(args) => list_them(&args),
             Action::Serve(args) if args.fork && !background::is_child() => background::start(&argv),
             Action::Serve(args) => serve::run(&args, &name, Config { trace, ..Config::default() }),
         }
@@ -50,19 +50,17 @@ fn main() -> ExitCode {
     }
 }
 
-/// Writes to the standard output. A reader who has gone away has seen what he wanted.
-fn print(text: &str) -> Result<(), Failure> {
-    let mut out = std::io::stdout().lock();
-    let written = out.write_all(legible(text, false).as_bytes()).and_then(|()| out.flush());
-    match written {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
-            Err(Failure::new(format!("could not write the output: {error}")))
+/// Lists the exports of a server.
+fn list_them(args: &ListArgs) -> Result<u8, Failure> {
+    let failed = |text: String| Failure::new(format!("Failed to get TLS creds: {text}"));
+    let credentials = tls_credentials(&args.tls.objects).map_err(Failure::new)?;
+    let client = match &args.tls.credentials {
+        None => None,
+        Some(id) => {
+            let found = find_tls(&args.tls.objects, &credentials, id).map_err(failed)?;
+            Some((found.for_client().map_err(|text| failed(text.into()))?, args.hostname.as_deref()))
         }
-        _ => Ok(()),
-    }
-}
-
-/// Writes to the standard error; where that fails there is nobody left to tell.
-fn say(text: &str) {
-    let _ = std::io::stderr().lock().write_all(legible(text, false).as_bytes());
+    };
+    let exports = list_exports(&args.server, client).map_err(Failure::new)?;
+    console::put(&legible(&list::render(&exports), false)).map(|()| 0)
 }

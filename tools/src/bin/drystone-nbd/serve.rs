@@ -3,12 +3,13 @@
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use drystone_exec_linux::{Client, Config, NbdPlan};
+use drystone_exec_linux::{Client, Config, NbdPlan, TlsCredentials, TlsServer};
 use drystone_tools::message::Failure;
 use drystone_tools::nbd::args::ServeArgs;
+use drystone_tools::object::{find_tls, give_objects, tls_credentials};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
-use crate::listen::{Listening, inherited, listen};
+use crate::listen::{Listening, inherited, listen, words};
 use crate::{background, image};
 
 pub fn run(args: &ServeArgs, tool: &str, config: Config) -> Result<u8, Failure> {
@@ -16,15 +17,31 @@ pub fn run(args: &ServeArgs, tool: &str, config: Config) -> Result<u8, Failure> 
     if activated.is_some() && args.address_said {
         return Err(Failure::new("-p, -b and -k cannot be used with socket activation"));
     }
-    let ran = drystone_exec_linux::run(config, async |client| serve(&client, args, tool, activated).await);
+    let credentials = tls_credentials(&args.tls.objects).map_err(Failure::new)?;
+    let tls = server_tls(args, &credentials)?;
+    let ran = drystone_exec_linux::run(config, async |client: Client| {
+        give_objects(&client, &args.tls.objects, credentials);
+        serve(&client, args, tool, (activated, tls)).await
+    });
     ran.unwrap_or_else(|error| Err(Failure::new(format!("the executor could not start: {error}"))))
+}
+
+/// What clients are shown, where connections are encrypted.
+fn server_tls(
+    args: &ServeArgs,
+    credentials: &[(String, TlsCredentials)],
+) -> Result<Option<TlsServer>, Failure> {
+    let Some(id) = &args.tls.credentials else { return Ok(None) };
+    let failed = |text: String| Failure::new(format!("Failed to get TLS creds: {text}"));
+    let found = find_tls(&args.tls.objects, credentials, id).map_err(failed)?;
+    found.for_server().map(|server| Some(server.clone())).map_err(|text| failed(text.into()))
 }
 
 async fn serve(
     client: &Client,
     args: &ServeArgs,
     tool: &str,
-    activated: Option<Listening>,
+    (activated, tls): (Option<Listening>, Option<TlsServer>),
 ) -> Result<u8, Failure> {
     let export = image::open(client, args, tool).await?;
     let served = export.image.clone();
@@ -40,23 +57,20 @@ async fn serve(
     }
     if let Some(path) = &args.pid_file {
         let written = std::fs::write(path, format!("{}\n", std::process::id()));
-        written.map_err(|error| {
-            let text = error.to_string();
-            let words = text.split(" (os error").next().unwrap_or_default();
-            Failure::new(format!("Could not create '{path}': {words}"))
-        })?;
+        written.map_err(|error| Failure::new(format!("Could not create '{path}': {}", words(&error))))?;
     }
     let plan = NbdPlan {
         listeners: std::mem::take(&mut listening.sockets),
         exports: vec![export],
         clients_max: if args.clients_max == 0 { usize::MAX } else { args.clients_max },
         persistent: args.persistent,
+        tls,
         handshake_max: Duration::from_secs(args.handshake_limit.into()),
         stop: Some(stop.into()),
     };
     let server = client.serve(plan).map_err(|error| Failure::new(format!("Failed to serve: {error}")))?;
     if background::is_child() {
-        background::detach()?;
+        background::detach(args.verbose)?;
     }
     server.ended().await;
     drop(listening);

@@ -116,7 +116,7 @@ pub(super) const OBJECT: OptionSpec = OptionSpec {
     long: &["object"],
     short: "",
     value: Some("OBJDEF"),
-    help: "define an object, such as a secret; may be repeated",
+    help: "define an object, such as a secret or tls-creds-x509; may be repeated",
 };
 pub(super) const EXECUTOR: OptionSpec = OptionSpec {
     long: &["executor"],

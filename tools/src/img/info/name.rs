@@ -34,7 +34,8 @@ impl NodeName {
         options.extend(deciding);
         let child = |name: &str| children.iter().find(|(edge, _)| *edge == name).map(|(_, child)| *child);
         let plain = |name: &str| child(name).and_then(|child| child.plain.as_deref());
-        let other_backing = given.get("backing").is_some_and(|backing| !backing.is_null());
+        // Null and, as of old, no name say that there is none.
+        let other_backing = given.get("backing").is_some_and(|backing| !backing.is_null() && *backing != "");
         if children.is_empty() {
             let plain = match driver {
                 "null-co" | "null-aio" => (!decides).then(|| format!("{driver}://")),
@@ -142,6 +143,8 @@ mod tests {
             assert_eq!(name.shown(), expected);
         };
         check("qcow2", json!({"lazy-refcounts": "on"}), "file", "a");
+        check("qcow2", json!({"backing": ""}), "file", "a");
+        check("qcow2", json!({"backing": null}), "file", "a");
         check("blkdebug", json!({}), "image", "blkdebug::a");
         check("blkdebug", json!({"config": "c", "read-only": "on"}), "image", "blkdebug:c:a");
         check(

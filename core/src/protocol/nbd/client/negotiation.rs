@@ -495,12 +495,11 @@ impl Negotiation {
     fn refused(&mut self, code: ReplyCode, data: &[u8]) -> Result<Option<Step>, NbdError> {
         let unknown = code == ReplyCode::ERR_UNSUP;
         match self.state {
-            State::ExtendedHeaders if code != ReplyCode::ERR_TLS_REQD => {
-                self.ask(State::StructuredReply, &[])
-            }
-            State::StructuredReply if code != ReplyCode::ERR_TLS_REQD => self.ask_for_purpose(),
+            // A server that wants encryption first says so again about what there is no doing without.
+            State::ExtendedHeaders => self.ask(State::StructuredReply, &[]),
+            State::StructuredReply => self.ask_for_purpose(),
             // Without the context, everything is data.
-            State::SetContext if code != ReplyCode::ERR_TLS_REQD => {
+            State::SetContext => {
                 self.agreed.context = None;
                 self.ask_to_go();
             }
@@ -522,6 +521,6 @@ impl Negotiation {
         if code == ReplyCode::ERR_UNKNOWN {
             return NbdError::NoExport { name: self.wishes.export.clone(), message };
         }
-        NbdError::Refused { option: self.asked().name(), why: code.name(), message }
+        NbdError::Refused { option: self.asked(), why: code, message }
     }
 }

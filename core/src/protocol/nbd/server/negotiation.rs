@@ -234,7 +234,11 @@ impl Negotiation {
             if option == OptionCode::EXPORT_NAME {
                 return Err(NbdError::Unsupported("the client chose an export before encryption had begun"));
             }
-            self.refuse(option, ReplyCode::ERR_TLS_REQD, "encryption must begin first");
+            self.refuse(
+                option,
+                ReplyCode::ERR_TLS_REQD,
+                &format!("Option {:#x} not permitted before TLS", option.0),
+            );
             return Ok(None);
         }
         match option {
@@ -312,7 +316,7 @@ impl Negotiation {
             return None;
         }
         if self.security == Security::Plain {
-            self.refuse(option, ReplyCode::ERR_POLICY, "encryption is not to begin here");
+            self.refuse(option, ReplyCode::ERR_POLICY, "TLS not configured");
             return None;
         }
         self.answer(option, ReplyCode::ACK, &[]);
