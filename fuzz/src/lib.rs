@@ -10,6 +10,7 @@
 //! [`targets`].
 
 pub mod bitmaps;
+mod chains;
 pub mod damage;
 mod filters;
 mod hostile;
@@ -18,6 +19,7 @@ pub mod minimise;
 mod nbd;
 mod packed;
 mod parallels;
+mod parsers;
 mod requests;
 pub mod targets;
 mod texts;
@@ -69,7 +71,7 @@ const PARSER: Target = Target {
 const SIMULATION: Target = Target { intents_max: 5_000_000, memory_max: 512 * MIB, ..PARSER };
 
 /// All of them.
-pub const TARGETS: [Target; 28] = [
+pub const TARGETS: [Target; 30] = [
     Target { name: "raw", run: targets::raw, ..SIMULATION },
     Target {
         name: "qcow2",
@@ -95,6 +97,8 @@ pub const TARGETS: [Target; 28] = [
     Target { name: "vmdk", run: targets::vmdk, ..SIMULATION },
     Target { name: "vhdx", run: targets::vhdx, ..SIMULATION },
     Target { name: "vpc", run: targets::vpc, ..SIMULATION },
+    Target { name: "chains", run: targets::chains, ..SIMULATION },
+    Target { name: "parsers", run: targets::parsers, ..PARSER },
     Target { name: "nbd_client", run: targets::nbd_client, memory_max: 64 * MIB, ..PARSER },
     // Two requests of the greatest length, and what they are answered with.
     Target { name: "nbd_server", run: targets::nbd_server, memory_max: 256 * MIB, ..PARSER },

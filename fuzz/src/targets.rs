@@ -17,12 +17,14 @@ use drystone_core::graph::options::from_filename;
 use drystone_core::intent::Errno;
 
 pub use crate::bitmaps::bitmaps;
+pub use crate::chains::chains;
 pub use crate::filters::{blkdebug, log_writes};
 use crate::hostile::TOP;
 pub use crate::layouts::{entries, header, luks, luks2, snapshot};
 pub use crate::nbd::{nbd_client, nbd_server};
 pub use crate::packed::packed;
 pub use crate::parallels::parallels;
+pub use crate::parsers::parsers;
 pub use crate::requests::{crashes, requests};
 pub use crate::texts::{json, options, size};
 pub use crate::two_level::{qcow, qed};
