@@ -1,8 +1,10 @@
 //! Bytes as a qcow2 image: looked at, and then worked with, in bounded steps and memory.
 //!
-//! Whatever the bytes say, opening, checking, mapping, reading, writing and upkeep (snapshots, lengths, options) end in an
-//! answer. Where `check` finds nothing wrong, the image must behave as a flat disk, and `check` must find nothing wrong
+//! Whatever the bytes say, opening in many ways, checking, mapping, reading, writing and upkeep (snapshots, lengths, options)
+//! end in an answer. Where `check` finds nothing wrong, the image must behave as a flat disk, and `check` must find nothing wrong
 //! afterwards. Start at [`exercise`].
+
+use std::time::Duration;
 
 use drystone_conformance::meter::peak_of;
 use drystone_conformance::model::Rules;
@@ -16,10 +18,11 @@ use drystone_core::buf::{Buf, BufList};
 use drystone_core::engine::{Io, Op};
 use drystone_core::error::Result;
 use drystone_core::format::qcow2::check::{CheckReport, check};
-use drystone_core::format::qcow2::{Amend, NewSnapshot, SnapshotChoice};
-use drystone_core::graph::open::{NodeSpec, OpenMode, open};
+use drystone_core::format::qcow2::{Amend, NewSnapshot, Protect, Qcow2Options, SnapshotChoice};
+use drystone_core::graph::open::{DriverSpec, NodeSpec, OpenMode, open};
 use drystone_core::graph::options::from_filename;
 use drystone_core::graph::{NodeId, Preallocate};
+use drystone_core::intent::Fua;
 use drystone_core::job::{amend, apply_snapshot, create_snapshot, delete_snapshot};
 
 /// The image that is opened, by its path in the world.
@@ -63,6 +66,51 @@ pub fn exercise(world: World, draw: &mut dyn Draw) {
     assert!(peak <= MEMORY_MAX, "{peak} bytes of memory to write to the image, {MEMORY_MAX} allowed");
     let ((), peak) = peak_of(|| keep_up(&mut runner));
     assert!(peak <= MEMORY_MAX, "{peak} bytes of memory to keep the image up, {MEMORY_MAX} allowed");
+    let ((), peak) = peak_of(|| otherwise(&mut runner, draw));
+    assert!(peak <= MEMORY_MAX, "{peak} bytes of memory to open the image otherwise, {MEMORY_MAX} allowed");
+}
+
+/// Opens the image with options that are seldom given, and reads and writes a little, whatever comes of it.
+fn otherwise(runner: &mut SimRunner, draw: &mut dyn Draw) {
+    let writable = draw.one_in(2);
+    let name = ["1", "2", "fuzz", "none"][draw.below(4) as usize];
+    let options = Qcow2Options {
+        snapshot: draw.one_in(2).then(|| SnapshotChoice::IdOrName(name.into())),
+        l2_cache_entry_len: [None, Some(512), Some(4096), Some(1000)][draw.below(4) as usize],
+        cache_clean_interval: draw.one_in(4).then_some(Duration::from_secs(1)),
+        lazy_refcounts: draw.one_in(4),
+        metadata_only: draw.one_in(4),
+        for_check: draw.one_in(4),
+        discard_no_unref: draw.one_in(4),
+        protect: [Protect::NONE, Protect::CONSTANT, Protect::CACHED, Protect::ALL][draw.below(4) as usize],
+        ..Qcow2Options::default()
+    };
+    let at = draw.below(1 << 20);
+    let NodeSpec { driver, .. } = spec(writable);
+    let DriverSpec::Qcow2 { file, backing, data_file, .. } = driver else {
+        unreachable!("a name with a format is an image of it")
+    };
+    let driver = DriverSpec::Qcow2 { file, backing, data_file, options };
+    let spec = NodeSpec { driver, ..spec(writable) };
+    budget(runner);
+    if runner.open(&spec).is_ok() {
+        let len = runner.size().min(5000);
+        let at = at.min(runner.size() - len);
+        let data = || BufList::from(Buf::zeroed(len as usize));
+        let asks = [
+            (Op::Read, data()),
+            (Op::Write(Fua::No), data()),
+            (Op::Discard, BufList::new()),
+            (Op::Write(Fua::Yes), data()),
+        ];
+        for ((op, data), tag) in asks.into_iter().zip(0..) {
+            runner.submit(vec![Ask { op, offset: at, len, data, tag }]);
+            in_time(runner.wait(), "a request");
+        }
+        let _ = runner.close();
+    }
+    assert!(!runner.sim.is_stopped(), "opening the image otherwise takes more than {INTENTS_MAX} intents");
+    assert_eq!(runner.sim.world.open_leaves(), 0, "a leaf was left open");
 }
 
 /// Takes a snapshot, changes lengths and refcounts, goes back and deletes a snapshot, whatever comes of each. An image that

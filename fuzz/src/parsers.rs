@@ -56,13 +56,18 @@ fn changed(mut bytes: Vec<u8>, first: usize, draw: &mut Unstructured<'_>) -> Vec
     bytes
 }
 
+/// Puts what was parsed into the trace.
+fn shown(parsed: impl Debug) {
+    tell(|| format!("{parsed:?}"));
+}
+
 /// Sees that an error has words, and that what is right survives encoding.
 fn survives<T, E>(parsed: Result<T, E>, again: impl FnOnce(&T) -> Result<T, E>)
 where
     T: PartialEq + Debug,
     E: Error + PartialEq,
 {
-    tell(|| format!("{parsed:?}"));
+    shown(&parsed);
     match parsed {
         Ok(value) => {
             let read = again(&value);
@@ -180,8 +185,7 @@ fn geometry(draw: &mut Unstructured<'_>) {
 fn vmdk_headers(draw: &mut Unstructured<'_>) {
     let mut cowd = b"COWD\x01\0\0\0\x03\0\0\0\0\x20\0\0\x80\0\0\0\x04\0\0\0\x01\0\0\0".to_vec();
     cowd.resize(64, 0);
-    let parsed = CowdHeader::parse(&changed(cowd, 44, draw));
-    tell(|| format!("{parsed:?}"));
+    shown(CowdHeader::parse(&changed(cowd, 44, draw)));
     let mut se_sparse = [0; 512];
     let words = [SeSparseHeader::MAGIC, 0x2_0000_0001, 65536, 8, 64];
     for (word, nth) in words.into_iter().zip(0..) {
@@ -191,35 +195,33 @@ fn vmdk_headers(draw: &mut Unstructured<'_>) {
         let at = draw.below(48) as usize;
         se_sparse[at] = draw.below(256) as u8;
     }
-    let parsed = SeSparseHeader::parse(&se_sparse);
-    tell(|| format!("{parsed:?}"));
+    shown(SeSparseHeader::parse(&se_sparse));
     let mut volatile = [0; 32];
     volatile[..8].copy_from_slice(&SeSparseHeader::VOLATILE_MAGIC.to_le_bytes());
-    let replays = SeSparseHeader::replays_journal(&changed(volatile.to_vec(), 32, draw));
-    tell(|| format!("{replays:?}"));
+    shown(SeSparseHeader::replays_journal(&changed(volatile.to_vec(), 32, draw)));
 }
 
 fn handshake(draw: &mut Unstructured<'_>) {
     let old = OldGreeting { len: draw.below(1 << 63), flags: TransmissionFlags(draw.below(1 << 16) as u16) };
     let mut bytes = changed(old.encode().to_vec(), 28, draw);
-    tell(|| format!("{:?}", nbd::parse_greeting(&bytes)));
+    shown(nbd::parse_greeting(&bytes));
     bytes.drain(..bytes.len().min(16));
     let parsed = OldGreeting::parse(&bytes);
     survives(parsed, |greeting| OldGreeting::parse(&greeting.encode()[16..]));
     let answer = nbd::export_answer(draw.below(1 << 63), TransmissionFlags(3));
     let len = if draw.one_in(2) { 10 } else { answer.len() };
-    tell(|| format!("{:?}", nbd::parse_export_answer(&answer[..len])));
+    shown(nbd::parse_export_answer(&answer[..len]));
     let tls = nbd::OptionReply { option: nbd::OptionCode(5), code: nbd::ReplyCode(1), len: 0 };
     let reply = nbd::OptionReply::parse(&changed(tls.encode().to_vec(), 20, draw));
     survives(reply, |reply| nbd::OptionReply::parse(&reply.encode()));
     let named = nbd::server("disk", "a description");
-    tell(|| format!("{:?}", nbd::parse_server(&changed(named, 30, draw))));
+    shown(nbd::parse_server(&changed(named, 30, draw)));
     let query = MetaQuery { export: "disk".into(), queries: vec!["base:allocation".into(), "x".into()] };
     survives(MetaQuery::parse(&changed(query.encode(), 20, draw)), |query| MetaQuery::parse(&query.encode()));
     let context = nbd::meta_context(3, "base:allocation");
-    tell(|| format!("{:?}", nbd::parse_meta_context(&changed(context, 20, draw))));
+    shown(nbd::parse_meta_context(&changed(context, 20, draw)));
     let asked = InfoRequest::encode("disk", &[InfoRequest::NAME, InfoRequest::DESCRIPTION]);
-    tell(|| format!("{:?}", InfoRequest::parse(&changed(asked, 16, draw))));
+    shown(InfoRequest::parse(&changed(asked, 16, draw)));
 }
 
 fn info(draw: &mut Unstructured<'_>) {
@@ -233,7 +235,7 @@ fn info(draw: &mut Unstructured<'_>) {
         _ => InfoReply::BlockSize(sizes),
     };
     let bytes = changed(reply.encode(), if draw.one_in(2) { 2 } else { 16 }, draw);
-    tell(|| format!("{:?}", InfoReply::parse(&bytes)));
+    shown(InfoReply::parse(&bytes));
 }
 
 fn transmission(draw: &mut Unstructured<'_>) {
@@ -259,7 +261,7 @@ fn transmission(draw: &mut Unstructured<'_>) {
         bytes.extend(draw.below(1 << 40).to_be_bytes());
     }
     let kind = if offset { ChunkKind::ERROR_OFFSET } else { ChunkKind::ERROR };
-    tell(|| format!("{:?}", nbd::parse_error(kind, &changed(bytes, 6, draw))));
+    shown(nbd::parse_error(kind, &changed(bytes, 6, draw)));
     let (mode, kind) = match draw.one_in(2) {
         true => (Mode::Extended, ChunkKind(6)),
         false => (Mode::Structured, ChunkKind(5)),
@@ -267,5 +269,5 @@ fn transmission(draw: &mut Unstructured<'_>) {
     let extents: Vec<_> =
         (0..draw.below(5)).map(|_| Extent { len: draw.below(1 << 20), flags: draw.below(4) }).collect();
     let payload = changed(nbd::status_payload(1, &extents, mode), 12, draw);
-    tell(|| format!("{:?}", nbd::parse_status(kind, &payload)));
+    shown(nbd::parse_status(kind, &payload));
 }
