@@ -7,8 +7,8 @@
 
 use super::LuksError;
 use super::copies::Header2Copies;
-use super::create::{ITER_TIME_MS, iterations};
-use super::keyslot::{Kdf, Keyslot, Place, rounds_per_second, wipe};
+use super::costs::{ITER_TIME_MS, iterations, rounds_per_second};
+use super::keyslot::{Kdf, Keyslot, Place, wipe};
 use super::layout::{Header, SLOTS, Slot, state_bytes};
 use super::volume::Volume;
 use crate::buf::Buf;

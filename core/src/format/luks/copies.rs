@@ -95,10 +95,18 @@ impl Header2Copies {
         if len as u64 >= room {
             return Err(place.fail(io, LuksError::JsonTooLong { len, room }));
         }
-        // One copy is durable before the other one is touched.
-        new.write_copy(io, place, Copy::Primary).await?;
-        new.write_copy(io, place, Copy::Secondary).await?;
+        new.write_both(io, place).await?;
         Ok(new)
+    }
+
+    /// Writes both copies. Durable on return.
+    ///
+    /// # Errors
+    /// When they cannot be written.
+    pub(super) async fn write_both(&self, io: &Io, place: Place) -> Result<()> {
+        // One copy is durable before the other one is touched.
+        self.write_copy(io, place, Copy::Primary).await?;
+        self.write_copy(io, place, Copy::Secondary).await
     }
 
     async fn write_copy(&self, io: &Io, place: Place, copy: Copy) -> Result<()> {
