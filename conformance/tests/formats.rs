@@ -37,7 +37,7 @@ macro_rules! suite {
     };
 }
 
-suite!(luks, luks_cases(), 8);
+suite!(luks, luks_cases(), 16);
 suite!(parallels, parallels_cases(), 4);
 suite!(two_level, two_level_cases(), 8);
 suite!(vdi, vdi_cases(), 4);

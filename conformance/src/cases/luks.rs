@@ -22,14 +22,17 @@ use crate::world::World;
 /// Bytes of the disks of LUKS2 volumes.
 const SIZE: u64 = 256 << 10;
 
+/// Requests of a plan: each run opens the image a few times, which is what takes long.
+const STEPS: usize = 24;
+
 /// Name, format, bytes of the unit that requests prefer, commands. `SECRET` stands for the object with the passphrase.
 const MADE: &[(&str, &str, u64, &[&str])] = &[
-    ("luks", "luks", 512, &["qemu-img create SECRET -f luks -o key-secret=key,iter-time=10 top 256k"]),
+    ("luks", "luks", 512, &["qemu-img create SECRET -f luks -o key-secret=key,iter-time=1 top 256k"]),
     (
         "luks, cbc with essiv and sha512",
         "luks",
         512,
-        &["qemu-img create SECRET -f luks -o key-secret=key,iter-time=10,cipher-mode=cbc,\
+        &["qemu-img create SECRET -f luks -o key-secret=key,iter-time=1,cipher-mode=cbc,\
            ivgen-alg=essiv,ivgen-hash-alg=sha256,cipher-alg=aes-256,hash-alg=sha512 top 100k"],
     ),
     (
@@ -38,7 +41,7 @@ const MADE: &[(&str, &str, u64, &[&str])] = &[
         4096,
         &[
             "qemu-img create SECRET -f qcow2 -o cluster_size=4k,encrypt.format=luks,encrypt.key-secret=key,\
-             encrypt.iter-time=10 top 1000001",
+             encrypt.iter-time=1 top 1000001",
             FILLED,
         ],
     ),
@@ -50,7 +53,7 @@ const MADE: &[(&str, &str, u64, &[&str])] = &[
             "qemu-img create -f raw base.raw 700k",
             "qemu-io -f raw -c 'write -P 5 0 600k' base.raw",
             "qemu-img create SECRET -f qcow2 -b base.raw -F raw -o cluster_size=16k,extended_l2=on,encrypt.format=luks,\
-             encrypt.key-secret=key,encrypt.iter-time=10 top 1M",
+             encrypt.key-secret=key,encrypt.iter-time=1 top 1M",
             FILLED,
         ],
     ),
@@ -89,6 +92,7 @@ fn made_by_qemu(made: &(&str, &'static str, u64, &[&str])) -> std::result::Resul
     let commands: Vec<&str> = commands.iter().map(String::as_str).collect();
     let mut recipe = Recipe::new(name, format, "top", &commands);
     recipe.mix.granule = granule;
+    recipe.mix.steps = STEPS;
     if format == "qcow2" {
         // Metadata that could not be written is kept, and the next flush writes it.
         recipe.rules.sticky_flush = false;
@@ -123,7 +127,7 @@ fn luks2(name: &str, more: Options2, cipher: Option<CipherName>, direct: bool) -
         let config = DiskConfig { request_align: align, memory_align: align, ..DiskConfig::default() };
         let path = world.path("top");
         world.add_disk(&path, config, there.disk("top").expect("it was made").view().clone());
-        let mix = Mix { granule: more.sector_len as u64, ..Mix::default() };
+        let mix = Mix { granule: more.sector_len as u64, steps: STEPS, ..Mix::default() };
         Image {
             spec: spec("luks", &path, OpenMode { direct, ..WRITABLE }),
             content,
