@@ -146,16 +146,13 @@ fn damage_is_found_and_repaired_alike() {
 fn repairs_are_told_alike() {
     let mut side = images();
     let sound = side.read("filled.par");
-    let unclosed = |bytes: &mut Vec<u8>| bytes[44..48].copy_from_slice(&0x746f_6e59_u32.to_le_bytes());
-    let longer = |bytes: &mut Vec<u8>| bytes.resize(bytes.len() + 512 * 300, 7);
-    let twice = |bytes: &mut Vec<u8>| bytes.copy_within(64..68, 68);
-    let damage: [(&str, &dyn Fn(&mut Vec<u8>)); 3] =
-        [("not closed", &unclosed), ("longer", &longer), ("a cluster twice", &twice)];
-    for (about, change) in damage {
+    let mut damaged = [("not closed", sound.clone()), ("longer", sound.clone()), ("a cluster twice", sound)];
+    damaged[0].1[44..48].copy_from_slice(&0x746f_6e59_u32.to_le_bytes());
+    damaged[1].1.extend([7; 512 * 300]);
+    damaged[2].1.copy_within(64..68, 68);
+    for (about, bytes) in damaged {
         for line in ["check -r leaks -f parallels bad.par", "check -r all -f parallels bad.par"] {
             let [ours, theirs] = [true, false].map(|ours| {
-                let mut bytes = sound.clone();
-                change(&mut bytes);
                 side.write("bad.par", &bytes);
                 let run = if ours { side.ours(line) } else { side.theirs(line) };
                 (run.code, run.stdout, run.stderr)

@@ -69,7 +69,7 @@ const FILLED: &str = "qemu-io SECRET --image-opts -c 'write -P 17 10k 150k' -c '
 pub fn luks_cases() -> std::result::Result<Vec<Case>, String> {
     let argon2 = KdfChoice { argon2: Some(Argon2Kind::Id), memory_kib: 32, lanes: 1, iterations: Some(4) };
     let pbkdf2 = KdfChoice { argon2: None, iterations: Some(1000), ..argon2 };
-    let made = MADE.iter().map(|made| made_by_qemu(made));
+    let made = MADE.iter().map(made_by_qemu);
     let serpent = CipherName::parse("serpent", "xts-plain64");
     made.chain([
         Ok(luks2("luks2", Options2 { kdf: pbkdf2, sector_len: 512 }, None, false)),

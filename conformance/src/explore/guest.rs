@@ -467,9 +467,12 @@ pub enum Do {
     FlushOften,
 }
 
+/// Whether something holds of the files.
+type Holds = dyn Fn(&World) -> std::result::Result<(), String>;
+
 /// What holds of the files for good.
 #[derive(Clone)]
-struct Promise(Rc<dyn Fn(&World) -> std::result::Result<(), String>>);
+struct Promise(Rc<Holds>);
 
 impl fmt::Debug for Promise {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
