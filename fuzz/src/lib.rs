@@ -26,6 +26,7 @@ mod used;
 pub mod vdi;
 mod vhdx;
 mod vmdk;
+mod volumes;
 mod vpc;
 
 use std::cell::Cell;
@@ -69,7 +70,7 @@ const PARSER: Target = Target {
 const SIMULATION: Target = Target { intents_max: 5_000_000, memory_max: 512 * MIB, ..PARSER };
 
 /// All of them.
-pub const TARGETS: [Target; 28] = [
+pub const TARGETS: [Target; 29] = [
     Target { name: "raw", run: targets::raw, ..SIMULATION },
     Target {
         name: "qcow2",
@@ -94,6 +95,7 @@ pub const TARGETS: [Target; 28] = [
     Target { name: "qcow", run: targets::qcow, ..SIMULATION },
     Target { name: "vmdk", run: targets::vmdk, ..SIMULATION },
     Target { name: "vhdx", run: targets::vhdx, ..SIMULATION },
+    Target { name: "volumes", run: targets::volumes, ..SIMULATION },
     Target { name: "vpc", run: targets::vpc, ..SIMULATION },
     Target { name: "nbd_client", run: targets::nbd_client, memory_max: 64 * MIB, ..PARSER },
     // Two requests of the greatest length, and what they are answered with.
