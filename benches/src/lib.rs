@@ -11,6 +11,7 @@ pub mod bare;
 pub mod codec;
 pub mod edits;
 pub mod executor;
+pub mod formats;
 pub mod measure;
 #[cfg(feature = "peers")]
 pub mod peers;

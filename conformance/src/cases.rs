@@ -1,5 +1,6 @@
 //! Images that the suite runs on.
 
+mod luks;
 mod two_level;
 mod vmdk;
 
@@ -14,6 +15,7 @@ use crate::scenario::Mix;
 use crate::sparse::Sparse;
 use crate::suite::{Case, Image, Stage};
 use crate::world::World;
+pub use luks::luks_cases;
 pub use two_level::{two_level, two_level_cases};
 pub use vmdk::{vmdk, vmdk_cases};
 

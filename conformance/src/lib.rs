@@ -1,6 +1,7 @@
 //! The simulated executor, and the suite that every executor passes.
 
 pub mod cases;
+mod compute;
 pub mod disk;
 pub mod explore;
 pub mod fault;

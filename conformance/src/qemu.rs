@@ -2,6 +2,7 @@
 //!
 //! Refuses to know any format: `qemu-img` and `qemu-io` are asked for everything. Start at [`Recipe`].
 
+use std::io::Read as _;
 use std::path::Path;
 use std::process::Command;
 use std::rc::Rc;
@@ -13,7 +14,7 @@ use tempfile::TempDir;
 
 use crate::model::Rules;
 use crate::scenario::Mix;
-use crate::sim::Sim;
+use crate::sim::{SECRETS, Sim};
 use crate::sparse::Sparse;
 use crate::suite::{Case, Image, Stage};
 use crate::world::World;
@@ -72,7 +73,9 @@ impl Folder {
     pub fn check(&self, name: &str, format: &str, leaks: bool) -> Result<(), String> {
         // The reference replays a log only where it may write.
         let repair: &[&str] = if format == "vhdx" { &["-r", "all"] } else { &[] };
-        match self.status(&[&["qemu-img", "check", "-f", format], repair, &[name]].concat())? {
+        let image = self.words_for(name, format);
+        let image: Vec<&str> = image.iter().map(String::as_str).collect();
+        match self.status(&[&["qemu-img", "check"], repair, &image].concat())? {
             // 63: the reference has no check for the format.
             (0 | 63, _) => Ok(()),
             (3, _) if leaks => Ok(()),
@@ -89,10 +92,26 @@ impl Folder {
     /// What the tool says.
     pub fn guest(&self, name: &str, format: &str) -> Result<Sparse, String> {
         const FLAT: &str = ".guest-view.raw";
-        self.run(&["qemu-img", "convert", "-f", format, "-O", "raw", name, FLAT])?;
+        let image = self.words_for(name, format);
+        let image: Vec<&str> = image.iter().map(String::as_str).collect();
+        self.run(&[&["qemu-img", "convert", "-O", "raw"], &image[..], &[FLAT]].concat())?;
         let flat = self.path().join(FLAT);
         let bytes = std::fs::read(&flat).and_then(|bytes| std::fs::remove_file(&flat).map(|()| bytes));
         Ok(Sparse::from_bytes(&bytes.map_err(|error| error.to_string())?))
+    }
+
+    /// What a command line says of an image: its format and name, and with what an encrypted one opens.
+    fn words_for(&self, name: &str, format: &str) -> Vec<String> {
+        let mut head = [0; HEAD_LEN];
+        // A file that is not there is the tool's to complain about.
+        let read = std::fs::File::open(self.path().join(name)).and_then(|mut file| file.read(&mut head));
+        let Some(option) = secret_option(format, &head[..read.unwrap_or(0)]) else {
+            return ["-f", format, name].map(str::to_owned).to_vec();
+        };
+        let (id, passphrase) = SECRETS[0];
+        let object = format!("secret,id={id},data={passphrase}");
+        let image = format!("driver={format},{option}={id},file.filename={name}");
+        ["--object", &object, "--image-opts", &image].map(str::to_owned).to_vec()
     }
 
     /// The files in it.
@@ -114,6 +133,20 @@ impl Folder {
 impl Default for Folder {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+/// Bytes of an image that tell whether it is encrypted.
+pub(crate) const HEAD_LEN: usize = 36;
+
+/// The option that names the secret of an image, by its first bytes, if it has one. Source: \[qcow2\] "Header", crypt_method.
+pub(crate) fn secret_option(format: &str, head: &[u8]) -> Option<&'static str> {
+    match format {
+        "luks" => Some("key-secret"),
+        "qcow2" => {
+            head.get(32..HEAD_LEN).filter(|method| **method == [0, 0, 0, 2]).map(|_| "encrypt.key-secret")
+        }
+        _ => None,
     }
 }
 

@@ -12,13 +12,14 @@ use std::thread::{JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
 use drystone_core::buf::BufList;
+use drystone_core::crypto::Secret;
 use drystone_core::engine::Reply;
 use drystone_core::error::Result as CoreResult;
 use drystone_core::graph::open::NodeSpec;
 use drystone_exec_linux::{BackendKind, Client, Config, Handle, RemoteImage, Ticket};
 
 use crate::scenario::{Ask, RunError, Runner};
-use crate::sim::Stopped;
+use crate::sim::{SECRETS, Stopped};
 
 /// Real time in which every request is answered, on however slow a machine.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -68,6 +69,9 @@ impl Machine {
         let (send, receive) = mpsc::channel();
         let waits = Arc::clone(&stop);
         let main = async move |client: Client| {
+            for (id, passphrase) in SECRETS {
+                client.add_secret(id, Secret::new(passphrase.into()));
+            }
             send.send(client.handle()).expect("who starts a machine waits for its handle");
             waits.wait().await;
         };

@@ -84,10 +84,13 @@ enum State {
     Done(Outcome, Consequence),
 }
 
+/// The passphrases of the images that tests make, by their ids.
+pub const SECRETS: [(&str, &str); 2] = [("key", "stones"), ("new", "mortar")];
+
 /// An engine that knows the passphrases of the images that tests make.
 pub(crate) fn new_engine() -> Engine {
     let engine = Engine::new();
-    for (id, passphrase) in [("key", "stones"), ("new", "mortar")] {
+    for (id, passphrase) in SECRETS {
         engine.add_secret(id, Secret::new(passphrase.into()));
     }
     engine

@@ -7,19 +7,16 @@
 use std::collections::BTreeMap;
 
 use drystone_core::buf::BufList;
-use drystone_core::compute::Workspace;
 use drystone_core::intent::{
     Action, Errno, Fua, LeafAccess, LeafId, LeafInfo, LeafKind, LeafStatus, Location, LockRefused, Outcome,
     Permissions, Preallocation,
 };
 use fastrand::Rng;
 
+use crate::compute::compute;
 use crate::disk::{Change, ChangeId, DiscardEffect, Disk, DiskConfig, Fate, GARBAGE, Survival, Unflushed};
 use crate::fault::{Effect, mutate};
 use crate::sparse::Sparse;
-
-/// What every piece of work takes: the same in each run.
-const COMPUTE_TIME: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// Disks, leaves and locks.
 #[derive(Clone, Debug, Default)]
@@ -275,10 +272,7 @@ impl World {
                 let locked = failed.and_then(|()| self.lock(leaf, holds, shares));
                 (Outcome::Locked(locked), Consequence::Nothing)
             }
-            Action::Compute(work) => {
-                let computed = work.run(&mut Workspace::default()).within(COMPUTE_TIME);
-                (Outcome::Computed(computed), Consequence::Nothing)
-            }
+            Action::Compute(work) => (Outcome::Computed(compute(*work)), Consequence::Nothing),
             Action::Sleep { .. } => done(Ok(())),
             Action::Entropy { mut data } => {
                 // Random enough for identifiers, and the same in every run.

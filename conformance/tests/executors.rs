@@ -1,7 +1,7 @@
 //! The suite on every executor and backend: the answers, errors and bytes of a flat disk and of the simulator.
 
 use drystone_conformance::cases::{
-    parallels_cases, qcow2_cases, raw_files, two_level_cases, vdi_cases, vmdk_cases,
+    luks_cases, parallels_cases, qcow2_cases, raw_files, two_level_cases, vdi_cases, vmdk_cases,
 };
 use drystone_conformance::hyperv::{vhdx_cases, vpc_cases};
 use drystone_conformance::qemu::Folder;
@@ -13,6 +13,7 @@ use drystone_exec_linux::BackendKind;
 fn cases() -> Vec<Case> {
     let mut cases = raw_files();
     cases.extend(qcow2_cases().unwrap_or_else(|report| panic!("{report}")));
+    cases.extend(luks_cases().unwrap_or_else(|report| panic!("{report}")));
     cases.extend(parallels_cases().unwrap_or_else(|report| panic!("{report}")));
     cases.extend(vdi_cases().unwrap_or_else(|report| panic!("{report}")));
     cases.extend(two_level_cases().unwrap_or_else(|report| panic!("{report}")));

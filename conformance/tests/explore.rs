@@ -68,6 +68,7 @@ const WORK: &[&str] = &[
     "write_zeroes/data",
     "copy_on_read.write",
     "write/blocks",
+    "crypt.write/data",
     "qcow2.vmstate/write",
 ];
 

@@ -2,6 +2,8 @@
 //!
 //! Start at [`Compute::run`]: bytes in, bytes out, no state, no I/O.
 
+mod adc;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,6 +34,10 @@ pub enum Form {
     Bzip2,
     /// LZFSE blocks.
     Lzfse,
+    /// An xz stream of LZMA2.
+    Xz,
+    /// Apple Data Compression.
+    Adc,
 }
 
 /// One piece of work.
@@ -255,6 +261,8 @@ impl Workspace {
                 std::io::Read::read_exact(&mut reader, plain).map_err(|_| ComputeError::Damaged)?;
                 plain.len()
             }
+            Form::Xz => unpack_xz(packed, plain)?,
+            Form::Adc => adc::unpack(packed, plain).ok_or(ComputeError::Damaged)?,
         };
         if len == plain.len() { Ok(()) } else { Err(ComputeError::Damaged) }
     }
@@ -333,6 +341,16 @@ fn unpack_bzip2(packed: &[u8], plain: &mut [u8]) -> Result<usize, ComputeError> 
             return Ok(after.1 as usize);
         }
     }
+}
+
+/// KiB of memory that unpacking an xz stream takes at the most: a dictionary as long as the longest chunk, and what is beside it.
+const XZ_MEMORY_KIB: u32 = (64 << 10) + 1024;
+
+/// Returns how many bytes came out. A stream that goes on beyond them is left where it is.
+fn unpack_xz(packed: &[u8], plain: &mut [u8]) -> Result<usize, ComputeError> {
+    let mut stream = lzma_rust2::XzReader::new_mem_limit(packed, false, XZ_MEMORY_KIB);
+    std::io::Read::read_exact(&mut stream, plain).map_err(|_| ComputeError::Damaged)?;
+    Ok(plain.len())
 }
 
 /// Packs into a stream of deflate, with the header and checksum of a zlib stream where it `wraps`.
@@ -426,6 +444,14 @@ mod tests {
         }
     }
 
+    /// The 100,000 bytes below, by liblzma 5.4 at its level 6.
+    const XZ: &str = "/Td6WFoAAATm1rRGAgAhARYAAAB0L+Wj4YafAXpdAABuIklMCc580MglCCAoQnAEsPS2cyUNx7QbgURFi9h4mvrUdxz97KhlebvY\
+         8IJg6X72WuWuxX6OVaN9jkZUhrf83eZd0kFQtYi56XdOZApHRUm2EdzZXRaF9Och1tcCkS6w41RaguBk2ad7NcalXpyLRopXYFzd\
+         LxX3NiY3w41DHyEVul5zd/Qo8vUSGXluxFuJ+va1BpFFMfXAUaXP+rt6f3EcwnLCUxprs14gX5boqZCSOsWeJWQXViQYhOhZWfAd\
+         gNiUGVbSvxjbWD4tuwqyeIbACWqiw0wvRSz2jaKCCltucBZGFMkAjbBG6j6+pgX4/0D2qVKhZECdoAcnEqa/Cbpt02QPKEX18uu5\
+         2NrYkzVkbQhrEfw3bxTF2nsmuqHVnL26w/7Tzm65rxNlYZ5cU7fhzMTXHaukZvCw6Y/Xnv0xDoFADpwlUKxs8w8U23nGi+m9kVjh\
+         jE7TBf8VJEnIngyMpZ1qrcf2Nyt+5MJqkJHSRP4CYcwAAAAAADMoQyjqFpk3AAGWA6CNBgADbRa9scRn+wIAAAAABFla";
+
     #[test]
     fn chunks_of_each_form_unpack_or_are_damaged() {
         use std::io::Write;
@@ -440,6 +466,8 @@ mod tests {
             (Form::Zlib, zlib.finish().expect("memory takes all")),
             (Form::Bzip2, bzip2.finish().expect("memory takes all")),
             (Form::Lzfse, lzfse),
+            (Form::Xz, base64::Engine::decode(&base64::prelude::BASE64_STANDARD, XZ).expect("base64")),
+            (Form::Adc, plain.chunks(100).flat_map(|run| [&[0x80 | 99], run].concat()).collect()),
         ];
         let workspace = &mut Workspace::default();
         let mut unpack = |form, packed: &[u8], len| {

@@ -28,6 +28,7 @@ mod used;
 pub mod vdi;
 mod vhdx;
 mod vmdk;
+mod volumes;
 mod vpc;
 
 use std::cell::Cell;
@@ -71,7 +72,7 @@ const PARSER: Target = Target {
 const SIMULATION: Target = Target { intents_max: 5_000_000, memory_max: 512 * MIB, ..PARSER };
 
 /// All of them.
-pub const TARGETS: [Target; 30] = [
+pub const TARGETS: [Target; 31] = [
     Target { name: "raw", run: targets::raw, ..SIMULATION },
     Target {
         name: "qcow2",
@@ -96,6 +97,7 @@ pub const TARGETS: [Target; 30] = [
     Target { name: "qcow", run: targets::qcow, ..SIMULATION },
     Target { name: "vmdk", run: targets::vmdk, ..SIMULATION },
     Target { name: "vhdx", run: targets::vhdx, ..SIMULATION },
+    Target { name: "volumes", run: targets::volumes, ..SIMULATION },
     Target { name: "vpc", run: targets::vpc, ..SIMULATION },
     Target { name: "chains", run: targets::chains, ..SIMULATION },
     Target { name: "parsers", run: targets::parsers, ..PARSER },

@@ -93,16 +93,33 @@ fn a_cloop() -> Vec<u8> {
     bytes
 }
 
+/// 512 zeros as liblzma 5.4 packs them at its level 6.
+const XZ: [u8; 72] = [
+    0xfd, 0x37, 0x7a, 0x58, 0x5a, 0x00, 0x00, 0x04, 0xe6, 0xd6, 0xb4, 0x46, 0x02, 0x00, 0x21, 0x01, 0x16,
+    0x00, 0x00, 0x00, 0x74, 0x2f, 0xe5, 0xa3, 0xe0, 0x01, 0xff, 0x00, 0x08, 0x5d, 0x00, 0x00, 0x6f, 0xfd,
+    0xfe, 0xb3, 0x5f, 0xa8, 0x00, 0x00, 0x6c, 0xfc, 0x5b, 0xac, 0x22, 0xeb, 0x92, 0x69, 0x00, 0x01, 0x24,
+    0x80, 0x04, 0x00, 0x00, 0x00, 0x38, 0xb4, 0xec, 0x61, 0xb1, 0xc4, 0x67, 0xfb, 0x02, 0x00, 0x00, 0x00,
+    0x00, 0x04, 0x59, 0x5a,
+];
+
+/// The same by Apple Data Compression: a zero, and runs of what is one byte back.
+fn adc() -> Vec<u8> {
+    [&[0x80, 0][..], &[0x7f, 0, 0].repeat(8)].concat()
+}
+
 /// A chunk each of zeros, plain bytes, and packed ones, named by a resource fork.
 fn a_dmg() -> Vec<u8> {
-    let packed = stored();
-    let mut bytes = [vec![6; 512], packed.clone()].concat();
+    let (packed, adc) = (stored(), adc());
+    let mut bytes = [&[6; 512][..], &packed, &adc, &XZ].concat();
+    let adc_at = 512 + packed.len() as u64;
     let chunk = |sector, sectors, at, len, store| Chunk { sector, sectors, at, len, store };
     let table = encode_table(
         &[
             chunk(0, 2, 0, 0, Store::Zeros),
             chunk(2, 1, 0, 512, Store::Plain),
             chunk(3, 2, 512, packed.len() as u64, Store::Packed(Form::Zlib)),
+            chunk(5, 1, adc_at, adc.len() as u64, Store::Packed(Form::Adc)),
+            chunk(6, 1, adc_at + adc.len() as u64, XZ.len() as u64, Store::Packed(Form::Xz)),
         ],
         0,
     );
@@ -112,6 +129,6 @@ fn a_dmg() -> Vec<u8> {
     }
     bytes.extend(&table);
     let resources = (fork_at, bytes.len() as u64 - fork_at);
-    bytes.extend(Trailer { data_at: 0, resources, plist: (0, 0), sectors: 5 }.encode());
+    bytes.extend(Trailer { data_at: 0, resources, plist: (0, 0), sectors: 7 }.encode());
     bytes
 }

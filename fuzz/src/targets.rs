@@ -31,6 +31,7 @@ pub use crate::two_level::{qcow, qed};
 pub use crate::vdi::vdi;
 pub use crate::vhdx::vhdx;
 pub use crate::vmdk::vmdk;
+pub use crate::volumes::volumes;
 pub use crate::vpc::vpc;
 use crate::{damage, hostile};
 

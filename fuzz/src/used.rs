@@ -2,7 +2,7 @@
 //! looked at again. Start at [`Usage`].
 
 use drystone_conformance::cases::WRITABLE;
-use drystone_conformance::explore::TOP;
+use drystone_conformance::explore::spec_of;
 use drystone_conformance::meter::peak_of;
 use drystone_conformance::sim::Sim;
 use drystone_conformance::trace::tell;
@@ -13,7 +13,6 @@ use drystone_core::error::{Error, Result};
 use drystone_core::format::{CheckReport, check};
 use drystone_core::graph::NodeId;
 use drystone_core::graph::open::{NodeSpec, OpenMode, open};
-use drystone_core::graph::options::from_filename;
 use drystone_core::intent::Fua;
 
 /// Bytes that are read at each place.
@@ -59,9 +58,14 @@ impl Usage {
     }
 }
 
-/// The image, opened in its format.
+/// The image, opened in its format; an encrypted one with the secret that it was made with.
 pub(crate) fn spec(format: &str, mode: OpenMode) -> NodeSpec {
-    from_filename(TOP, Some(format), mode).expect("a path")
+    let secret = match format {
+        "luks" => Some(("key-secret", "key")),
+        "qcow2" => Some(("encrypt.key-secret", "key")),
+        _ => None,
+    };
+    spec_of(format, secret, mode)
 }
 
 /// Sectors at the start, in the middle and at the end of a disk.

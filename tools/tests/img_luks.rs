@@ -52,7 +52,6 @@ fn commands_say_the_same() {
     for line in [
         "create -f luks x 4M",
         "create -f luks -o key-secret=s x 4M",
-        "create -f luks -o help x",
         "create -f qcow2 -o encrypt.format=luks x 4M",
         "create -f qcow2 -o encrypt.key-secret=s x 4M",
         "create -f qcow2 -o encrypt.format=no,encrypt.key-secret=s x 4M",
@@ -201,6 +200,130 @@ fn cryptsetup_opens_what_we_make_and_we_what_it_makes() {
         side.our_make(&format!("amend {} -o state=inactive,old-secret=n", luks("v2")));
         assert!(!cryptsetup_opens(&path("v2"), "new") && cryptsetup_opens(&path("v2"), "abc"));
     }
+    side.finish();
+}
+
+/// Options of a new LUKS2 volume that costs little.
+const CHEAP: &str = "key-secret=s,version=luks2,iter-time=10,pbkdf-memory=64,pbkdf-parallel=1";
+
+/// New LUKS2 volumes, in the words of cryptsetup, and what it says of them.
+#[test]
+fn cryptsetup_knows_the_luks2_volumes_that_we_make() {
+    if Command::new("cryptsetup").arg("--version").output().is_err() {
+        eprintln!("skipped: cryptsetup is not installed (package cryptsetup-bin)");
+        return;
+    }
+    let side = images();
+    let path = |name: &str| side.path(name).to_str().expect("a path of text").to_owned();
+    let plain = side.read("r");
+    for (options, says) in [
+        ("pbkdf-force-iterations=4", &["PBKDF:      argon2id", "Time cost:  4", "Memory:     64"][..]),
+        ("pbkdf=argon2i,pbkdf-force-iterations=5", &["PBKDF:      argon2i\n", "Time cost:  5"]),
+        ("pbkdf=pbkdf2,hash-alg=sha512", &["PBKDF:      pbkdf2", "Hash:       sha512"]),
+        ("sector-size=4096,cipher-alg=aes-128", &["sector: 4096 [bytes]", "Key:        256 bits"]),
+        // Its user's side knows few ciphers beside AES; others are in the suite.
+        ("sector-size=2048,pbkdf=pbkdf2,hash-alg=sha1", &["sector: 2048 [bytes]", "Hash:       sha1"]),
+    ] {
+        side.our_make(&format!("convert {SECRETS} -O luks -o {CHEAP},{options} r new"));
+        let dump = side.command("cryptsetup", "luksDump new").output().expect("it runs");
+        let dump = String::from_utf8_lossy(&dump.stdout).into_owned();
+        assert!(
+            dump.contains("Version:       \t2\n") && dump.contains("offset: 16777216 [bytes]"),
+            "{options}: {dump}"
+        );
+        assert!(says.iter().all(|line| dump.contains(line)), "{options}: {dump}");
+        assert!(cryptsetup_opens(&path("new"), "abc") && !cryptsetup_opens(&path("new"), "abd"), "{options}");
+        // Each copy of the header is enough for it.
+        for at in [0, 16 << 10] {
+            let mut bytes = side.read("new");
+            bytes[at + 5000] ^= 1;
+            side.write("damaged", &bytes);
+            assert!(cryptsetup_opens(&path("damaged"), "abc"), "{options}: without the copy at {at}");
+        }
+        side.our_make(&format!("amend {} -o state=active,new-secret=n,iter-time=10", luks("new")));
+        assert!(cryptsetup_opens(&path("new"), "new"), "{options}");
+        side.our_make(&format!("amend {} -o state=inactive,old-secret=n", luks("new")));
+        assert!(!cryptsetup_opens(&path("new"), "new") && cryptsetup_opens(&path("new"), "abc"), "{options}");
+        side.our_make(&format!("convert {} -O raw back", luks("new")));
+        assert!(side.read("back") == plain, "{options}");
+    }
+    side.finish();
+}
+
+/// The header in a file of its own, which says that the payload begins at the first byte of the other.
+#[test]
+fn headers_of_their_own_are_never_taken_for_whole_volumes() {
+    if Command::new("cryptsetup").arg("--version").output().is_err() {
+        eprintln!("skipped: cryptsetup is not installed (package cryptsetup-bin)");
+        return;
+    }
+    let mut side = Side::new();
+    let plain = disk(2 << 20, 4);
+    side.write("r", &plain);
+    let path = |name: &str| side.path(name).to_str().expect("a path of text").to_owned();
+    let whole = |header: &str| {
+        format!(
+            "{SECRETS} --image-opts driver=luks,key-secret=s,header.driver=file,header.filename={header},file.filename=d"
+        )
+    };
+    for version in ["luks1", "luks2"] {
+        side.write("d", &vec![0; 2 << 20]);
+        side.write(version, &vec![0; 20 << 20]);
+        let (header, data) = (path(version), path("d"));
+        let mut words = vec![
+            "luksFormat",
+            "-q",
+            "--type",
+            version,
+            "--pbkdf-force-iterations",
+            "1000",
+            "--key-file",
+            "-",
+        ];
+        words.extend(["--pbkdf", "pbkdf2"].iter().filter(|_| version == "luks2"));
+        words.extend(["--header", &header, &data]);
+        assert!(cryptsetup(&words, b"abc"), "{version}: cryptsetup makes a header");
+        side.our_make(&format!(
+            "convert -n --target-image-opts {} -f raw r {}",
+            SECRETS,
+            &whole(version)[SECRETS.len() + 14..]
+        ));
+        let run = side.ours(&format!("compare {} driver=raw,file.filename=r", whole(version)));
+        assert_eq!((run.code, &*run.stdout), (0, "Images are identical.\n"), "{version}: {run:?}");
+        if version == "luks1" {
+            let run = side.theirs(&format!("compare {} driver=raw,file.filename=r", whole(version)));
+            assert_eq!((run.code, &*run.stdout), (0, "Images are identical.\n"), "{run:?}");
+        }
+        let refused = side.ours(&format!("info -f luks {version}"));
+        assert!(
+            refused.stderr.contains("LUKS payload is overlapping with the header"),
+            "{version}: {refused:?}"
+        );
+    }
+    side.both("a header alone", "info -f luks luks1");
+    side.finish();
+}
+
+#[test]
+fn luks2_volumes_that_cannot_be_are_refused() {
+    let side = Side::new();
+    for (options, says) in [
+        ("version=luks3", "Parameter 'version' does not accept value 'luks3'"),
+        ("pbkdf=argon2id", "Parameter 'pbkdf' needs version=luks2"),
+        ("version=luks1,sector-size=4096", "Parameter 'sector-size' needs version=luks2"),
+        ("version=luks2,pbkdf=scrypt", "Parameter 'pbkdf' does not accept value 'scrypt'"),
+        ("version=luks2,sector-size=520", "sector-size: 520, expected 512, 1024, 2048 or 4096"),
+        ("version=luks2,pbkdf-parallel=5", "pbkdf-parallel: 5, expected 1 to 4"),
+        ("version=luks2,pbkdf-memory=31", "pbkdf-memory: 31, expected 32 to 4194304"),
+        ("version=luks2,pbkdf-force-iterations=3", "pbkdf-force-iterations: 3, expected 4 to 1024"),
+        ("version=luks2,sector-size=4096,size=512", "size: 512, expected whole sectors of 4096 bytes"),
+    ] {
+        let run = side.ours(&format!("create {SECRETS} -f luks -o key-secret=s,size=1M,{options} x"));
+        assert!(run.code == 1 && run.stderr.contains(says), "{options}: {run:?}");
+    }
+    let inside = "encrypt.format=luks,encrypt.key-secret=s,encrypt.version=luks2";
+    let run = side.ours(&format!("create {SECRETS} -f qcow2 -o {inside} x 1M"));
+    assert!(run.code == 1 && run.stderr.contains("Invalid parameter 'encrypt.version'"), "{run:?}");
     side.finish();
 }
 

@@ -134,7 +134,6 @@ fn encryption_that_cannot_be() {
         "-O qcow2 -o encrypt.format=foo r",
         "-O luks -o iter-time=x --size 0",
         "-O qcow2 -o encrypt.iter-time=x --size 0",
-        "-O luks -o help r",
         "-O luks -o foo=1 --size 0",
         "-O luks -o key-secret=t --size 0 --object secret,id=s,data=a",
         "-O luks -o key-secret= --size 0 --object secret,id=s,data=a",

@@ -30,7 +30,16 @@ fn fill(side: &Side, image: &str, commands: &[&str]) {
 #[test]
 fn commands_say_the_same() {
     let mut side = images();
-    for image in ["empty.qed", "small.qed", "theirs.qed", "child.qed", "above.qed"] {
+    // A backing file of which the name has no bytes, or a zero for its first, is none.
+    for (name, len) in [("blank.qed", 0_u32), ("zeros.qed", 5)] {
+        let mut bytes = side.read("empty.qed");
+        bytes[16] |= 1;
+        bytes[56..60].copy_from_slice(&64_u32.to_le_bytes());
+        bytes[60..64].copy_from_slice(&len.to_le_bytes());
+        side.write(name, &bytes);
+    }
+    for image in ["empty.qed", "small.qed", "theirs.qed", "child.qed", "above.qed", "blank.qed", "zeros.qed"]
+    {
         for line in ["info", "info --output=json", "check", "check --output=json", "map", "map --output=json"]
         {
             side.both("qed", &format!("{line} {image}"));

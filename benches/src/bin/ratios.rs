@@ -1,7 +1,7 @@
 //! Measures Drystone beside its peers and prints tables of ratios.
 //!
-//! `cargo run --release -p drystone-benches --features peers -- [reads] [writes] [tools] [edits] [codecs] [--rounds N] [--dir DIR]
-//! [--qemu-img PATH] [--drystone-img PATH]`
+//! `cargo run --release -p drystone-benches --features peers -- [reads] [writes] [tools] [edits] [formats] [codecs] [--rounds N]
+//! [--dir DIR] [--qemu-img PATH] [--drystone-img PATH]`
 //!
 //! Each subject is this program again (`subject NAME FILE COUNT`), or somebody else's tool. What is not there is left
 //! out, and said.
@@ -11,7 +11,7 @@ use std::process::{Command, ExitCode};
 
 use drystone_benches::executor::{Executor, Load};
 use drystone_benches::measure::{Subject, in_turns, myself, once, print_requests};
-use drystone_benches::{BLOCK, CLUSTER, DEPTH, bare, codec, edits, executor, tools};
+use drystone_benches::{BLOCK, CLUSTER, DEPTH, bare, codec, edits, executor, formats, tools};
 use lexopt::prelude::*;
 
 type Outcome<T = ()> = Result<T, Box<dyn std::error::Error>>;
@@ -62,7 +62,7 @@ impl Arguments {
                 other => return Err(other.unexpected().into()),
             }
         }
-        const KNOWN: [&str; 5] = ["reads", "writes", "tools", "edits", "codecs"];
+        const KNOWN: [&str; 6] = ["reads", "writes", "tools", "edits", "formats", "codecs"];
         let unknown = read.what.iter().find(|what| !KNOWN.contains(&what.as_str()));
         match unknown.filter(|_| read.what.first().is_none_or(|what| what != "subject")) {
             Some(what) => Err(format!("nothing is called '{what}'; there are {}", KNOWN.join(", ")).into()),
@@ -133,6 +133,12 @@ fn compare(arguments: &Arguments) -> Outcome {
     match &arguments.drystone_img {
         Some(drystone_img) if arguments.wants("edits") && qemu_img => {
             edits::compare(drystone_img, &arguments.qemu_img, &arguments.dir, arguments.rounds)?;
+        }
+        _ => {}
+    }
+    match &arguments.drystone_img {
+        Some(drystone_img) if arguments.wants("formats") && qemu_img => {
+            formats::compare(drystone_img, &arguments.qemu_img, &arguments.dir, arguments.rounds)?;
         }
         _ => {}
     }

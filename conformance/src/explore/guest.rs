@@ -4,6 +4,7 @@
 //! [`Guest`]; what a crash is held against is [`Allowed`].
 
 use std::cell::{Cell, RefCell};
+use std::fmt;
 use std::future::Future;
 use std::rc::Rc;
 use std::time::Duration;
@@ -20,6 +21,7 @@ use super::crashes::fingerprint;
 use super::operation::{Access, Body, Operation};
 use crate::model::{Model, Possible, Rules};
 use crate::sparse::Sparse;
+use crate::world::World;
 
 /// The guest of an operation: what it does to the image is what a crash is held against.
 #[derive(Clone)]
@@ -35,10 +37,14 @@ struct State {
     wholes: RefCell<Vec<Vec<u8>>>,
     /// How much harm a check may find; none at all once the image is in order.
     flaws: Cell<Option<u64>>,
+    /// What holds of the files for good.
+    promises: RefCell<Vec<Promise>>,
     /// Whether the image must open.
     opens: Cell<bool>,
     /// Whether what was written is durable once the image is closed: a format's metadata is, a raw file is as it is.
     durable_close: bool,
+    /// Whether a length that was changed is durable: a format's is, and one that is the file's own is not.
+    durable_length: bool,
     next_tag: Cell<u64>,
     pending: Cell<u32>,
     rng: RefCell<Rng>,
@@ -75,8 +81,10 @@ impl Guest {
     pub(super) fn of(operation: &Operation, content: Sparse, opens: bool, seed: u64) -> Self {
         let size = content.len();
         let raw = operation.format == "raw";
+        // An encrypted volume has no metadata that a write changes.
+        let plain = raw || operation.format == "luks";
         // A format keeps metadata that it could not write, and a later flush writes it.
-        let rules = Rules { sticky_flush: raw, ..Rules::default() };
+        let rules = Rules { sticky_flush: plain, ..Rules::default() };
         Self(Rc::new(State {
             io: RefCell::new(None),
             node: Cell::new(None),
@@ -84,8 +92,10 @@ impl Guest {
             sizes: RefCell::new(vec![size]),
             wholes: RefCell::default(),
             flaws: Cell::new(operation.flaws),
+            promises: RefCell::default(),
             opens: Cell::new(opens),
-            durable_close: !raw,
+            durable_close: !plain,
+            durable_length: !raw,
             next_tag: Cell::new(1),
             pending: Cell::new(0),
             rng: RefCell::new(Rng::with_seed(seed)),
@@ -288,7 +298,7 @@ impl Guest {
         self.model(|model| model.grow(len));
         let result = self.io().resize(self.node(), len, how).await;
         // A format's length is durable on return; of a raw file, a crash may bring the old one back until a flush.
-        if result.is_ok() && self.0.durable_close {
+        if result.is_ok() && self.0.durable_length {
             self.has_length(old, len);
         }
         self.touch();
@@ -349,6 +359,12 @@ impl Guest {
     /// From here on a check finds nothing wrong.
     pub fn is_mended(&self) {
         self.0.flaws.set(None);
+        self.touch();
+    }
+
+    /// From here on this holds of the files, whatever a crash leaves of them.
+    pub fn promise(&self, holds: impl Fn(&World) -> std::result::Result<(), String> + 'static) {
+        self.0.promises.borrow_mut().push(Promise(Rc::new(holds)));
         self.touch();
     }
 
@@ -428,15 +444,17 @@ impl Guest {
         let possible = self.0.model.borrow().possible_after_crash();
         let (opens, sizes) = (self.0.opens.get(), self.0.sizes.borrow().clone());
         let (wholes, flaws) = (self.0.wholes.borrow().clone(), self.0.flaws.get());
+        let promises = self.0.promises.borrow().clone();
         let mut sum = u64::from(opens) + sizes.iter().sum::<u64>();
         sum ^= (wholes.len() as u64) << 56 | flaws.map_or(0, |harm| harm + 1) << 40;
+        sum ^= (promises.len() as u64) << 32;
         for part in &possible {
             for bytes in part.contents.iter().flatten() {
                 sum = sum.rotate_left(7) ^ fingerprint(bytes) ^ part.range.start;
             }
             sum = sum.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ part.range.end;
         }
-        Allowed { opens, sizes, wholes, flaws, possible, sum }
+        Allowed { opens, sizes, wholes, flaws, promises, possible, sum }
     }
 }
 
@@ -449,6 +467,19 @@ pub enum Do {
     FlushOften,
 }
 
+/// Whether something holds of the files.
+type Holds = dyn Fn(&World) -> std::result::Result<(), String>;
+
+/// What holds of the files for good.
+#[derive(Clone)]
+struct Promise(Rc<Holds>);
+
+impl fmt::Debug for Promise {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Promise")
+    }
+}
+
 /// What a crash may leave at some moment.
 #[derive(Clone, Debug)]
 pub(super) struct Allowed {
@@ -457,12 +488,18 @@ pub(super) struct Allowed {
     pub(super) flaws: Option<u64>,
     sizes: Vec<u64>,
     wholes: Vec<Vec<u8>>,
+    promises: Vec<Promise>,
     possible: Vec<Possible>,
     /// The same for the same possibilities.
     pub(super) sum: u64,
 }
 
 impl Allowed {
+    /// Whether what was promised holds of the files.
+    pub(super) fn promised(&self, world: &World) -> std::result::Result<(), String> {
+        self.promises.iter().try_for_each(|Promise(holds)| holds(world))
+    }
+
     /// Whether a guest may see this.
     pub(super) fn check(&self, content: &[u8]) -> std::result::Result<(), String> {
         let len = content.len() as u64;

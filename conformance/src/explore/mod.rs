@@ -37,7 +37,7 @@ use fastrand::Rng;
 
 pub use crashes::fingerprint;
 pub use guest::{Do, Guest};
-pub use operation::{Access, Operation, TOP, image_in, qcow2, qcow2_in};
+pub use operation::{Access, Operation, TOP, image_in, qcow2, qcow2_in, spec_of};
 pub use straight::straight;
 
 use crate::fault::Kind;
@@ -320,6 +320,7 @@ fn looked(world: World, spec: NodeSpec, checked: Checked, state_len: usize) -> R
 /// Opens, checks and reads what is left of an image, and holds it against what may be; returns what a guest reads. An image
 /// that was being made need not be there.
 fn stands(operation: &Operation, world: &World, allowed: &Allowed) -> Result<Option<Buf>, String> {
+    allowed.promised(world)?;
     let content = match looked(world.clone(), operation.spec(false), Checked::Yes, operation.state_len)? {
         Found::Nothing(_) if !allowed.opens => return Ok(None),
         Found::Nothing(error) => return Err(format!("it does not open: {error}")),

@@ -31,6 +31,8 @@ use super::straight::straight;
 use super::{Checked, Found, content, looked, read_checked};
 use crate::cases::WRITABLE;
 use crate::disk::DiskConfig;
+use crate::qemu::{HEAD_LEN, secret_option};
+use crate::sim::SECRETS;
 use crate::sparse::Sparse;
 use crate::world::World;
 
@@ -58,6 +60,8 @@ pub struct Operation {
     pub(super) flaws: Option<u64>,
     /// Bytes of a machine's state that count as a part of the disk, behind its end.
     pub(super) state_len: usize,
+    /// The option that names the secret of an encrypted image.
+    secret: Option<&'static str>,
     /// A filter above the image, by its driver's name.
     filter: Option<&'static str>,
     /// Whether the image is opened for direct I/O.
@@ -99,6 +103,17 @@ pub fn qcow2_in(world: World, options: &CreateOptions) -> World {
     image_in(world, &ImageSpec::Qcow2(options.clone()))
 }
 
+/// How [`TOP`] is opened as an image of a format; an encrypted one with an option that names a secret.
+///
+/// # Panics
+/// When there is no such format.
+pub fn spec_of(format: &str, secret: Option<(&str, &str)>, mode: OpenMode) -> NodeSpec {
+    let Some((option, id)) = secret else { return from_filename(TOP, Some(format), mode).expect("a path") };
+    let file = format!(r#"{{"driver":"file","filename":"{TOP}"}}"#);
+    let whole = format!(r#"json:{{"driver":"{format}","{option}":"{id}","file":{file}}}"#);
+    from_filename(&whole, None, mode).expect("legal options")
+}
+
 /// A world with an image beside the files of another one.
 ///
 /// # Panics
@@ -125,6 +140,7 @@ impl Operation {
             access: Access::Write,
             flaws: None,
             state_len: 0,
+            secret: None,
             filter: None,
             direct: false,
             best_effort: Vec::new(),
@@ -132,6 +148,8 @@ impl Operation {
             inspect: Vec::new(),
             known_to_qemu: true,
         };
+        let head = operation.world.disk(TOP).map(|disk| disk.view().bytes(0, HEAD_LEN));
+        operation.secret = secret_option(format, &head.unwrap_or_default());
         operation.content = Sparse::from_bytes(&operation.seen(operation.spec(false)));
         operation
     }
@@ -147,6 +165,7 @@ impl Operation {
             access: Access::Make,
             flaws: None,
             state_len: 0,
+            secret: None,
             filter: None,
             direct: false,
             best_effort: Vec::new(),
@@ -154,6 +173,13 @@ impl Operation {
             inspect: Vec::new(),
             known_to_qemu: true,
         }
+    }
+
+    /// The image that is made is an encrypted one; the option of this name says which secret opens it.
+    #[must_use]
+    pub fn locked_by(mut self, option: &'static str) -> Self {
+        self.secret = Some(option);
+        self
     }
 
     /// Has an image be worked with before anything is explored.
@@ -313,7 +339,7 @@ impl Operation {
                 let whole = format!(r#"json:{{"driver":"{filter}","file":{image}}}"#);
                 from_filename(&whole, None, mode).expect("legal options")
             }
-            _ => from_filename(TOP, Some(self.format), mode).expect("a path"),
+            _ => spec_of(self.format, self.secret.map(|option| (option, SECRETS[0].0)), mode),
         }
     }
 

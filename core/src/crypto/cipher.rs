@@ -18,8 +18,15 @@ use super::Hash;
 /// Bytes that initialisation vectors count.
 pub const SECTOR: u64 = 512;
 
-/// Blocks that are worked on at once: a sector of 4096 bytes.
-const BATCH: usize = 256;
+/// Blocks that are worked on at once: those of 15 sectors. What AES is done with takes 8, 30 or 64 blocks at a time, by the
+/// processor, and those that are left over one by one; here none are for the first two, and all stay in the first cache.
+const RUN: usize = 480;
+
+/// Blocks of a sector at the most.
+const BLOCKS_MAX: usize = 256;
+
+/// Sectors that begin within a run at the most.
+const STARTS: usize = RUN * 16 / SECTOR as usize;
 
 type Block = Array<u8, U16>;
 
@@ -201,47 +208,53 @@ impl Cipher {
     /// Encrypts or decrypts whole sectors in place. Vectors count 512 bytes each, whatever the sectors' size; `first` is
     /// the number of the first.
     pub fn apply(&self, direction: Direction, first: u64, data: &mut [u8]) {
-        let step = self.sector_len as u64 / SECTOR;
         assert!(data.len().is_multiple_of(self.sector_len), "whole sectors");
-        for (sector, number) in data.chunks_exact_mut(self.sector_len).zip(0..) {
-            self.apply_to_sector(direction, first.wrapping_add(number * step), sector);
-        }
-    }
-
-    /// Encrypts or decrypts whole sectors of `from` into `to`, which is as long: each sector is copied and worked on while
-    /// it is in the processor's first cache.
-    pub fn apply_into(&self, direction: Direction, first: u64, from: &[u8], to: &mut [u8]) {
         let step = self.sector_len as u64 / SECTOR;
-        assert!(from.len() == to.len() && from.len().is_multiple_of(self.sector_len), "whole sectors");
-        let sectors = from.chunks_exact(self.sector_len).zip(to.chunks_exact_mut(self.sector_len));
-        for ((from, to), number) in sectors.zip(0..) {
-            to.copy_from_slice(from);
-            self.apply_to_sector(direction, first.wrapping_add(number * step), to);
+        let numbers = (0..).map(|nth: u64| first.wrapping_add(nth.wrapping_mul(step)));
+        match &self.mode {
+            Mode::Xts(tweaks) => self.xts(direction, tweaks.as_ref(), numbers, data),
+            _ => data
+                .chunks_exact_mut(self.sector_len)
+                .zip(numbers)
+                .for_each(|(sector, number)| self.apply_to_sector(direction, number, sector)),
         }
     }
 
+    /// Encrypts or decrypts whole sectors of `from` into `to`, which is as long: a few sectors are copied and worked on while
+    /// they are in the processor's first cache.
+    pub fn apply_into(&self, direction: Direction, first: u64, from: &[u8], to: &mut [u8]) {
+        assert!(from.len() == to.len() && from.len().is_multiple_of(self.sector_len), "whole sectors");
+        let len = (RUN * 16).next_multiple_of(self.sector_len);
+        let parts = from.chunks(len).zip(to.chunks_mut(len));
+        for ((from, to), nth) in parts.zip(0_u64..) {
+            to.copy_from_slice(from);
+            self.apply(direction, first.wrapping_add(nth * (len as u64 / SECTOR)), to);
+        }
+    }
+
+    /// A sector in a mode other than XTS.
     fn apply_to_sector(&self, direction: Direction, number: u64, sector: &mut [u8]) {
         let (blocks, _) = Block::slice_as_chunks_mut(sector);
+        let mut vector = self.vector(number);
         match (&self.mode, direction) {
-            (Mode::Xts(tweaks), _) => self.xts(direction, tweaks.as_ref(), number, blocks),
+            (Mode::Xts(_), _) => unreachable!("XTS works on many sectors at once"),
             (Mode::Cbc, Direction::Encrypt) => {
-                let mut last = self.vector(number);
                 for block in blocks {
-                    xor(block, &last);
+                    xor(block, &vector);
                     self.blocks.encrypt(std::slice::from_mut(block));
-                    last = *block;
+                    vector = *block;
                 }
             }
             (Mode::Cbc, Direction::Decrypt) => {
-                let mut chain = [Block::default(); BATCH];
-                chain[0] = self.vector(number);
+                let mut chain = [Block::default(); BLOCKS_MAX];
+                chain[0] = vector;
                 chain[1..blocks.len()].copy_from_slice(&blocks[..blocks.len() - 1]);
                 self.blocks.decrypt(blocks);
                 blocks.iter_mut().zip(&chain).for_each(|(block, last)| xor(block, last));
             }
             (Mode::Ctr, _) => {
-                let mut stream = [Block::default(); BATCH];
-                let mut counter = u128::from_be_bytes(self.vector(number).0);
+                let mut stream = [Block::default(); BLOCKS_MAX];
+                let mut counter = u128::from_be_bytes(vector.0);
                 for block in &mut stream[..blocks.len()] {
                     block.0 = counter.to_be_bytes();
                     counter = counter.wrapping_add(1);
@@ -254,23 +267,44 @@ impl Cipher {
         }
     }
 
-    fn xts(&self, direction: Direction, tweaks: &dyn Blocks, number: u64, blocks: &mut [Block]) {
-        let mut first = [self.vector(number)];
-        tweaks.encrypt(&mut first);
-        let mut tweak = u128::from_le_bytes(first[0].0);
-        let mut all = [0u128; BATCH];
-        for (block, kept) in blocks.iter_mut().zip(&mut all) {
-            *kept = tweak;
-            block.0 = (u128::from_le_bytes(block.0) ^ tweak).to_le_bytes();
-            // Times x in the field of 2^128 elements; without a branch that would depend on the key.
-            tweak = (tweak << 1) ^ ((tweak >> 127) * 0x87);
-        }
-        match direction {
-            Direction::Encrypt => self.blocks.encrypt(blocks),
-            Direction::Decrypt => self.blocks.decrypt(blocks),
-        }
-        for (block, tweak) in blocks.iter_mut().zip(&all) {
-            block.0 = (u128::from_le_bytes(block.0) ^ tweak).to_le_bytes();
+    /// Whole sectors, in runs of blocks that may end within one.
+    fn xts(
+        &self,
+        direction: Direction,
+        tweaks: &dyn Blocks,
+        mut numbers: impl Iterator<Item = u64>,
+        data: &mut [u8],
+    ) {
+        // A power of two.
+        let of_sector = self.sector_len / 16;
+        let (blocks, _) = Block::slice_as_chunks_mut(data);
+        // The tweak of each block of a run; the next block's place in its sector, and its tweak, unless it is the first.
+        let (mut all, mut within, mut tweak) = ([0u128; RUN], 0, 0u128);
+        for run in blocks.chunks_mut(RUN) {
+            let before = (of_sector - within) & (of_sector - 1);
+            let mut starts = [Block::default(); STARTS];
+            let starts = &mut starts[..run.len().saturating_sub(before).div_ceil(of_sector)];
+            starts.iter_mut().zip(&mut numbers).for_each(|(start, number)| *start = self.vector(number));
+            tweaks.encrypt(starts);
+            let mut starts = starts.iter();
+            for (block, kept) in run.iter_mut().zip(&mut all) {
+                if within == 0 {
+                    let start = starts.next().expect("as many as sectors begin here");
+                    tweak = u128::from_le_bytes(start.0);
+                }
+                *kept = tweak;
+                block.0 = (u128::from_le_bytes(block.0) ^ tweak).to_le_bytes();
+                // Times x in the field of 2^128 elements; without a branch that would depend on the key.
+                tweak = (tweak << 1) ^ ((tweak >> 127) * 0x87);
+                within = (within + 1) & (of_sector - 1);
+            }
+            match direction {
+                Direction::Encrypt => self.blocks.encrypt(run),
+                Direction::Decrypt => self.blocks.decrypt(run),
+            }
+            for (block, tweak) in run.iter_mut().zip(&all) {
+                block.0 = (u128::from_le_bytes(block.0) ^ tweak).to_le_bytes();
+            }
         }
     }
 
@@ -348,15 +382,25 @@ mod tests {
             let len = if name.mode == "xts" { 2 * len } else { len };
             for sector_len in [512, 4096] {
                 let cipher = Cipher::new(&name, &key[..len], sector_len).expect("a cipher");
-                let plain: Vec<u8> = (0..2 * sector_len).map(|at| (at / 7) as u8).collect();
-                let mut both = plain.clone();
-                cipher.apply(Direction::Encrypt, 1 << 33, &mut both);
-                assert_ne!(both, plain);
-                let mut second = plain[sector_len..].to_vec();
-                cipher.apply(Direction::Encrypt, (1 << 33) + sector_len as u64 / 512, &mut second);
-                assert_eq!(second, both[sector_len..], "{name} {sector_len}");
-                let mut back = vec![0; both.len()];
-                cipher.apply_into(Direction::Decrypt, 1 << 33, &both, &mut back);
+                // More than two runs, which end within sectors.
+                let plain: Vec<u8> = (0..33 * sector_len).map(|at| (at / 7) as u8).collect();
+                let mut all = plain.clone();
+                cipher.apply(Direction::Encrypt, 1 << 33, &mut all);
+                assert_ne!(all, plain);
+                let mut copied = vec![0; all.len()];
+                cipher.apply_into(Direction::Encrypt, 1 << 33, &plain, &mut copied);
+                assert_eq!(copied, all, "{name} {sector_len}");
+                for (at, number) in (0..all.len()).step_by(sector_len).zip(0_u64..) {
+                    let mut alone = plain[at..at + sector_len].to_vec();
+                    cipher.apply(
+                        Direction::Encrypt,
+                        (1 << 33) + number * sector_len as u64 / 512,
+                        &mut alone,
+                    );
+                    assert_eq!(alone, all[at..at + sector_len], "{name} {sector_len}");
+                }
+                let mut back = vec![0; all.len()];
+                cipher.apply_into(Direction::Decrypt, 1 << 33, &all, &mut back);
                 assert_eq!(back, plain, "{name} {sector_len}");
             }
         }

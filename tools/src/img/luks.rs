@@ -1,8 +1,8 @@
 //! The options of encryption with LUKS, of a volume and of a qcow2 image alike: which cipher, and how long the header
 //! becomes. No key is made.
 
-use drystone_core::crypto::{CipherName, Hash};
-use drystone_core::format::luks;
+use drystone_core::crypto::{Argon2Kind, CipherName, Hash};
+use drystone_core::format::luks::{self, KdfChoice, MEMORY_KIB, NewVersion, Options2};
 
 use crate::img::create::CreateOptions;
 use crate::message::Failure;
@@ -51,6 +51,7 @@ pub struct LuksChoice {
     hash: &'static str,
     secret: String,
     key_len: u64,
+    version: NewVersion,
 }
 
 impl LuksChoice {
@@ -85,7 +86,8 @@ impl LuksChoice {
             (_, "xts") => 2 * len,
             _ => len,
         };
-        Ok(Self { cipher, mode, iv, iv_hash, hash, secret: secret.to_owned(), key_len })
+        let version = version(options)?;
+        Ok(Self { cipher, mode, iv, iv_hash, hash, secret: secret.to_owned(), key_len, version })
     }
 
     /// Bytes before the payload.
@@ -94,7 +96,9 @@ impl LuksChoice {
     /// When the passphrase is not there.
     pub fn header_len(&self, objects: &[ObjectDef]) -> Result<u64, Failure> {
         find_passphrase(objects, &self.secret).map_err(Failure::new)?;
-        Ok(luks::layout::header_len(self.key_len))
+        let new = luks::CreateOptions::new(0, None);
+        let key_len = self.key_len as usize;
+        Ok(luks::CreateOptions { key_len, version: self.version, ..new }.header_len())
     }
 
     /// The volume to make, with a payload of `size` bytes.
@@ -112,8 +116,56 @@ impl LuksChoice {
         };
         let new = luks::CreateOptions::new(size, Some(self.secret.clone()));
         let iter_time_ms = iter_time_ms.unwrap_or(new.iter_time_ms);
-        Ok(luks::CreateOptions { cipher, key_len: self.key_len as usize, hash, iter_time_ms, ..new })
+        let (key_len, version) = (self.key_len as usize, self.version);
+        Ok(luks::CreateOptions { cipher, key_len, hash, iter_time_ms, version, ..new })
     }
+}
+
+/// The version of a volume, with what only LUKS2 has.
+fn version(options: &CreateOptions) -> Result<NewVersion, String> {
+    const OF_LUKS2: [&str; 5] =
+        ["pbkdf", "pbkdf-memory", "pbkdf-parallel", "pbkdf-force-iterations", "sector-size"];
+    match options.text("version") {
+        Some("luks2") => Ok(NewVersion::V2(luks2(options)?)),
+        None | Some("luks1") => match OF_LUKS2.iter().find(|name| options.text(name).is_some()) {
+            Some(name) => Err(format!("Parameter '{name}' needs version=luks2")),
+            None => Ok(NewVersion::V1),
+        },
+        Some(other) => Err(format!("Parameter 'version' does not accept value '{other}'")),
+    }
+}
+
+fn luks2(options: &CreateOptions) -> Result<Options2, String> {
+    let argon2 = match options.text("pbkdf") {
+        None | Some("argon2id") => Some(Argon2Kind::Id),
+        Some("argon2i") => Some(Argon2Kind::I),
+        Some("pbkdf2") => None,
+        Some(other) => return Err(format!("Parameter 'pbkdf' does not accept value '{other}'")),
+    };
+    // What is too large for 32 bits is too large for the volume as well, which says so.
+    let number = |name| options.number(name).map(|number| u32::try_from(number).unwrap_or(u32::MAX));
+    let kdf = KdfChoice {
+        argon2,
+        memory_kib: number("pbkdf-memory").unwrap_or_else(memory_kib),
+        lanes: number("pbkdf-parallel").unwrap_or_else(lanes),
+        iterations: number("pbkdf-force-iterations"),
+    };
+    Ok(Options2 { kdf, sector_len: number("sector-size").unwrap_or(512) as usize })
+}
+
+/// KiB of memory that Argon2 may take here: half of what the machine has at the most, as in cryptsetup.
+fn memory_kib() -> u32 {
+    let total = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
+        let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+        line.split_whitespace().next()?.parse::<u64>().ok()
+    });
+    let half = total.map_or(u64::MAX, |kib| kib / 2);
+    half.clamp(64, u64::from(MEMORY_KIB)) as u32
+}
+
+/// Lanes of Argon2: four, or as many as there are processors. As in cryptsetup.
+fn lanes() -> u32 {
+    std::thread::available_parallelism().map_or(1, |count| count.get().min(4) as u32)
 }
 
 fn names<T>(table: &[(&'static str, T)]) -> Vec<&'static str> {

@@ -4,6 +4,7 @@
 //! its name in [`all`].
 
 mod jobs;
+mod luks;
 mod parallels;
 mod qcow2;
 mod qcow2_files;
@@ -31,6 +32,7 @@ const KIB: u64 = 1 << 10;
 /// When an image cannot be made.
 pub fn all() -> Vec<Operation> {
     let formats = [
+        luks::operations,
         parallels::operations,
         qcow2::operations,
         qcow2_files::operations,

@@ -1,7 +1,51 @@
-//! LUKS. `tests/luks.rs` cuts the power at every intent of a change of keyslots, and breaks each barrier of one; the files that
-//! state an order are listed here.
+//! Rules of LUKS, of both versions.
 
-use super::Stated;
+use super::{Rule, Stated, awaited, barrier};
 
-pub(super) const STATED: &[Stated] =
-    &[("format/luks/amend.rs", &[]), ("format/luks/copies.rs", &[]), ("format/luks/create.rs", &[])];
+const ADD: &str = "a keyslot is added to a LUKS volume";
+const ERASE: &str = "a keyslot of a LUKS volume is erased";
+const ADD2: &str = "a keyslot is added to a LUKS2 volume";
+const CREATE: &str = "create a LUKS volume";
+const CREATE2: &str = "create a LUKS2 volume";
+
+pub(super) const RULES: &[Rule] = &[
+    barrier("luks.flush", "what a guest flushed is durable", "writes to a LUKS volume"),
+    barrier("luks.resize", "a changed length is durable on return", "a shorter LUKS volume"),
+    awaited(
+        "luks.seal/material",
+        "a key's material is written before a header says that it is there",
+        CREATE,
+    ),
+    barrier("luks.create/before_header", "a key's material is durable before the header is there", CREATE),
+    awaited("luks.create/header", "a new volume's header is written before it is made durable", CREATE),
+    barrier("luks.create/after", "a created volume is durable", CREATE),
+    awaited("luks.amend/slot", "salt and rounds are written before the slot says that it holds a key", ADD),
+    barrier(
+        "luks.add/before_state",
+        "material, salt and rounds are durable before the slot says that it holds a key",
+        ADD,
+    ),
+    awaited("luks.add/state", "a slot's state is written before it is made durable", ADD),
+    barrier("luks.add/after", "a keyslot that was added is durable on return", ADD),
+    awaited("luks.wipe/material", "material is overwritten before the slot says that it holds no key", ERASE),
+    barrier("luks.wipe/barrier", "material is gone durably before the slot says that it holds no key", ERASE),
+    barrier("luks.erase/after", "a keyslot that was erased is so durably on return", ERASE),
+    barrier("luks2.create/before_header", "a key's material is durable before a header names it", CREATE2),
+    barrier("luks2.add/before_header", "a key's material is durable before a header names it", ADD2),
+    awaited("luks2.header/copy", "a copy of the header is written before the other one is touched", ADD2),
+    barrier(
+        "luks2.header/after_copy",
+        "a copy of the header is durable before the other one is touched",
+        ADD2,
+    ),
+];
+
+pub(super) const STATED: &[Stated] = &[
+    (
+        "format/luks/amend.rs",
+        &[("luks.add/before_state", ADD), ("luks.wipe/barrier", ERASE), ("luks2.add/before_header", ADD2)],
+    ),
+    ("format/luks/copies.rs", &[("luks2.header/after_copy", ADD2)]),
+    ("format/luks/create.rs", &[("luks.create/before_header", CREATE), ("luks.create/after", CREATE)]),
+    ("format/luks/create2.rs", &[("luks2.create/before_header", CREATE2)]),
+];

@@ -43,6 +43,7 @@ const fn awaited(label: Label, rule: &'static str, operation: &'static str) -> R
 /// All of them.
 pub fn rules() -> impl Iterator<Item = &'static Rule> {
     [
+        luks::RULES,
         parallels::RULES,
         qcow2::RULES,
         raw::RULES,

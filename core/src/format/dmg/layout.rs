@@ -119,9 +119,11 @@ impl Store {
         Some(match kind {
             0 | 2 => Self::Zeros,
             1 => Self::Plain,
+            0x8000_0004 => Self::Packed(Form::Adc),
             0x8000_0005 => Self::Packed(Form::Zlib),
             0x8000_0006 => Self::Packed(Form::Bzip2),
             0x8000_0007 => Self::Packed(Form::Lzfse),
+            0x8000_0008 => Self::Packed(Form::Xz),
             // A comment, and the end of the table.
             0x7fff_fffe | 0xffff_ffff => return None,
             other => Self::Unknown(other),
@@ -209,9 +211,11 @@ pub fn encode_table(chunks: &[Chunk], data_at: u64) -> Vec<u8> {
         let kind: u32 = match chunk.store {
             Store::Zeros => 0,
             Store::Plain => 1,
+            Store::Packed(Form::Adc) => 0x8000_0004,
             Store::Packed(Form::Zlib) => 0x8000_0005,
             Store::Packed(Form::Bzip2) => 0x8000_0006,
             Store::Packed(Form::Lzfse) => 0x8000_0007,
+            Store::Packed(Form::Xz) => 0x8000_0008,
             Store::Unknown(kind) => kind,
         };
         bytes.extend(kind.to_be_bytes());
@@ -256,7 +260,8 @@ mod tests {
                     0 => Store::Zeros,
                     1 => Store::Plain,
                     2 => Store::Packed(Form::Bzip2),
-                    _ => Store::Unknown(0x8000_0004),
+                    3 => Store::Packed(Form::Xz),
+                    _ => Store::Unknown(0x8000_0009),
                 };
                 Chunk { sector, sectors, at: at + data_at, len: sectors * SECTOR, store }
             };

@@ -6,11 +6,10 @@
 //!   └───────────┴───────────────────────────────────┴─────────┘
 //! ```
 //!
-//! A block table lists chunks: runs of sectors that are zeros, stored as they are, or packed by zlib, bzip2 or LZFSE. All of
-//! them are in memory while the image is open, in proportion to the tables, which have at most 16 MiB.
+//! A block table lists chunks: runs of sectors that are zeros, stored as they are, or packed by zlib, bzip2, LZFSE, LZMA (an xz
+//! stream) or ADC. All of them are in memory while the image is open, in proportion to the tables, which have at most 16 MiB.
 //!
-//! Source: what macOS's `hdiutil` makes, and what `qemu-img` 10.0.2 accepts. LZMA and ADC chunks are refused when they are
-//! read, as there.
+//! Source: what macOS's `hdiutil` makes, and what `qemu-img` 10.0.2 accepts, which does not read the last two.
 
 mod error;
 pub mod layout;

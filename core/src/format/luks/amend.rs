@@ -7,8 +7,8 @@
 
 use super::LuksError;
 use super::copies::Header2Copies;
-use super::create::{ITER_TIME_MS, iterations};
-use super::keyslot::{Kdf, Keyslot, Place, rounds_per_second, wipe};
+use super::costs::{ITER_TIME_MS, iterations, rounds_per_second};
+use super::keyslot::{Kdf, Keyslot, Place, wipe};
 use super::layout::{Header, SLOTS, Slot, state_bytes};
 use super::volume::Volume;
 use crate::buf::Buf;
@@ -272,6 +272,7 @@ async fn write_slot(io: &Io, place: Place, header: &Header, number: usize) -> Re
 async fn erase_v2(io: &Io, place: Place, copies: &Header2Copies, number: u32) -> Result<Header2Copies> {
     let slots = &copies.metadata.keyslots;
     let Some((_, slot)) = slots.iter().find(|(other, _)| *other == number) else { return Ok(copies.clone()) };
+    copies.next_seqid().map_err(|fault| place.fail(io, fault))?;
     let size = copies.header.size;
     let left = copies.metadata.without_keyslot(size, number).map_err(|fault| place.fail(io, fault))?;
     // The material is gone, durably, before the header says so.
@@ -290,6 +291,7 @@ async fn add_v2(
 ) -> Result<Header2Copies> {
     let fail = |fault| place.fail(io, fault);
     let refuse = |text: &str| Err(fail(LuksError::Option(text.into())));
+    copies.next_seqid().map_err(fail)?;
     let (header, metadata) = (&copies.header, &copies.metadata);
     let Some((digest, _)) = metadata.digest_of_segment(0) else {
         return refuse("the volume has no digest of its key");

@@ -90,15 +90,39 @@ impl Header2Copies {
     pub(super) async fn store(&self, io: &Io, place: Place, metadata: Metadata) -> Result<Self> {
         self.recover(io, place).await?;
         let mut new = Self { metadata, stale: None, ..self.clone() };
-        new.header.seqid += 1;
+        new.header.seqid = self.next_seqid().map_err(|fault| place.fail(io, fault))?;
         let (len, room) = (new.metadata.encode().len(), new.header.json_room());
         if len as u64 >= room {
             return Err(place.fail(io, LuksError::JsonTooLong { len, room }));
         }
-        // One copy is durable before the other one is touched.
-        new.write_copy(io, place, Copy::Primary).await?;
-        new.write_copy(io, place, Copy::Secondary).await?;
+        new.write_both(io, place).await?;
         Ok(new)
+    }
+
+    /// The number of changes once there is one more. To be asked before anything else is written: a key that is overwritten while
+    /// the header cannot change would be lost to a slot that goes on naming it.
+    ///
+    /// # Errors
+    /// When it cannot go up.
+    pub(super) fn next_seqid(&self) -> Result<u64, LuksError> {
+        let found = self.header.seqid;
+        let expected = || "a number that can go up with a change".into();
+        found.checked_add(1).ok_or_else(|| LuksError::Field {
+            field: "seqid",
+            at: 16,
+            found,
+            expected: expected(),
+        })
+    }
+
+    /// Writes both copies. Durable on return.
+    ///
+    /// # Errors
+    /// When they cannot be written.
+    pub(super) async fn write_both(&self, io: &Io, place: Place) -> Result<()> {
+        // One copy is durable before the other one is touched.
+        self.write_copy(io, place, Copy::Primary).await?;
+        self.write_copy(io, place, Copy::Secondary).await
     }
 
     async fn write_copy(&self, io: &Io, place: Place, copy: Copy) -> Result<()> {

@@ -1,4 +1,4 @@
-//! Create: the header of a new volume, with one keyslot.
+//! Create: the header of a new volume, with one keyslot; that of version 2 is in `create2`.
 //!
 //! Order on disk: the keyslot's material, a barrier, the header, a barrier. Until the header is there, the file is no
 //! volume.
@@ -6,7 +6,9 @@
 use zeroize::Zeroize;
 
 use super::LuksError;
-use super::keyslot::{Digest, ITERATIONS_MAX, Place, rounds_per_second};
+use super::costs::{ITER_TIME_MS, digest_iterations, iterations, rounds_per_second};
+use super::create2::{Options2, PAYLOAD_AT, write_volume2};
+use super::keyslot::{Digest, Place};
 use super::layout::{Header, SECTOR, SLOTS, STRIPES, Slot, header_len, slot_place};
 use crate::buf::Buf;
 use crate::crypto::{Cipher, CipherName, Hash, Secret};
@@ -15,11 +17,15 @@ use crate::error::Result;
 use crate::graph::NodeId;
 use crate::intent::{Fua, Preallocation};
 
-/// Milliseconds that a passphrase takes to be tried, unless something else is said.
-pub const ITER_TIME_MS: u64 = 2000;
-
-/// Rounds at the least, however slow the processor. As in the reference.
-const ITERATIONS_MIN: u64 = 1000;
+/// Which version a new volume is of, with what only that one has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum NewVersion {
+    /// LUKS1, which is what the reference makes.
+    #[default]
+    V1,
+    /// LUKS2.
+    V2(Options2),
+}
 
 /// What a new volume is to be like. The defaults are those of `qemu-img create`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,6 +44,8 @@ pub struct CreateOptions {
     pub iter_time_ms: u64,
     /// How the payload's space is reserved on the host.
     pub preallocation: Preallocation,
+    /// The version.
+    pub version: NewVersion,
 }
 
 impl CreateOptions {
@@ -51,12 +59,16 @@ impl CreateOptions {
             hash: Hash::Sha256,
             iter_time_ms: ITER_TIME_MS,
             preallocation: Preallocation::Off,
+            version: NewVersion::V1,
         }
     }
 
     /// Bytes before the payload.
     pub fn header_len(&self) -> u64 {
-        header_len(self.key_len as u64)
+        match self.version {
+            NewVersion::V1 => header_len(self.key_len as u64),
+            NewVersion::V2(_) => PAYLOAD_AT,
+        }
     }
 
     /// Whether such a volume can be made; gives the passphrase.
@@ -66,6 +78,13 @@ impl CreateOptions {
     pub(in crate::format) fn check(&self, io: &Io, place: Place, prefix: &'static str) -> Result<Secret> {
         Cipher::new(&self.cipher, &vec![0; self.key_len], SECTOR as usize)
             .map_err(|fault| place.fail(io, fault.into()))?;
+        if let NewVersion::V2(more) = &self.version {
+            more.check(self.size).map_err(|fault| place.fail(io, fault))?;
+            if !prefix.is_empty() {
+                let text = "an encrypted image holds a volume of version 1";
+                return Err(place.fail(io, LuksError::Option(text.into())));
+            }
+        }
         match &self.key_secret {
             Some(id) => io.secret(id),
             None => Err(place.fail(io, LuksError::NoSecret(prefix))),
@@ -84,10 +103,13 @@ pub async fn create(io: &Io, file: NodeId, options: &CreateOptions) -> Result<()
     let end =
         end.ok_or_else(|| place.fail(io, LuksError::Option("The requested file size is too large".into())))?;
     io.set_len(file, end, options.preallocation).await?;
-    write_volume(io, place, options, &passphrase).await.map(drop)
+    match &options.version {
+        NewVersion::V1 => write_volume(io, place, options, &passphrase).await,
+        NewVersion::V2(more) => write_volume2(io, place, options, more, &passphrase).await,
+    }
 }
 
-/// Writes the header and the first keyslot of a new volume, and gives its header and its key.
+/// Writes the header and the first keyslot of a new volume of version 1. Durable on return.
 ///
 /// # Errors
 /// When they cannot be written.
@@ -96,7 +118,7 @@ pub(in crate::format) async fn write_volume(
     place: Place,
     options: &CreateOptions,
     passphrase: &Secret,
-) -> Result<Header> {
+) -> Result<()> {
     let fail = |fault| place.fail(io, fault);
     let mut random = io.entropy_bytes(place.node, options.key_len + 32 + 32 + 16).await?;
     let (key, salts) = random.split_at_mut(options.key_len);
@@ -117,8 +139,7 @@ pub(in crate::format) async fn write_volume(
     io.write("luks.create/header", place.node, place.base, Buf::from(&header.encode()[..]), Fua::No)
         .await
         .1?;
-    io.flush("luks.create/after", place.node).await?;
-    Ok(header)
+    io.flush("luks.create/after", place.node).await
 }
 
 fn new_header(options: &CreateOptions, random: &[u8], per_second: u64) -> Header {
@@ -132,10 +153,6 @@ fn new_header(options: &CreateOptions, random: &[u8], per_second: u64) -> Header
         sector: (slot_place(number, key_len) / SECTOR) as u32,
         stripes: STRIPES,
     };
-    let mut uuid: [u8; 16] = random[64..80].try_into().expect("16 bytes");
-    // RFC 9562, 5.4: version 4, variant 10.
-    uuid[6] = uuid[6] & 0x0f | 0x40;
-    uuid[8] = uuid[8] & 0x3f | 0x80;
     Header {
         cipher: options.cipher.clone(),
         hash: options.hash.name().into(),
@@ -143,20 +160,16 @@ fn new_header(options: &CreateOptions, random: &[u8], per_second: u64) -> Header
         key_len: options.key_len as u32,
         digest: [0; 20],
         digest_salt: salt(0),
-        // The digest is tried once for each slot: an eighth of the time, as in the reference.
-        digest_iterations: (iterations / 8).max(ITERATIONS_MIN as u32),
-        uuid: uuid_text(&uuid),
+        digest_iterations: digest_iterations(iterations),
+        uuid: random_uuid(random[64..80].try_into().expect("16 bytes")),
         slots: std::array::from_fn::<_, SLOTS, _>(slot),
     }
 }
 
-/// Rounds for a slot whose passphrase takes so long to try.
-pub(super) fn iterations(per_second: u64, iter_time_ms: u64) -> u32 {
-    let wanted = u128::from(per_second) * u128::from(iter_time_ms) / 1000;
-    wanted.clamp(u128::from(ITERATIONS_MIN), u128::from(ITERATIONS_MAX)) as u32
-}
-
-fn uuid_text(uuid: &[u8; 16]) -> String {
+/// A name of random bytes. Source: RFC 9562, 5.4: version 4, variant 10.
+pub(super) fn random_uuid(mut uuid: [u8; 16]) -> String {
+    uuid[6] = uuid[6] & 0x0f | 0x40;
+    uuid[8] = uuid[8] & 0x3f | 0x80;
     let mut text = String::new();
     for (at, byte) in uuid.iter().enumerate() {
         if matches!(at, 4 | 6 | 8 | 10) {

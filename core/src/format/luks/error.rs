@@ -52,6 +52,8 @@ pub enum LuksError {
     Password,
     #[error("Parameter '{0}key-secret' is required for cipher")]
     NoSecret(&'static str),
+    #[error("LUKS payload is overlapping with the header")]
+    PayloadInHeader,
     #[error("the volume begins at byte {offset}, behind the end of the file at {len}")]
     Payload { offset: u64, len: u64 },
     #[error("both copies of the LUKS2 header are damaged; at 0: {first}; the second: {second}")]

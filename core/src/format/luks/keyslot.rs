@@ -38,9 +38,6 @@ pub const ARGON2_LANES_MAX: u32 = 4;
 /// Rounds that are done at once: half a second at the most.
 const ROUNDS: u32 = 1 << 20;
 
-/// Rounds that are fewer than this say little about a processor.
-const MEASURED_MIN: u32 = 1 << 14;
-
 /// How a key is made of a passphrase.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Kdf {
@@ -256,29 +253,13 @@ async fn pbkdf2(
     Pbkdf2Chain::key(&join_all(parts).await, len)
 }
 
-async fn advance(io: &Io, chain: Pbkdf2Chain, rounds: u32) -> (Pbkdf2Chain, std::time::Duration) {
+/// Does some rounds of a part of a key; says how long they took.
+pub(super) async fn advance(io: &Io, chain: Pbkdf2Chain, rounds: u32) -> (Pbkdf2Chain, std::time::Duration) {
     let computed = io.compute("luks.derive/pbkdf2", Compute::Pbkdf2 { chain: Box::new(chain), rounds }).await;
     let derived = computed.derived.expect("an executor answers with what the work made");
     match derived.key {
         DerivedKey::Chain(chain) => (*chain, derived.took),
         DerivedKey::Key(_) => unreachable!("the work was PBKDF2"),
-    }
-}
-
-/// How many rounds of PBKDF2 a processor does in a second, for keys of `len` bytes.
-pub(super) async fn rounds_per_second(io: &Io, hash: Hash, len: usize) -> u64 {
-    let password = Secret::new(vec![0; 16]);
-    let mut rounds = MEASURED_MIN;
-    loop {
-        let chain =
-            Pbkdf2Chain::blocks(hash, &password, &[0; 32], u32::MAX, hash.digest_len()).swap_remove(0);
-        let took = advance(io, chain, rounds).await.1;
-        if took.as_millis() >= 50 || rounds >= 1 << 26 {
-            let per_second = u128::from(rounds) * 1_000_000_000 / took.as_nanos().max(1);
-            let parts = len.div_ceil(hash.digest_len()) as u64;
-            return u64::try_from(per_second).unwrap_or(u64::MAX) / parts;
-        }
-        rounds *= 4;
     }
 }
 

@@ -183,6 +183,44 @@ fn parse_id(text: &str) -> Option<u32> {
 }
 
 impl Metadata {
+    /// The metadata of a new volume, whose header has `header_size` bytes and whose payload begins at `payload_at`: one segment,
+    /// and the digest of its key, which is in no keyslot yet.
+    ///
+    /// # Errors
+    /// When that does not go together.
+    pub(super) fn new(
+        (header_size, payload_at): (u64, u64),
+        crypt: &SegmentCrypt,
+        digest: &Digest,
+    ) -> Result<Self, LuksError> {
+        let whole = json!({
+            "keyslots": {},
+            "tokens": {},
+            "segments": { "0": {
+                "type": "crypt",
+                "offset": payload_at.to_string(),
+                "size": "dynamic",
+                "iv_tweak": crypt.tweak.to_string(),
+                "encryption": crypt.encryption,
+                "sector_size": crypt.sector_len,
+            } },
+            "digests": { "0": {
+                "type": "pbkdf2",
+                "keyslots": [],
+                "segments": ["0"],
+                "hash": digest.hash.name(),
+                "iterations": digest.iterations,
+                "salt": BASE64_STANDARD.encode(&digest.salt),
+                "digest": BASE64_STANDARD.encode(&digest.digest),
+            } },
+            "config": {
+                "json_size": (header_size - super::layout2::BINARY_LEN as u64).to_string(),
+                "keyslots_size": (payload_at - 2 * header_size).to_string(),
+            },
+        });
+        Self::parse(whole.to_string().as_bytes(), header_size)
+    }
+
     /// Reads the metadata of a header of `header_size` bytes.
     ///
     /// # Errors
@@ -220,8 +258,10 @@ impl Metadata {
             return all.wrong("segments", "segments that are numbered from 0 on");
         }
         for ((_, segment), (_, part)) in segments.iter().zip(&parts) {
-            // What is encrypted in place has its old beginning further on, and no area lies in it.
-            if segment.kind == "crypt" && !segment.backup && segment.offset < areas_end {
+            // What is encrypted in place has its old beginning further on, and no area lies in it. A payload that begins at 0 is in
+            // another file than the header.
+            let behind = segment.offset == 0 || segment.offset >= areas_end;
+            if segment.kind == "crypt" && !segment.backup && !behind {
                 return part.wrong("offset", "a place behind the areas of the keyslots");
             }
         }

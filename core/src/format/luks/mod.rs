@@ -8,15 +8,18 @@
 //!   0        4096                  payload offset
 //! ```
 //!
-//! `layout` has the header of version 1, `layout2` and `metadata` that of version 2, of which there are two `copies`. `volume` reads a header and unlocks it, for a node of its own as well as for
-//! the volume that a qcow2 image holds; `keyslot` is the way from a passphrase to the key. `sectors` is the way of data.
+//! `layout` has the header of version 1, `layout2` and `metadata` that of version 2, of which there are two `copies`. `volume`
+//! reads a header and unlocks it, for a node of its own as well as for the volume that a qcow2 image holds; `keyslot` is the way
+//! from a passphrase to the key, and `costs` says how long that is. `sectors` is the way of data.
 //! The header may be kept in another file, the `header` child.
 //!
 //! Nothing here prints or keeps a passphrase; keys leave memory when they are done with.
 
 mod amend;
 mod copies;
+mod costs;
 mod create;
+mod create2;
 mod error;
 pub mod keyslot;
 pub mod layout;
@@ -33,8 +36,10 @@ use serde_json::{Map, Value, json};
 
 pub use amend::AmendKeyslots;
 pub use copies::Header2Copies;
+pub use costs::{KdfChoice, MEMORY_KIB};
 pub(in crate::format) use create::write_volume;
-pub use create::{CreateOptions, create};
+pub use create::{CreateOptions, NewVersion, create};
+pub use create2::Options2;
 pub use error::LuksError;
 pub(in crate::format) use keyslot::Place;
 pub(crate) use sectors::Sectors;
@@ -118,6 +123,9 @@ pub(crate) async fn open(opening: &Opening<'_>, options: &LuksOptions) -> Result
     let (offset, size) = volume.payload();
     let there = io.len(opening.file);
     let unit = volume.sector_len();
+    if offset == 0 && options.header.is_none() {
+        return Err(place.fail(io, LuksError::PayloadInHeader));
+    }
     if offset > there {
         return Err(place.fail(io, LuksError::Payload { offset, len: there }));
     }

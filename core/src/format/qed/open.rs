@@ -47,7 +47,10 @@ pub(crate) async fn open(opening: &Opening<'_>) -> Result<Qed> {
                 return Err(fail(QedError::BackingPlace { at, len, header_len }));
             }
             let bytes = io.read_bytes("qed.open/backing_name", file, at.into(), len as usize).await?;
-            Some(String::from_utf8(bytes.to_vec()).map_err(|_| fail(QedError::BackingName))?)
+            // As in the reference, a name ends at a zero byte, and one of no bytes names no file.
+            let bytes: Vec<u8> = bytes.iter().copied().take_while(|byte| *byte != 0).collect();
+            let name = String::from_utf8(bytes).map_err(|_| fail(QedError::BackingName))?;
+            Some(name).filter(|name| !name.is_empty())
         }
     };
     // Of a table of up to 1 GiB, what the disk needs; a longer disk needs more.

@@ -32,6 +32,11 @@ pub fn options_of(name: &str) -> Option<(&'static str, &'static [CreateOption])>
     ALL.iter().find(|(known, _)| *known == name).copied()
 }
 
+/// The options of a format that the reference does not have.
+pub(super) fn own_options_of(name: &str) -> &'static [CreateOption] {
+    if name == "luks" { LUKS2 } else { &[] }
+}
+
 const ALL: &[(&str, &[CreateOption])] = &[
     ("file", FILE),
     ("host_device", EXISTING),
@@ -224,4 +229,14 @@ const LUKS: &[CreateOption] = &[
     text("hash-alg", "Name of encryption hash algorithm"),
     number("iter-time", None, "Time to spend in PBKDF in milliseconds"),
     switch("detached-header", None, "Create a detached LUKS header"),
+];
+
+/// What LUKS2 needs to be told, in cryptsetup's words.
+const LUKS2: &[CreateOption] = &[
+    text("version", "Version of the volume: luks1 (default) or luks2"),
+    text("pbkdf", "How luks2 makes keys of passphrases: argon2id (default), argon2i or pbkdf2"),
+    number("pbkdf-memory", None, "Memory of Argon2 in KiB, at the most unless its passes are given"),
+    number("pbkdf-parallel", None, "Lanes of Argon2, 1 to 4"),
+    number("pbkdf-force-iterations", None, "Passes of Argon2 or rounds of PBKDF2, however long they take"),
+    number("sector-size", None, "Bytes of an encrypted sector of luks2: 512 (default), 1024, 2048 or 4096"),
 ];

@@ -1,6 +1,6 @@
 //! Options of one new image: a format's options and its protocol's, with the values given.
 
-use super::formats::{CreateOption, Kind, options_of};
+use super::formats::{CreateOption, Kind, options_of, own_options_of};
 use crate::options::parse_list;
 use crate::size::{SIZE_HINT, SizeError, parse_number, parse_size};
 
@@ -52,6 +52,14 @@ struct Entry {
     text: Option<String>,
     /// What a size or number comes to.
     number: u64,
+    /// Whether the reference does not have it.
+    own: bool,
+}
+
+impl Entry {
+    fn new(option: &'static CreateOption, own: bool) -> Self {
+        Self { option, text: None, number: 0, own }
+    }
 }
 
 impl CreateOptions {
@@ -66,14 +74,15 @@ impl CreateOptions {
         };
         let new = |option| !own.iter().any(|other: &CreateOption| other.name == option);
         let all = own.iter().chain(below.iter().filter(|option| new(option.name)));
-        let entries = all.map(|option| Entry { option, text: None, number: 0 }).collect();
-        Some(Self { format, entries })
+        let entries = all.map(|option| Entry::new(option, false));
+        let entries = entries.chain(own_options_of(format).iter().map(|option| Entry::new(option, true)));
+        Some(Self { format, entries: entries.collect() })
     }
 
     /// The options of tables; the first that has a name counts.
     pub(super) fn of_tables(format: &'static str, tables: &[&'static [CreateOption]]) -> Self {
         let entries = tables.iter().flat_map(|table| table.iter());
-        let entries = entries.map(|option| Entry { option, text: None, number: 0 }).collect();
+        let entries = entries.map(|option| Entry::new(option, false)).collect();
         Self { format, entries }
     }
 
@@ -143,8 +152,12 @@ impl CreateOptions {
         format!("Formatting '{filename}', fmt={}{shown}\n", self.format)
     }
 
-    /// A line about each option, in alphabetical order.
+    /// A line about each option that the reference has, in alphabetical order.
     pub(super) fn help_lines(&self) -> String {
+        self.lines(false)
+    }
+
+    fn lines(&self, own: bool) -> String {
         let line = |entry: &Entry| {
             let kind = match entry.option.kind {
                 Kind::Text => "str",
@@ -154,7 +167,8 @@ impl CreateOptions {
             };
             format!("  {:<22} - {}\n", format!("{}=<{kind}>", entry.option.name), entry.option.help)
         };
-        let mut lines: Vec<_> = self.entries.iter().map(line).collect();
+        let entries = self.entries.iter().filter(|entry| entry.own == own);
+        let mut lines: Vec<_> = entries.map(line).collect();
         lines.sort();
         lines.concat()
     }
@@ -163,14 +177,19 @@ impl CreateOptions {
     #[must_use]
     pub fn help(&self, protocol: Option<&str>) -> String {
         let lines = self.help_lines();
-        match protocol {
+        let own = match self.lines(true) {
+            own if own.is_empty() => own,
+            own => format!("\nOptions that qemu-img does not have:\n{own}"),
+        };
+        let theirs = match protocol {
             Some(_) => format!("Supported options:\n{lines}"),
             None => format!(
                 "Supported {} options:\n{lines}\nThe protocol level may support further options.\n\
                  Specify the target filename to include those options.\n",
                 self.format
             ),
-        }
+        };
+        theirs + &own
     }
 }
 
