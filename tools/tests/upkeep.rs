@@ -315,6 +315,27 @@ fn headers_are_amended() {
     side.finish();
 }
 
+/// A backing file is not changed here, and said to be what it is only by its name and its format.
+#[test]
+fn backing_files_are_named_as_they_are() {
+    let mut side = Side::new();
+    side.make("create -q -f qcow2 base 1M");
+    side.make("create -q -f qcow2 -b base -F qcow2 top");
+    for named in [
+        "file=base",
+        "fmt=qcow2",
+        "file=base,backing_fmt=qcow2",
+        "file=",
+        "fmt=raw",
+        "file=other,backing_fmt=qcow2",
+    ] {
+        for image in ["base", "top"] {
+            side.both("amend", &format!("amend -o backing_{named} {image}"));
+        }
+    }
+    side.finish();
+}
+
 /// Of a table that is made longer, the host keeps what is not zero.
 #[test]
 fn a_long_table_is_a_hole() {
