@@ -113,8 +113,8 @@ const LISTED: &[Listed] = &[
         fits: |_, ours, _| ours.says("Snapshot table offset invalid"),
     },
     Listed {
-        why: "qcow2: a snapshot table that cannot be read cannot be listed or checked; the reference leaves entries out",
-        fits: |question, ours, _| question != Question::Bytes && ours.says("the snapshot table at"),
+        why: "qcow2: a snapshot table that cannot be read cannot be listed; the reference leaves entries out",
+        fits: |question, ours, _| question == Question::Info && ours.says("the snapshot table at"),
     },
     Listed {
         why: "qcow2: the refcount table is cut off or nowhere, and the reference only reads anyway",

@@ -3,6 +3,8 @@
 //!
 //! One table of [`OptionSpec`] serves parsing and help.
 
+use crate::message::Failure;
+
 /// An option of a command.
 #[derive(Debug)]
 pub struct OptionSpec {
@@ -14,6 +16,16 @@ pub struct OptionSpec {
     pub value: Option<&'static str>,
     /// What it does, for help.
     pub help: &'static str,
+}
+
+/// A line of a table.
+pub(crate) const fn option(
+    long: &'static [&'static str],
+    short: &'static str,
+    value: Option<&'static str>,
+    help: &'static str,
+) -> OptionSpec {
+    OptionSpec { long, short, value, help }
 }
 
 /// Options that the reference does not have. They are never cut short, so that what it takes for another option stays
@@ -32,6 +44,19 @@ pub enum Parsed {
     Unrecognized(String),
     /// An option without the argument that it needs.
     MissingArgument(String),
+}
+
+impl Parsed {
+    /// An option that the table has, with its argument.
+    pub(crate) fn recognized(self) -> Result<(&'static str, String), Failure> {
+        match self {
+            Self::Option(name, value) => Ok((name, value)),
+            Self::Unrecognized(element) => Err(Failure::usage(format!("unrecognized option '{element}'"))),
+            Self::MissingArgument(element) => {
+                Err(Failure::usage(format!("missing argument for option '{element}'")))
+            }
+        }
+    }
 }
 
 /// Whether options may follow file names.

@@ -19,6 +19,7 @@
 
 #![deny(unsafe_code)]
 
+mod docs;
 pub mod getopt;
 pub mod img;
 pub mod io;

@@ -1,4 +1,4 @@
-//! Completions and the manual page: what the programs that read them say of them, and that they leave nothing out.
+//! Completions and manual pages: what the programs that read them say of them, and that they leave nothing out.
 
 mod side;
 
@@ -89,5 +89,49 @@ fn the_manual_page_is_well_formed() {
                 said.lines().filter(|line| line.contains("warning") || line.contains("ERROR")).collect();
             assert!(fine && warnings.is_empty(), "{program}: {warnings:?}");
         }
+    }
+}
+
+/// The other tools have the same, from their own tables.
+#[test]
+fn every_tool_has_completions_and_a_page() {
+    let side = Side::new();
+    for (tool, program, reference) in [
+        ("drystone-io", env!("CARGO_BIN_EXE_drystone-io"), "qemu-io"),
+        ("drystone-nbd", env!("CARGO_BIN_EXE_drystone-nbd"), "qemu-nbd"),
+    ] {
+        let said = |args: &[&str]| {
+            let output = Command::new(program).args(args).output().expect("our own tool runs");
+            assert!(output.status.success(), "{tool} {args:?}: {output:?}");
+            String::from_utf8(output.stdout).expect("text")
+        };
+        let (help, page) = (said(&["--help"]), said(&["--man"]));
+        assert!(page.contains(&format!("BR {} (1)", reference.replace('-', "\\-"))), "{tool}");
+        let names = help.split_whitespace().filter_map(|word| word.strip_prefix("--"));
+        let names: Vec<_> = names.map(|name| name.trim_end_matches([',', '.', ';', ':'])).collect();
+        assert!(names.len() > 15, "{tool}: {help}");
+        for (shell, check) in [("bash", "-n"), ("zsh", "-n"), ("fish", "--no-execute")] {
+            let script = said(&["--completions", shell]);
+            for name in names.iter().map(|name| name.split('=').next().unwrap_or_default()) {
+                let dashed = if shell == "fish" { format!("-l {name}") } else { format!("--{name}") };
+                assert!(script.contains(&dashed), "{tool}, {shell}: {name}");
+                assert!(page.contains(&name.replace('-', "\\-")), "{tool}: {name}");
+            }
+            side.write(shell, script.as_bytes());
+            if let Some((fine, said)) = run(shell, &[check], &side.path(shell)) {
+                assert!(fine && said.is_empty(), "{tool}, {shell}: {said}");
+            }
+        }
+        side.write("page.1", page.as_bytes());
+        if let Some((fine, said)) = run("man", &["--warnings", "-E", "UTF-8", "-l"], &side.path("page.1")) {
+            assert!(fine && !said.contains("warning"), "{tool}: {said}");
+        }
+        let function = tool.replace('-', "_");
+        let line = format!(
+            ". ./bash; COMP_WORDS=({tool} --image-n); COMP_CWORD=1; _{function}; echo ${{COMPREPLY[*]}}"
+        );
+        let output =
+            Command::new("bash").args(["-c", &line]).current_dir(side.path("")).output().expect("bash runs");
+        assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "--image-names", "{tool}: {output:?}");
     }
 }

@@ -41,6 +41,16 @@ fn programs_read_the_same_steps() {
 }
 
 #[test]
+fn a_header_is_changed_in_one_step() {
+    let mut side = images();
+    side.make("create -q -f qcow2 -b image -F qcow2 top");
+    for line in ["-b image -F qcow2", "-b _", "-q -b image -F qcow2"] {
+        side.both("steps", &format!("rebase -p -u {line} top"));
+    }
+    side.finish();
+}
+
+#[test]
 fn who_asks_is_told_how_far_it_is() {
     let side = images();
     for (line, asked) in [("-O qcow2", true), ("-p -O qcow2", false)] {

@@ -183,6 +183,75 @@ fn entries_of_the_snapshot_table_are_completed() {
     side.finish();
 }
 
+/// The reference keeps what the file does not have as snapshots without a name or a disk; here it goes.
+#[test]
+fn a_snapshot_table_beyond_the_end_of_the_file_is_left_out() {
+    let mut side = Side::new();
+    side.make("create -q -f qcow2 -o cluster_size=4k a.qcow2 1M");
+    side.io("a.qcow2", "write -P 1 0 64k");
+    side.make("snapshot -c one a.qcow2");
+    side.io("a.qcow2", "write -P 2 0 16k");
+    let sound = Bytes(side.read("a.qcow2"));
+    let table = sound.word(64);
+    let damaged = |at: u64, count: u32, len: u64| {
+        let mut bytes = sound.clone();
+        bytes.set(64, at);
+        bytes.0[60..64].copy_from_slice(&count.to_be_bytes());
+        bytes.0.truncate(len as usize);
+        bytes
+    };
+    let (nowhere, max) = (1 << 30, 1 << 16);
+    let images = [
+        ("beyond the end", damaged(nowhere, 1, u64::MAX), Some(0)),
+        ("all that there can be beyond the end", damaged(nowhere, max, u64::MAX), Some(0)),
+        ("too many beyond the end", damaged(nowhere, max + 1, u64::MAX), Some(0)),
+        ("the most beyond the end", damaged(nowhere, u32::MAX, u64::MAX), Some(0)),
+        ("more than there is room for", damaged(table, 9, table + 72), Some(1)),
+        ("cut in its name", damaged(table, 9, table + 66), Some(1)),
+        ("cut in its extra data", damaged(table, 1, table + 50), Some(1)),
+        ("cut in its fixed part", damaged(table, 1, table + 20), Some(1)),
+        ("too far for a file", damaged((1 << 63) - 4096, 1, u64::MAX), None),
+        ("too far for an offset", damaged(1 << 63, 1, u64::MAX), None),
+        ("not at a cluster", damaged(table + 8, 1, u64::MAX), None),
+    ];
+    for (about, bytes, left) in images {
+        for what in ["", "-r leaks"] {
+            side.write("ours", &bytes.0);
+            side.write("theirs", &bytes.0);
+            let (ours, theirs) =
+                (side.ours(&format!("check {what} ours")), side.theirs(&format!("check {what} theirs")));
+            let refused = theirs.code == 1;
+            match refused {
+                true => side.expect_alike(&format!("{about}: check {what}"), &ours.code, &theirs.code),
+                false => side.expect_alike(&format!("{about}: check {what}"), &told(&ours), &told(&theirs)),
+            }
+        }
+        side.write("ours", &bytes.0);
+        let run = side.ours("check -r all ours");
+        let Some(left) = left else {
+            assert_eq!((run.code, side.theirs("check -r all ours").code), (1, 1), "{about}: {run:?}");
+            assert!(side.read("ours") == bytes.0, "{about}: something was written");
+            continue;
+        };
+        // What was cut off and is there again, because the file grew, is counted still.
+        assert!(run.code == 0 || run.code == 3, "{about}: {run:?}");
+        side.our_make("check -q -r leaks ours");
+        assert_eq!(side.theirs("check ours").code, 0, "{about}");
+        let listed = side.make("snapshot -l ours").lines().count();
+        assert_eq!(listed, if left == 0 { 0 } else { 2 + left }, "{about}");
+        // The reference's own repair shows what is left of a file that is cut off.
+        side.write("theirs", &sound.0);
+        if bytes.0.len() < sound.0.len() {
+            side.write("theirs", &bytes.0);
+            side.theirs("check -q -r all theirs");
+        }
+        side.make("convert -f qcow2 -O raw theirs disk");
+        side.make("convert -f qcow2 -O raw ours shown");
+        assert!(side.read("shown") == side.read("disk"), "{about}");
+    }
+    side.finish();
+}
+
 #[test]
 fn an_image_that_was_not_closed_is_repaired_when_it_is_opened_for_writing() {
     let side = Side::new();

@@ -452,3 +452,93 @@ fn what_is_read_is_kept() {
     pair.same_disks("other.qcow2");
     pair.finish();
 }
+
+/// Permissions that a node takes or denies beyond those of the nodes above, as other processes see them.
+#[test]
+fn permissions_keep_others_out() {
+    let mut pair = Pair::new(RAW);
+    for rules in [
+        r#""take-child-perms":["write"],"#,
+        r#""take-child-perms":["consistent-read","resize"],"#,
+        r#""take-child-perms":["graph-mod"],"#,
+        r#""take-child-perms":["write-unchanged"],"unshare-child-perms":["resize"],"#,
+        r#""unshare-child-perms":["write"],"#,
+        r#""unshare-child-perms":["consistent-read","write","resize","write-unchanged"],"#,
+    ] {
+        let (above, alone) = (
+            debug_raw(rules),
+            debug_raw(rules).replace("\"driver\":\"raw\",\"file\":{", "").replace("}}}'", "}}'"),
+        );
+        for options in ["", "-r"] {
+            pair.script(options, "read 0 512; write 0 512", &above);
+            pair.script(options, "read 0 512; write 0 512", &alone);
+        }
+        // Whether somebody else may open the image meanwhile, to read and to write.
+        for image in [&above, &alone] {
+            for other in ["-r", ""] {
+                let held = |program: &str, folder: std::path::PathBuf| {
+                    held_up(program, &words(image), other, &folder)
+                };
+                let ours = held(env!("CARGO_BIN_EXE_drystone-io"), pair.ours(""));
+                let theirs = held("qemu-io", pair.theirs(""));
+                if ours != theirs {
+                    pair.complain(&format!("{image}, then {other:?}: ours {ours}, theirs {theirs}"));
+                }
+            }
+        }
+    }
+    pair.finish();
+}
+
+/// What the reference says to who opens the image while a tool has it open for reading.
+fn held_up(program: &str, image: &[String], other: &str, folder: &std::path::Path) -> String {
+    use std::io::{BufRead as _, BufReader, Write as _};
+    use std::process::{Command, Stdio};
+    // Who had the image open before may not have let go of it.
+    for _ in 0..100 {
+        let mut free = Command::new("qemu-io");
+        free.args(["-f", "raw", "-c", "length", "a.raw"]).current_dir(folder);
+        if free.output().expect("qemu-io is installed").stderr.is_empty() {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    let mut holder = Command::new(program);
+    holder.args(["-r"]).args(image).current_dir(folder);
+    holder.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut holder = holder.spawn().expect("the tool runs");
+    let mut stdin = holder.stdin.take().expect("a pipe");
+    let mut stdout = BufReader::new(holder.stdout.take().expect("a pipe"));
+    // It answers once it has the image open; or it has ended.
+    let _ = stdin.write_all(b"length\n");
+    let mut line = String::new();
+    let _ = stdout.read_line(&mut line);
+    let mut command = Command::new("qemu-io");
+    command.args(words(other)).args(["-f", "raw", "-c", "length", "a.raw"]).current_dir(folder);
+    let output = command.output().expect("qemu-io is installed");
+    drop(stdin);
+    holder.wait().expect("it ends");
+    String::from_utf8_lossy(&output.stderr).lines().next().unwrap_or_default().to_owned()
+}
+
+/// Names in options, as scripts of long ago have them.
+#[test]
+fn images_are_named_in_options() {
+    let mut pair = Pair::new(&[
+        "qemu-img create -q -f raw a.raw 1M",
+        "qemu-img create -q -f qcow2 a.qcow2 1M",
+        "qemu-img create -q -f raw b.raw 1M",
+    ]);
+    for options in [
+        "driver=blkverify,x-image=a.qcow2,x-raw=a.raw",
+        "driver=blkverify,x-image=a.qcow2,raw.driver=file,raw.filename=a.raw",
+        "driver=blkverify,x-image=a.qcow2,x-raw=a.raw,bogus=1",
+        "driver=blkverify,x-image=none,x-raw=a.raw",
+        "driver=qcow2,file.driver=blkdebug,file.x-image=a.qcow2",
+        "driver=qcow2,file.driver=blkdebug,file.x-image=a.qcow2,file.image.driver=file,file.image.filename=a.raw",
+    ] {
+        pair.script("--image-opts", "read 0 512; write -P 3 0 64k; read -P 3 0 4k; flush", options);
+    }
+    pair.same_disks("a.qcow2");
+    pair.finish();
+}

@@ -315,6 +315,59 @@ fn headers_are_amended() {
     side.finish();
 }
 
+/// A backing file is not changed here, and said to be what it is only by its name and its format.
+#[test]
+fn backing_files_are_named_as_they_are() {
+    let mut side = Side::new();
+    side.make("create -q -f qcow2 base 1M");
+    side.make("create -q -f qcow2 -b base -F qcow2 top");
+    for named in [
+        "file=base",
+        "fmt=qcow2",
+        "file=base,backing_fmt=qcow2",
+        "file=",
+        "fmt=raw",
+        "file=other,backing_fmt=qcow2",
+    ] {
+        for image in ["base", "top"] {
+            side.both("amend", &format!("amend -o backing_{named} {image}"));
+        }
+    }
+    side.finish();
+}
+
+/// Of a table that is made longer, the host keeps what is not zero.
+#[test]
+fn a_long_table_is_a_hole() {
+    use std::os::unix::fs::MetadataExt as _;
+    let mut side = Side::new();
+    for (options, len, far) in
+        [("cluster_size=64k", "64T", "60T"), ("cluster_size=4k", "8T", "7T"), ("compat=0.10", "10T", "9T")]
+    {
+        let image = "i.qcow2";
+        side.make(&format!("create -q -f qcow2 -o {options} {image} 1G"));
+        side.io(image, "write -P 1 0 512k");
+        let kept = |side: &Side| side.path(image).metadata().expect("a file").blocks() * 512;
+        let before = kept(&side);
+        side.our_make(&format!("resize -q {image} {len}"));
+        let more = kept(&side) - before;
+        if more > 192 << 10 {
+            side.complain(&format!("{options}: {more} more bytes are kept"));
+        }
+        in_order(&mut side, options, image);
+        side.io(image, &format!("read -P 1 0 512k; read -P 0 {far} 64k; write -P 2 {far} 64k"));
+        in_order(&mut side, options, image);
+        if !options.contains("0.10") {
+            side.our_make(&format!("snapshot -c one {image}"));
+        }
+        side.our_make(&format!("resize -q --shrink {image} 1G"));
+        side.our_make(&format!("resize -q {image} {len}"));
+        side.io(image, &format!("read -P 1 0 512k; read -P 0 {far} 64k"));
+        in_order(&mut side, options, image);
+    }
+    side.finish();
+}
+
 #[test]
 fn snapshots_live_through_amends() {
     let mut side = Side::new();

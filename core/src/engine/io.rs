@@ -647,7 +647,8 @@ impl Io {
     /// Changes the length of a node; what is new reads as zeros. Durable on return where a format keeps the length.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] where a driver cannot, or a leaf has no metadata to preallocate; else the format's or leaf's.
+    /// [`Error::Unsupported`] where a driver cannot; [`Error::Options`] where a leaf would preallocate metadata, or while it
+    /// gets shorter; else the format's or leaf's.
     pub async fn resize(&self, node: NodeId, len: u64, how: Preallocate) -> Result<()> {
         let here = self.shared.graph.node(node);
         let unsupported = |what| {
@@ -661,7 +662,12 @@ impl Io {
             Kind::Leaf(leaf) if leaf.info.kind == LeafKind::Nbd => {
                 Err(Box::new(Error::Options("Cannot resize NBD nodes".into())))
             }
-            Kind::Leaf(_) if how == Preallocate::Metadata => unsupported("preallocation of metadata"),
+            Kind::Leaf(leaf) if how != Preallocate::Off && len < leaf.len.get() => {
+                Err(Box::new(Error::Options("Cannot use preallocation for shrinking files".into())))
+            }
+            Kind::Leaf(_) if how == Preallocate::Metadata => {
+                Err(Box::new(Error::Options("Unsupported preallocation mode: metadata".into())))
+            }
             Kind::Leaf(_) => self.set_len(node, len, how.of_file()).await,
             Kind::Driver(driver) => match driver.length() {
                 graph::Length::OfFileFrom(start) => {

@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::graph::driver::{Driver, Role};
 use crate::graph::open::{NodeSpec, Sharing, lock_child, open_child};
 use crate::graph::{CHAIN_MAX, Edges, NodeId};
+use crate::intent::Permissions;
 
 /// A filter to open above its file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,7 +73,13 @@ pub(crate) async fn open(
     let file = edges.at(Role::File).expect("a filter is opened above its file");
     let fail = |fault| Error::format(io.title(file), fault);
     Ok(match filter {
-        FilterSpec::Blkdebug(options) => Rc::new(Blkdebug::open(io, options).await?),
+        FilterSpec::Blkdebug(options) => {
+            let writes = [Permissions::WRITE, Permissions::WRITE_UNCHANGED];
+            if !spec.mode.writable && writes.iter().any(|one| options.takes.contains(*one)) {
+                return Err(Box::new(Error::Options("Block node is read-only".into())));
+            }
+            Rc::new(Blkdebug::open(io, options).await?)
+        }
         FilterSpec::Blklogwrites { log, options } => {
             let log = open_child(io, log, depth).await?;
             edges.set(Role::Log, Some(log));

@@ -16,7 +16,7 @@ use crate::buf::BufList;
 use crate::engine::{Io, LocalFuture, Request};
 use crate::error::{Error, Result};
 use crate::format::ImageFacts;
-use crate::intent::{Preallocation, ZeroFlags};
+use crate::intent::{Permissions, Preallocation, ZeroFlags};
 
 /// The edges of a node, by the names that QEMU gives them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -216,6 +216,11 @@ pub trait Driver {
     /// Whether the node shows its child's bytes as they are, so that the child's holes are its own.
     fn is_filter(&self) -> bool {
         false
+    }
+
+    /// Permissions on its file that a filter takes beyond those of the nodes above, and that it lets nobody else take.
+    fn child_permissions(&self) -> (Permissions, Permissions) {
+        (Permissions::NONE, Permissions::NONE)
     }
 
     /// Whether what nobody wrote to reads as zeros. One that decrypts whatever is there says no, and what

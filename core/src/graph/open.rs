@@ -263,7 +263,13 @@ impl NodeSpec {
 /// # Errors
 /// What the leaves, the locks or the formats say; then nothing of the tree stays open.
 pub fn open<'a>(io: &'a Io, spec: &'a NodeSpec) -> LocalFuture<'a, Result<NodeId>> {
-    open_child(io, spec, 0)
+    Box::pin(async move {
+        let root = open_child(io, spec, 0).await?;
+        match lock_below_filters(io, spec, root).await {
+            Ok(()) => Ok(root),
+            Err(error) => Err(undo(io, root, error).await),
+        }
+    })
 }
 
 /// Opens what is `depth` images below the top of a chain.
@@ -557,24 +563,66 @@ pub(crate) async fn lock_child(
     sharing: Sharing,
 ) -> Result<()> {
     let Some(child) = edges.at(role) else { return Ok(()) };
-    let mut leaf = child;
-    let mut force_share = io.flags(child).force_share;
-    // A format has declared by itself what it does with its leaf.
-    let passes_on = |node| io.driver(node).is_some_and(|driver| driver.is_filter());
-    while passes_on(leaf)
-        && let Some(below) = io.edge(leaf, Role::File)
-    {
-        leaf = below;
-        force_share |= io.flags(leaf).force_share;
-    }
+    let below = below_filters(io, child);
     let holds = match spec.mode.writable {
         true => Permissions::CONSISTENT_READ.with(Permissions::WRITE).with(Permissions::RESIZE),
         false => Permissions::CONSISTENT_READ,
     };
     let shares = match sharing {
-        Sharing::Reads if !force_share => Permissions::WRITE.with(Permissions::RESIZE).complement(),
+        Sharing::Reads if !below.force_share => Permissions::WRITE.with(Permissions::RESIZE).complement(),
         _ => Permissions::ALL,
     };
+    let (holds, shares) = (holds.with(below.takes), Permissions(shares.0 & below.unshares.complement().0));
+    declare_use(io, spec, edges, below.leaf, (role, holds, shares)).await
+}
+
+/// What a filter at the top takes on the leaf by itself. A format above filters declares it for them, see [`lock_child`].
+async fn lock_below_filters(io: &Io, spec: &NodeSpec, root: NodeId) -> Result<()> {
+    if !matches!(spec.driver, DriverSpec::Filter { .. }) {
+        return Ok(());
+    }
+    let below = below_filters(io, root);
+    if below.takes.with(below.unshares) == Permissions::NONE {
+        return Ok(());
+    }
+    let edges = Rc::clone(&io.shared().graph.node(root).edges);
+    declare_use(io, spec, &edges, below.leaf, (Role::File, below.takes, below.unshares.complement())).await
+}
+
+/// The node below all filters.
+struct BelowFilters {
+    leaf: NodeId,
+    /// Whether one on the way is shared whatever others do.
+    force_share: bool,
+    /// What the filters on the way take, and let nobody else take.
+    takes: Permissions,
+    unshares: Permissions,
+}
+
+fn below_filters(io: &Io, child: NodeId) -> BelowFilters {
+    let none = Permissions::NONE;
+    let force_share = io.flags(child).force_share;
+    let mut found = BelowFilters { leaf: child, force_share, takes: none, unshares: none };
+    // A format has declared by itself what it does with its leaf.
+    while let Some(filter) = io.driver(found.leaf).filter(|driver| driver.is_filter())
+        && let Some(below) = io.edge(found.leaf, Role::File)
+    {
+        let (takes, unshares) = filter.child_permissions();
+        found.leaf = below;
+        found.force_share |= io.flags(below).force_share;
+        found.takes = found.takes.with(takes);
+        found.unshares = found.unshares.with(unshares);
+    }
+    found
+}
+
+async fn declare_use(
+    io: &Io,
+    spec: &NodeSpec,
+    edges: &Edges,
+    leaf: NodeId,
+    (role, holds, shares): (Role, Permissions, Permissions),
+) -> Result<()> {
     let user = spec.node_name.clone().unwrap_or_else(|| io.shared().graph.next_name());
     let used = io.use_leaf(leaf, Use { user, role, holds, shares }).await?;
     if let Some(id) = used {

@@ -10,13 +10,11 @@ mod check;
 mod commit;
 mod common;
 mod compare;
-mod completions;
 mod convert;
 mod create;
 mod dd;
 mod help;
 mod info;
-mod man;
 mod map;
 mod measure;
 mod numbers;
@@ -47,7 +45,8 @@ pub use snapshot::{SnapshotAction, SnapshotArgs};
 
 use std::ffi::OsString;
 
-use crate::getopt::{Getopt, OptionSpec, Order, Parsed};
+use crate::docs;
+use crate::getopt::{Getopt, OptionSpec, Order};
 use crate::message::Failure;
 use crate::trace::{EVENTS, Tracing};
 
@@ -134,14 +133,36 @@ const GLOBAL_OPTIONS: &[OptionSpec] = &[
         value: Some("TRACE"),
         help: "trace events: [[enable=]PATTERN][,events=FILE][,file=FILE]",
     },
-    OptionSpec {
-        long: &["completions"],
-        short: "",
-        value: Some(completions::SHELLS),
-        help: "print a script that makes the shell complete command lines, and exit",
-    },
-    OptionSpec { long: &["man"], short: "", value: None, help: "print the manual page, and exit" },
+    docs::COMPLETIONS,
+    docs::MAN,
 ];
+
+/// What manual page and completions are made from.
+fn docs() -> docs::Tool {
+    let command = |spec: &&CommandSpec| docs::Command {
+        name: spec.name,
+        about: spec.about,
+        operands: spec.operands,
+        options: spec.options,
+    };
+    docs::Tool {
+        summary: "disk image utility",
+        subject: "Disk images",
+        reference: "qemu-img",
+        operands: "COMMAND [ARGUMENT]...",
+        description: &[
+            "Makes, examines, converts and changes disk images.",
+            "Sizes are bytes, or end in k, M, G, T, P or E (powers of 1024), and may have a fraction: 1.5G. \
+             Cache modes are none, writeback, writethrough, directsync and unsafe.",
+        ],
+        options: GLOBAL_OPTIONS,
+        commands: COMMANDS.iter().map(command).collect(),
+        lines: Vec::new(),
+        exit: "0 when all went well, 1 when not. The command check ends with 2 when the image is corrupt, with 3 when it \
+               only leaks, and with 63 when its format cannot be checked; compare ends with 1 when the images differ, and \
+               with 2 or more when they could not be compared.",
+    }
+}
 
 /// The base name of the tool as it was called, which starts every message.
 #[must_use]
@@ -175,15 +196,12 @@ pub fn parse(argv: &[String]) -> Result<Invocation, Failure> {
     let mut warnings = Vec::new();
     let mut getopt = Getopt::new(GLOBAL_OPTIONS, Order::OptionsFirst, argv.to_vec());
     while let Some(parsed) = getopt.next_option() {
-        match recognized(parsed)? {
+        match parsed.recognized()? {
             ("help", _) => return invocation(warnings, tracing, Action::Help),
             ("version", _) => return invocation(warnings, tracing, Action::Print(help::version(name))),
-            ("man", _) => return invocation(warnings, tracing, Action::Print(man::page(name))),
+            ("man", _) => return invocation(warnings, tracing, Action::Print(docs().man(name))),
             ("completions", shell) => {
-                let script = completions::script(name, &shell).ok_or_else(|| {
-                    let text = format!("--completions expects 'bash', 'zsh' or 'fish', not '{shell}'");
-                    Failure::usage(text)
-                })?;
+                let script = docs().completions(name, &shell)?;
                 return invocation(warnings, tracing, Action::Print(script));
             }
             (_, trace) if matches!(trace.as_str(), "help" | "?") => {
@@ -204,17 +222,6 @@ pub fn parse(argv: &[String]) -> Result<Invocation, Failure> {
     match (spec.parse)(&mut getopt, Scan { help, ..Scan::default() }) {
         Ok((action, more)) => invocation([warnings, more].concat(), tracing, action),
         Err(failure) => Err(failure.after(warnings)),
-    }
-}
-
-/// An option that the table has, with its argument.
-fn recognized(parsed: Parsed) -> Result<(&'static str, String), Failure> {
-    match parsed {
-        Parsed::Option(name, value) => Ok((name, value)),
-        Parsed::Unrecognized(element) => Err(Failure::usage(format!("unrecognized option '{element}'"))),
-        Parsed::MissingArgument(element) => {
-            Err(Failure::usage(format!("missing argument for option '{element}'")))
-        }
     }
 }
 

@@ -4,7 +4,8 @@ use drystone_core::graph::open::ImageNames;
 
 use super::command::{self, OpenCommand, Refusal};
 use super::help;
-use crate::getopt::{Getopt, OptionSpec, Order, Parsed};
+use crate::docs;
+use crate::getopt::{Getopt, OptionSpec, Order, option};
 use crate::img::args::CacheMode;
 use crate::img::args::{Executor, parse_executor, parse_image_names};
 use crate::message::Failure;
@@ -54,15 +55,6 @@ pub struct IoArgs {
     pub image_names: ImageNames,
 }
 
-const fn option(
-    long: &'static [&'static str],
-    short: &'static str,
-    value: Option<&'static str>,
-    help: &'static str,
-) -> OptionSpec {
-    OptionSpec { long, short, value, help }
-}
-
 /// The options.
 pub(super) const OPTIONS: &[OptionSpec] = &[
     option(&["cmd"], "c", Some("COMMAND"), "run a command; may be repeated"),
@@ -94,7 +86,29 @@ pub(super) const OPTIONS: &[OptionSpec] = &[
     ),
     option(&["help"], "h", None, "print this help and exit"),
     option(&["version"], "V", None, "print the version and exit"),
+    docs::COMPLETIONS,
+    docs::MAN,
 ];
+
+/// What manual page and completions are made from.
+fn docs() -> docs::Tool {
+    let line = |spec: &command::Spec| (format!("{} {}", spec.name, spec.usage).trim().to_owned(), spec.about);
+    docs::Tool {
+        summary: "reads and writes disk images by hand",
+        subject: "Disk images",
+        reference: "qemu-io",
+        operands: "[FILE]",
+        description: &[
+            "Reads and writes a disk image by commands, which come from -c or from the standard input.",
+            "Offsets and lengths are bytes, or end in k, M, G, T, P or E (powers of 1024). The command help, with the name \
+             of another, says more about that one.",
+        ],
+        options: OPTIONS,
+        commands: Vec::new(),
+        lines: command::COMMANDS.iter().map(line).collect(),
+        exit: "0 when all commands did what they should, 1 when one failed or the image could not be opened.",
+    }
+}
 
 /// Reads a command line; `argv[0]` is the tool's path.
 ///
@@ -106,17 +120,7 @@ pub fn parse(argv: &[String], name: &str) -> Result<Invocation, Failure> {
     let mut tracing = Tracing::default();
     let mut getopt = Getopt::new(OPTIONS, Order::Permute, argv.to_vec());
     while let Some(parsed) = getopt.next_option() {
-        let (option, value) = match parsed {
-            Parsed::Option(option, value) => (option, value),
-            Parsed::Unrecognized(element) => {
-                return Err(Failure::usage(format!("unrecognized option '{element}'")).after(warnings));
-            }
-            Parsed::MissingArgument(element) => {
-                return Err(
-                    Failure::usage(format!("missing argument for option '{element}'")).after(warnings)
-                );
-            }
-        };
+        let (option, value) = parsed.recognized().map_err(|failure| failure.after(warnings.clone()))?;
         let print = |text| {
             let tracing = Tracing::default();
             Ok(Invocation { warnings: Vec::new(), tracing, action: Action::Print(text) })
@@ -124,6 +128,8 @@ pub fn parse(argv: &[String], name: &str) -> Result<Invocation, Failure> {
         match option {
             "help" => return print(help::of_tool(name)),
             "version" => return print(help::version(name)),
+            "man" => return print(docs().man(name)),
+            "completions" => return print(docs().completions(name, &value)?),
             "trace" if matches!(value.as_str(), "help" | "?") => return print(EVENTS.into()),
             "trace" => warnings.extend(tracing.add(&value)?),
             "object" => match parse_object(&value).map_err(Failure::new)? {

@@ -186,7 +186,7 @@ pub const COMMANDS: &[Spec] = &[
         "open an image",
     )
     .at_least(1, "snCro:ki:t:d:U", open),
-    spec("quit", Some("q"), "", "end").words(0, 0, |_| Ok(Command::Quit)),
+    spec("quit", Some("q"), "", "end").at_least(0, "", |_| Ok(Command::Quit)),
     spec("read", Some("r"), "[-bCpqrv] [-P pattern [-s off] [-l len]] off len", "read")
         .flags("bCl:pP:qrs:v", |flags| transfer::read(flags).map(Command::Read))
         .on_image(),
@@ -296,7 +296,7 @@ impl Spec {
     /// What is wrong with them.
     pub fn parse(&self, words: &[String]) -> Result<Command, Refusal> {
         let flags = match self.flags {
-            "" => Flags { flags: Vec::new(), bad: None, operands: words[1..].to_vec() },
+            "" => Flags { flags: Vec::new(), bad: None, operands: words[1..].to_vec(), first: None },
             known => flags::read(known, words),
         };
         (self.parse)(flags)
@@ -361,8 +361,16 @@ fn truncate(flags: Flags) -> Result<Command, Refusal> {
         };
     }
     Refusal::of_bad(&flags)?;
-    let Some(len) = flags.operands.first() else { return Err(Refusal::Usage(None)) };
-    Ok(Command::Truncate { len: number(len)?, preallocation })
+    // Where there is no length, or none that is a number, the reference names what comes first, flags as well.
+    let Some(first) = &flags.first else { return Err(Refusal::Usage(None)) };
+    let len = flags.operands.first().map_or("", String::as_str);
+    let len = number(len).map_err(|refusal| match refusal {
+        Refusal::Said(text) => {
+            Refusal::Said(format!("{} -- {first}", text.strip_suffix(&format!(" -- {len}")).unwrap_or(&text)))
+        }
+        other => other,
+    })?;
+    Ok(Command::Truncate { len, preallocation })
 }
 
 fn open(flags: Flags) -> Result<Command, Refusal> {

@@ -10,11 +10,15 @@ pub(super) struct Flags {
     pub(super) flags: Vec<(char, String)>,
     pub(super) bad: Option<Bad>,
     pub(super) operands: Vec<String>,
+    /// What comes first once flags stand before all else.
+    pub(super) first: Option<String>,
 }
 
 /// Reads `words`, of which the first is the command's name. `known` lists the letters; a colon follows those with values.
 pub(super) fn read(known: &str, words: &[String]) -> Flags {
-    let mut found = Flags { flags: Vec::new(), bad: None, operands: Vec::new() };
+    let flag = words.iter().skip(1).find(|word| word.len() > 1 && word.starts_with('-'));
+    let first = flag.or(words.get(1)).cloned();
+    let mut found = Flags { flags: Vec::new(), bad: None, operands: Vec::new(), first };
     let name = words.first().map_or("", String::as_str);
     let mut rest = words.iter().skip(1);
     while let Some(word) = rest.next() {

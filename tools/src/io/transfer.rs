@@ -136,7 +136,7 @@ fn at_most(count: u64, text: &str, max: u64, note: &str) -> Result<(), Refusal> 
 
 pub(super) fn read(flags: Flags) -> Result<ReadArgs, Refusal> {
     let (mut byte, mut start, mut len) = (None, None, None);
-    let (mut dump, mut quiet, mut machine, mut vmstate) = (false, false, false, false);
+    let (mut dump, mut quiet, mut machine, mut vmstate, mut registered) = (false, false, false, false, false);
     for (flag, value) in &flags.flags {
         match flag {
             'b' => vmstate = true,
@@ -144,9 +144,10 @@ pub(super) fn read(flags: Flags) -> Result<ReadArgs, Refusal> {
             'l' => len = Some(number(value)?),
             'P' => byte = Some(pattern(value)?),
             'q' => quiet = true,
+            'r' => registered = true,
             's' => start = Some(number(value)?),
             'v' => dump = true,
-            // `-p` and `-r` choose nothing: reads have one way, and buffers are the executor's.
+            // `-p` chooses nothing: reads have one way.
             _ => {}
         }
     }
@@ -166,6 +167,10 @@ pub(super) fn read(flags: Flags) -> Result<ReadArgs, Refusal> {
     let checked = checked.ok_or_else(|| said("pattern verification range exceeds end of read data"))?;
     if vmstate {
         whole_sectors(offset, count)?;
+        // Otherwise it chooses nothing: buffers are the executor's.
+        if registered {
+            return Err(said("I/O buffer registration is not supported when reading from vmstate"));
+        }
     }
     let pattern = byte.map(|byte| Pattern { byte, start: first, len: checked });
     Ok(ReadArgs { offset, count, pattern, dump, quiet, machine, vmstate })

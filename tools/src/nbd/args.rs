@@ -6,7 +6,8 @@ use drystone_core::intent::Aio;
 use drystone_core::protocol::nbd::NbdAddress;
 use drystone_core::protocol::nbd::limits::STRING_MAX;
 
-use crate::getopt::{Getopt, OptionSpec, Order, Parsed};
+use crate::docs;
+use crate::getopt::{Getopt, OptionSpec, Order, option};
 use crate::img::args::{CacheMode, SnapshotName, append_options, parse_image_names, parse_snapshot};
 use crate::io::command::{Refusal, aio};
 use crate::message::Failure;
@@ -113,15 +114,6 @@ pub struct ServeArgs {
     pub verbose: bool,
 }
 
-const fn option(
-    long: &'static [&'static str],
-    short: &'static str,
-    value: Option<&'static str>,
-    help: &'static str,
-) -> OptionSpec {
-    OptionSpec { long, short, value, help }
-}
-
 const OPTIONS: &[OptionSpec] = &[
     option(&["port"], "p", Some("PORT"), "port to listen on (default: 10809)"),
     option(&["bind"], "b", Some("HOST"), "host to bind to (default: 0.0.0.0)"),
@@ -171,7 +163,27 @@ const OPTIONS: &[OptionSpec] = &[
     option(&["verbose"], "v", None, "go on saying what is wrong after --fork"),
     option(&["help"], "h", None, "print this help and exit"),
     option(&["version"], "V", None, "print the version and exit"),
+    docs::COMPLETIONS,
+    docs::MAN,
 ];
+
+/// What manual page and completions are made from.
+fn docs() -> docs::Tool {
+    docs::Tool {
+        summary: "serves disk images to the network",
+        subject: "Disk images",
+        reference: "qemu-nbd",
+        operands: "FILE",
+        description: &[
+            "Serves a disk image to clients of the network block device protocol, or with -L lists what another server has.",
+            "SIGTERM ends it once what was written is durable.",
+        ],
+        options: OPTIONS,
+        commands: Vec::new(),
+        lines: Vec::new(),
+        exit: "0 when all went well, 1 when not.",
+    }
+}
 
 /// What a command line says, before it is put together.
 #[derive(Default)]
@@ -200,15 +212,7 @@ pub fn parse(argv: &[String], name: &str) -> Result<Invocation, Failure> {
     let mut tracing = Tracing::default();
     let mut getopt = Getopt::new(OPTIONS, Order::Permute, argv.to_vec());
     while let Some(parsed) = getopt.next_option() {
-        let (option, value) = match parsed {
-            Parsed::Option(option, value) => (option, value),
-            Parsed::Unrecognized(element) => {
-                return Err(Failure::usage(format!("unrecognized option '{element}'")));
-            }
-            Parsed::MissingArgument(element) => {
-                return Err(Failure::usage(format!("missing argument for option '{element}'")));
-            }
-        };
+        let (option, value) = parsed.recognized()?;
         let print = |text| {
             let tracing = Tracing::default();
             Ok(Invocation { warnings: Vec::new(), tracing, action: Action::Print(text) })
@@ -216,6 +220,8 @@ pub fn parse(argv: &[String], name: &str) -> Result<Invocation, Failure> {
         match option {
             "help" => return print(help(name)),
             "version" => return print(crate::io::help::version(name)),
+            "man" => return print(docs().man(name)),
+            "completions" => return print(docs().completions(name, &value)?),
             "trace" if matches!(value.as_str(), "help" | "?") => return print(EVENTS.into()),
             "trace" => warnings.extend(tracing.add(&value)?),
             "object" => match parse_object(&value).map_err(Failure::new)? {

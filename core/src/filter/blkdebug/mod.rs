@@ -28,7 +28,7 @@ use crate::engine::{Io, LocalFuture, Op, Request};
 use crate::error::{Error, Result};
 use crate::graph::driver::{Access, Driver, Extent, Length, Mapping, Role};
 use crate::graph::{Kind, NodeId};
-use crate::intent::{Errno, Fua, LeafAccess, Location, ZeroFlags};
+use crate::intent::{Errno, Fua, LeafAccess, Location, Permissions, ZeroFlags};
 
 /// What a blkdebug node is told when it is opened.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -39,6 +39,10 @@ pub struct BlkdebugOptions {
     pub rules: Rules,
     /// What requests must be like.
     pub limits: Limits,
+    /// Permissions on the file that the node takes beyond those of the nodes above.
+    pub takes: Permissions,
+    /// Permissions on the file that it lets nobody else take.
+    pub unshares: Permissions,
 }
 
 /// What the requests that a node passes on are like. All in bytes, and 0 for no limit.
@@ -74,6 +78,8 @@ type Listener = Rc<dyn Fn(Notice)>;
 pub struct Blkdebug {
     machine: RefCell<rules::Machine>,
     limits: Limits,
+    /// What it takes on its file, and what it lets nobody else take.
+    permissions: (Permissions, Permissions),
     breaks: RefCell<Breaks>,
     resumed: WaitList,
     listener: RefCell<Option<Listener>>,
@@ -113,6 +119,7 @@ impl Blkdebug {
         Ok(Self {
             machine: RefCell::new(machine),
             limits: options.limits,
+            permissions: (options.takes, options.unshares),
             breaks: RefCell::default(),
             resumed: WaitList::default(),
             listener: RefCell::default(),
@@ -447,6 +454,10 @@ impl Driver for Blkdebug {
 
     fn is_filter(&self) -> bool {
         true
+    }
+
+    fn child_permissions(&self) -> (Permissions, Permissions) {
+        self.permissions
     }
 
     fn length(&self) -> Length {

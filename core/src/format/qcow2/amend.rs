@@ -138,10 +138,10 @@ impl Qcow2 {
 impl Amend {
     /// Whether the changes go together with each other and with the image. The messages are `qemu-img`'s.
     fn check(&self, header: &Header, version: u32) -> Result<(), &'static str> {
-        let kept = |to: &Option<String>, is: &Option<String>| to.is_none() || to == is;
-        if !kept(&self.backing_file, &header.backing_file)
-            || !kept(&self.backing_format, &header.backing_format)
-        {
+        let (named, held) =
+            ((&self.backing_file, &self.backing_format), (&header.backing_file, &header.backing_format));
+        // Who names the one without the other names none for the other, as with the reference.
+        if named != (&None, &None) && named != held {
             return Err("Cannot amend the backing file\nYou can use 'qemu-img rebase' instead.");
         }
         if self.encrypt.is_some() && header.crypt != Crypt::Luks {

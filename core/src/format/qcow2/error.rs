@@ -57,6 +57,10 @@ pub enum Qcow2Error {
     ExtendedL2ClusterSize { cluster_size: u64 },
     #[error("the snapshot table at {:#x} is damaged: entry {index}: {field} does not fit", .at.0)]
     SnapshotTable { at: HostOffset, index: u32, field: &'static str },
+    #[error(
+        "the snapshot table has {count} entries, at most {max} are allowed; `check -r all` removes those that are too many"
+    )]
+    SnapshotsOverhang { count: u32, max: u32 },
     #[error("{table} at {:#x} lies beyond the end of the file ({file_len} bytes)", .at.0)]
     BeyondEnd { table: &'static str, at: HostOffset, file_len: u64 },
 

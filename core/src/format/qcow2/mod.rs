@@ -34,6 +34,7 @@ mod preallocated;
 mod reclaim;
 mod refcount;
 mod resize;
+mod snapshot_table;
 mod snapshots;
 mod vmstate;
 mod write;

@@ -13,6 +13,7 @@ use super::layout::{
 };
 use super::lookup::be_u64;
 use super::refcount::Refcounts;
+use super::snapshot_table::{Beyond, read_snapshots};
 use super::{Discards, Geometry, L1Table, Lock, Qcow2, Qcow2Error};
 use crate::buf::Buf;
 use crate::engine::{self, Io};
@@ -176,7 +177,7 @@ pub fn probe(head: &[u8]) -> bool {
         && u32::from_be_bytes([head[4], head[5], head[6], head[7]]) >= 2
 }
 
-fn fault(io: &Io, node: NodeId, fault: Qcow2Error) -> Box<Error> {
+pub(super) fn fault(io: &Io, node: NodeId, fault: Qcow2Error) -> Box<Error> {
     Error::format(io.title(node), fault)
 }
 
@@ -212,7 +213,7 @@ pub(crate) async fn open(
     let mut header = header;
     admit(&header, writable, options).map_err(fail)?;
     if let Some(choice) = &options.snapshot {
-        let snapshots = read_snapshots(io, file, &header).await?;
+        let snapshots = read_snapshots(io, file, &header, Beyond::Refuse).await?;
         let snapshot = choice.find(&snapshots).ok_or_else(|| fail(Qcow2Error::NoSnapshot))?;
         if writable {
             return Err(Box::new(Error::ReadOnly { node: io.title(file) }));
@@ -471,41 +472,6 @@ pub(super) fn unprotected_clusters(
     open
 }
 
-/// Reads the snapshot table, an entry at a time.
-async fn read_snapshots(io: &Io, file: NodeId, header: &Header) -> Result<Vec<Snapshot>> {
-    let (count, at) = (header.snapshot_count, header.snapshots_offset);
-    let mut snapshots = Vec::new();
-    let mut offset = at.0;
-    let end = io.len(file).min(at.0.saturating_add(SNAPSHOT_TABLE_LEN_MAX));
-    let damaged = |index, field| fault(io, file, Qcow2Error::SnapshotTable { at, index, field });
-    /// Bytes read at once; the longest entry is larger, and then more is read.
-    const WINDOW: u64 = 256 << 10;
-    let mut window = Buf::empty();
-    let mut window_at = offset;
-    for index in 0..count {
-        if offset >= end {
-            return Err(damaged(index, "the entry"));
-        }
-        let entry = loop {
-            let seen = &window[((offset - window_at) as usize).min(window.len())..];
-            match Snapshot::parse(seen) {
-                Ok(entry) => break entry,
-                Err(field) if window_at == offset && !window.is_empty() => {
-                    return Err(damaged(index, field));
-                }
-                Err(_) => {
-                    let len = WINDOW.min(end - offset) as usize;
-                    window = io.read_bytes("qcow2.snapshots", file, offset, len).await?;
-                    window_at = offset;
-                }
-            }
-        };
-        offset += entry.entry_len;
-        snapshots.push(entry);
-    }
-    Ok(snapshots)
-}
-
 impl Qcow2 {
     /// Reads the tables again that memory keeps whole, and forgets all others: a repair has changed them.
     pub(super) async fn reload(&self, io: &Io, file: NodeId) -> Result<()> {
@@ -572,15 +538,6 @@ impl Qcow2 {
         let bytes = self.header.borrow().encode().map_err(|error| self.fail(error))?;
         io.write("qcow2.open/autoclear", file, 0, Buf::from(bytes), Fua::No).await.1?;
         io.flush("qcow2.open/autoclear", file).await
-    }
-
-    /// Reads the snapshot table.
-    ///
-    /// # Errors
-    /// When an entry is damaged or lies beyond the end of the table's bounds.
-    pub async fn snapshots(&self, io: &Io, file: NodeId) -> Result<Vec<Snapshot>> {
-        let header = self.header();
-        read_snapshots(io, file, &header).await
     }
 
     /// Whether the image has dirty bitmaps.

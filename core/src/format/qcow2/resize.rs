@@ -2,7 +2,8 @@
 //!
 //! Order on disk, longer: an L1 table with room (`generation`); zeros wherever something would show that is not the new
 //! disk's, the end of the last cluster, a backing file, entries that a crash left beyond the end; a barrier; the header
-//! with the new length. A crash before that leaves the disk at its old length.
+//! with the new length. A crash before that leaves the disk at its old length. Where only entries of the table in use have
+//! to become zeros, they come first, and one header names the longer table and the new length.
 //!
 //! Order on disk, shorter: the header with the new length, durable; then the entries beyond the end go, like those of any
 //! discarded cluster; then the file ends where its last cluster in use does. A crash leaves entries beyond the end, which
@@ -66,8 +67,13 @@ impl Qcow2 {
             return Ok(());
         }
         let needed = self.header.borrow().l1_entries_for(len) as usize;
+        let reached = self.l1_reach();
         if needed > self.l1.borrow().entries.len() {
-            self.grow_l1(io, needed).await?;
+            let shows_beyond = io.try_child(Role::Backing).is_some_and(|backing| io.len(backing) > reached);
+            if how == Preallocate::Off && self.geometry.data == Role::File && !shows_beyond {
+                return self.grow_at_once(io, (old, reached), len, needed).await;
+            }
+            self.grow_l1(io, needed, old).await?;
         }
         let how = match how {
             // A raw data file is read by those who know no entries: each says that the data is there.
@@ -97,12 +103,39 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Makes the L1 table longer.
-    pub(super) async fn grow_l1(&self, io: &Io, entries: usize) -> Result<()> {
+    /// Grows the disk together with its L1 table, where nothing shows beyond what the table has now.
+    ///
+    /// Zeros as far as the table reaches are durable, because all is once mappings [stand still](Self::stand_still), before
+    /// the header names the longer table and the new length.
+    async fn grow_at_once(
+        &self,
+        io: &Io,
+        (old, reached): (u64, u64),
+        len: u64,
+        entries: usize,
+    ) -> Result<()> {
+        self.shown_len.set(Some(reached));
+        let shown = Shown(&self.shown_len);
+        self.clear_new_part(io, old, reached).await?;
+        self.grow_l1(io, entries, len).await?;
+        self.resize_bitmaps(len);
+        drop(shown);
+        Ok(())
+    }
+
+    /// Bytes of a disk that the L1 table has entries for.
+    fn l1_reach(&self) -> u64 {
+        let span = self.geometry.cluster_size << self.geometry.l2_bits;
+        span * self.l1.borrow().entries.len() as u64
+    }
+
+    /// Makes the L1 table longer, and the disk `len` bytes long.
+    pub(super) async fn grow_l1(&self, io: &Io, entries: usize, len: u64) -> Result<()> {
         let node = io.shared().graph.node(io.node());
         let still = self.stand_still(io, &node).await?;
         let mut change = Change::of(self);
         change.l1.resize(entries, 0);
+        change.size = len;
         self.switch(io, &still, change).await
     }
 

@@ -71,7 +71,8 @@ impl Qcow2 {
         };
         let needed = end.div_ceil(span) as usize;
         if needed > self.l1.borrow().entries.len() {
-            self.grow_l1(io, needed).await?;
+            let size = self.header.borrow().size;
+            self.grow_l1(io, needed, size).await?;
         }
         let _shown = self.show(end);
         let (back, result) =

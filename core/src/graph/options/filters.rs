@@ -10,12 +10,10 @@ use crate::filter::rule_config::{Problem, Section, Values, add};
 use crate::filter::{BlkdebugOptions, FilterSpec, Limits, LogOptions, NullName, PreallocateOptions, Rules};
 use crate::format::qcow2::Qcow2Options;
 use crate::graph::open::{ChildSpec, DriverSpec, NodeSpec, OpenMode};
+use crate::intent::Permissions;
 
 /// Bytes of a limit of blkdebug at the most: what a signed 32-bit number holds.
 const LIMIT_MAX: u64 = i32::MAX as u64;
-
-/// blkdebug's options about permissions.
-const PERMISSIONS: [&str; 2] = ["take-child-perms", "unshare-child-perms"];
 
 /// Whether there is a filter of that name.
 pub(super) fn is_filter(driver: &str) -> bool {
@@ -40,11 +38,22 @@ pub(super) fn filter(
     let (file, filter) = match driver {
         "blkdebug" => {
             let filter = FilterSpec::Blkdebug(blkdebug(options)?);
-            (file(options, "image")?, filter)
+            let named = options.text("x-image");
+            if named.is_some() && options.has("image.filename") {
+                let text = "Can't specify 'file' and 'filename' options at the same time";
+                return Err(refused(text.into()));
+            }
+            let image = child(options, "image", path.or(named.as_deref()), mode, depth)?;
+            (Box::new(image), filter)
         }
         "blkverify" => {
-            let raw = child(options, "raw", None, mode, depth)?;
-            (file(options, "test")?, FilterSpec::Blkverify { raw })
+            let (raw, image) = (options.text("x-raw"), options.text("x-image"));
+            let raw = child(options, "raw", raw.as_deref(), mode, depth)?;
+            let test = match image {
+                Some(image) => Box::new(probed(&image, mode, depth)?),
+                None => file(options, "test")?,
+            };
+            (test, FilterSpec::Blkverify { raw })
         }
         "blklogwrites" => {
             let file = file(options, "file")?;
@@ -70,26 +79,24 @@ pub(super) fn named(name: &str, mode: OpenMode, depth: usize) -> Result<Option<N
     if depth > super::DEPTH_MAX {
         return Err(refused(format!("names are nested more than {} deep", super::DEPTH_MAX)));
     }
-    let below = |name: &str| match named(name, mode, depth + 1)? {
-        Some(spec) => Ok(spec),
-        None => leaf(&mut Options::flat(Default::default()), "file", Some(name), mode),
-    };
     let (file, filter) = match name.split_once(':') {
         Some(("blkdebug", rest)) => {
             let (config, image) = rest.split_once(':').ok_or_else(|| {
-                refused("blkdebug requires a config file and an image: blkdebug:CONFIG:IMAGE".into())
+                let text = "blkdebug requires both config file and image path: blkdebug:CONFIG:IMAGE";
+                refused(text.into())
             })?;
             let config = (!config.is_empty()).then(|| config.to_owned());
-            (below(image)?, FilterSpec::Blkdebug(BlkdebugOptions { config, ..BlkdebugOptions::default() }))
+            (
+                below(image, mode, depth)?,
+                FilterSpec::Blkdebug(BlkdebugOptions { config, ..BlkdebugOptions::default() }),
+            )
         }
         Some(("blkverify", rest)) => {
             let (raw, image) = rest
                 .split_once(':')
                 .ok_or_else(|| refused("blkverify requires raw copy and original image path".into()))?;
-            let (file, backing) = (Box::new(below(image)?), ChildSpec::FromImage);
-            let driver = DriverSpec::Probe { file, backing, options: Qcow2Options::default() };
-            let image = NodeSpec { node_name: None, mode, driver };
-            (image, FilterSpec::Blkverify { raw: below(raw)? })
+            let image = probed(image, mode, depth)?;
+            (image, FilterSpec::Blkverify { raw: below(raw, mode, depth)? })
         }
         Some((protocol, _)) if NullName::parse(protocol).is_some() => {
             let spec = leaf(&mut Options::flat(Default::default()), protocol, Some(name), mode)?;
@@ -107,6 +114,21 @@ pub(super) fn named(name: &str, mode: OpenMode, depth: usize) -> Result<Option<N
     };
     let driver = DriverSpec::Filter { file: Box::new(file), filter: Box::new(filter) };
     Ok(Some(NodeSpec { node_name: None, mode, driver }))
+}
+
+/// What a file name stands for below a filter.
+fn below(name: &str, mode: OpenMode, depth: usize) -> Result<NodeSpec> {
+    match named(name, mode, depth + 1)? {
+        Some(spec) => Ok(spec),
+        None => leaf(&mut Options::flat(Default::default()), "file", Some(name), mode),
+    }
+}
+
+/// The same, with a format that is looked for in it.
+fn probed(name: &str, mode: OpenMode, depth: usize) -> Result<NodeSpec> {
+    let (file, backing) = (Box::new(below(name, mode, depth)?), ChildSpec::FromImage);
+    let driver = DriverSpec::Probe { file, backing, options: Qcow2Options::default() };
+    Ok(NodeSpec { node_name: None, mode, driver })
 }
 
 /// Refuses a name of a leaf without storage that says anything.
@@ -140,10 +162,9 @@ fn blkdebug(options: &mut Options) -> Result<BlkdebugOptions> {
             })?;
         }
     }
-    for key in PERMISSIONS {
-        permissions(options, key)?;
-    }
-    Ok(BlkdebugOptions { config, rules, limits: limits(options)? })
+    let (takes, unshares) =
+        (permissions(options, "take-child-perms")?, permissions(options, "unshare-child-perms")?);
+    Ok(BlkdebugOptions { config, rules, limits: limits(options)?, takes, unshares })
 }
 
 /// The rules of a kind: under numbers, or one without.
@@ -167,18 +188,20 @@ fn sections(options: &mut Options, section: Section) -> Result<Vec<Values>> {
     Ok(all.into_iter().map(|(_, values)| values).collect())
 }
 
-/// Refuses permissions that a test would take or deny.
-fn permissions(options: &mut Options, key: &str) -> Result<()> {
-    const KNOWN: [&str; 4] = ["consistent-read", "write", "write-unchanged", "resize"];
-    match options.below(key).into_texts().first() {
-        None => Ok(()),
-        Some((_, name)) if !KNOWN.contains(&name.as_str()) => {
-            Err(refused(format!("Parameter 'null' does not accept value '{name}'")))
+/// Reads a list of permissions.
+fn permissions(options: &mut Options, key: &str) -> Result<Permissions> {
+    const KNOWN: [(&str, Permissions); 4] = [
+        ("consistent-read", Permissions::CONSISTENT_READ),
+        ("write", Permissions::WRITE),
+        ("write-unchanged", Permissions::WRITE_UNCHANGED),
+        ("resize", Permissions::RESIZE),
+    ];
+    options.below(key).into_texts().iter().try_fold(Permissions::NONE, |all, (_, name)| {
+        match KNOWN.iter().find(|(known, _)| known == name) {
+            Some((_, permission)) => Ok(all.with(*permission)),
+            None => Err(refused(format!("Parameter 'null' does not accept value '{name}'"))),
         }
-        Some(_) => {
-            Err(refused(format!("'{key}' is not supported: permissions are what the nodes above need")))
-        }
-    }
+    })
 }
 
 fn limits(options: &mut Options) -> Result<Limits> {
@@ -256,7 +279,8 @@ mod tests {
             r#""align":-1"#,
             r#""max-transfer":2147483648"#,
             r#""opt-discard":1,"align":512"#,
-            r#""take-child-perms":["write"]"#,
+            r#""take-child-perms":["write","graph-mod"]"#,
+            r#""unshare-child-perms":[["write"]]"#,
             r#""config":{"a":1}"#,
         ] {
             refused_with(&debug(rules));

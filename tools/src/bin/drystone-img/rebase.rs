@@ -84,7 +84,14 @@ async fn run_on(
     let changed = client.run(move |io| async move {
         change_backing(&io, node, backing.as_deref().map(|name| (name, format.as_deref()))).await
     });
-    changed.await.map_err(|error| cannot_change(args, &error))
+    changed.await.map_err(|error| cannot_change(args, &error))?;
+    if args.header_only {
+        let mut progress = Progress::new(args.progress, crate::on_terminal(), 1.0);
+        crate::tell(&mut progress, 0, 1);
+        crate::tell(&mut progress, 1, 1);
+        crate::print(progress.finish())?;
+    }
+    Ok(())
 }
 
 /// What can be refused before the new backing file is opened.

@@ -43,9 +43,6 @@ async fn resize(client: &Client, args: &ResizeArgs, disk: &Image) -> Result<(), 
     let done = client.run(move |io| async move { io.resize(node, len, how).await }).await;
     done.map_err(|error| {
         Failure::new(match &*error {
-            Error::Unsupported { what: "preallocation of metadata", .. } => {
-                "Unsupported preallocation mode: metadata".to_owned()
-            }
             Error::Unsupported { what: "a change of length", .. } => {
                 "Image format driver does not support resize".to_owned()
             }

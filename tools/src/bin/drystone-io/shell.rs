@@ -170,14 +170,14 @@ impl Shell {
             Command::Map => show::map(self).await,
             Command::Length => show::length(self),
             Command::Info => show::info(self).await,
-            Command::Open(_) if self.image.is_some() => {
-                // The reference reports it under its name.
-                self.report("file open already, try 'help close'");
-                Outcome::Failed
-            }
             Command::Open(command) => {
                 let (how, warnings) = How::of_command(&command, self.args.image_names);
                 self.warn(warnings);
+                if self.image.is_some() {
+                    // The reference reports it under its name.
+                    self.report("file open already, try 'help close'");
+                    return Outcome::Failed;
+                }
                 done_if(self.open(how).await)
             }
             Command::Close => done_if(self.close().await),

@@ -158,7 +158,7 @@ pub async fn readv(shell: &Shell, args: Vectored) -> Outcome {
     let (data, result, begun) = timed(shell, Op::Read, (args.offset, args.count()), data).await;
     let elapsed = begun.elapsed();
     match result {
-        Err(error) => failed(&shell.broken, "read", &error),
+        Err(error) => failed(&shell.broken, "readv", &error),
         Ok(()) => done_if(read_vectored(&args, data, elapsed)),
     }
 }
@@ -227,6 +227,9 @@ async fn check_compressed(shell: &Shell, args: &WriteArgs) -> Result<(), Errno> 
     let node: NodeId = shell.opened().image.node();
     let (offset, end) = (args.offset, args.offset.saturating_add(args.count));
     let checked = shell.client.run(async move |io| {
+        if end > io.len(node).next_multiple_of(SECTOR) {
+            return Ok(Err(Errno::EIO));
+        }
         let Some(driver) = io.driver(node).filter(|driver| driver.compresses()) else {
             return Ok(Err(Errno::ENOTSUP));
         };
@@ -278,7 +281,7 @@ pub async fn writev(shell: &Shell, args: Vectored) -> Outcome {
     let (_, result, begun) = timed(shell, op, (args.offset, args.count()), data).await;
     let elapsed = begun.elapsed();
     if let Err(error) = result {
-        return failed(&shell.broken, "write", &error);
+        return failed(&shell.broken, "writev", &error);
     }
     if !args.quiet {
         report("wrote", (args.offset, args.count()), elapsed, args.machine);

@@ -18,6 +18,8 @@ pub async fn open_overlay(
     mode: OpenMode,
 ) -> Result<(NodeId, Image), String> {
     let below = OpenMode { writable: false, write_through: false, ..mode };
+    // Others may write to the image that is read, and not to the overlay.
+    let own = OpenMode { force_share: false, ..below };
     let name = spec.node_name.clone().unwrap_or_else(|| BASE_NAME.into());
     let spec = NodeSpec { node_name: Some(name.clone()), ..read_only(spec) };
     let base = client.open(&spec).await.map_err(|error| error.to_string())?;
@@ -27,13 +29,13 @@ pub async fn open_overlay(
         Ok(path) => {
             let backing = NodeSpec { node_name: None, mode: below, driver: DriverSpec::Node(name) };
             let driver = DriverSpec::Qcow2 {
-                file: Box::new(NodeSpec::file(path, OpenMode { writable: mode.writable, ..below })),
+                file: Box::new(NodeSpec::file(path, OpenMode { writable: mode.writable, ..own })),
                 backing: ChildSpec::Spec(Box::new(backing)),
                 data_file: ChildSpec::FromImage,
-                options: Qcow2Options::default(),
+                options: Qcow2Options { pack_fresh_only: true, ..Qcow2Options::default() },
             };
             // Nothing that is lost in a crash is worth a flush.
-            let mode = OpenMode { no_flush: true, write_through: false, ..mode };
+            let mode = OpenMode { writable: mode.writable, no_flush: true, ..own };
             let overlay = NodeSpec { node_name: None, mode, driver };
             client.open(&overlay).await.map_err(|error| error.to_string())
         }

@@ -7,7 +7,7 @@ use crate::message::Failure;
 use crate::object::{ObjectArg, ObjectDef, add_object, parse_object};
 use crate::options::ImageName;
 
-use super::{Action, Scan, recognized};
+use super::{Action, Scan};
 
 /// What every command takes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -232,7 +232,7 @@ impl Scan {
     /// The next option; those that all commands share are handled here.
     pub(super) fn step(&mut self, getopt: &mut Getopt<'_>) -> Result<Step, Failure> {
         while let Some(parsed) = getopt.next_option() {
-            let (option, value) = recognized(parsed)?;
+            let (option, value) = parsed.recognized()?;
             match option {
                 "help" => return Ok(Step::Done(Action::Print(std::mem::take(&mut self.help)))),
                 "object" => match parse_object(&value).map_err(Failure::new)? {

@@ -193,7 +193,7 @@ impl<'a> Plan<'a> {
         let (snapshots, snapshots_len) = match table {
             Some(table) => (table.entries.clone(), table.old_len),
             None => {
-                let entries = image.snapshots(io, file).await?;
+                let entries = image.snapshots_to_check(io, file).await?;
                 let len = entries.iter().map(|snapshot| snapshot.entry_len).sum();
                 (entries, len)
             }

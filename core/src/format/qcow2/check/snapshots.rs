@@ -1,5 +1,5 @@
 //! Repair of the snapshot table: entries that lack fields of version 3, that have more extra data than anybody reads, or
-//! that are more than there can be.
+//! that are more than there can be, or than the file has.
 //!
 //! Works on bytes, so that what it does not know of an entry stays as it is.
 
@@ -92,14 +92,25 @@ impl Table {
         let (mut seen, mut start) = (Vec::new(), 0);
         for index in 0..count {
             let damaged = |field| image.fail(Qcow2Error::SnapshotTable { at: HostOffset(at), index, field });
-            loop {
+            let whole = loop {
                 let rest: &[u8] = seen.get(start..).unwrap_or_default();
-                if Parts::of(rest).is_some() {
-                    break;
+                let whole = Parts::of(rest).is_some();
+                if whole || !read_more(io, file, at, &mut seen).await? {
+                    break whole;
                 }
-                if !read_more(io, file, at, &mut seen).await? {
-                    return Err(damaged("the entry"));
-                }
+            };
+            if !whole && at.saturating_add(seen.len() as u64) < io.len(file) {
+                return Err(damaged("the entry"));
+            }
+            if start >= seen.len() {
+                // The reference keeps them, as snapshots without a name, a time or a disk.
+                let beyond = u64::from(count - index);
+                say(format!("Discarding {beyond} snapshots beyond the end of the file"));
+                table.changes += beyond;
+                break;
+            }
+            if !whole {
+                cut_off(&mut seen, start);
             }
             let parts = Parts::of(&seen[start..]).expect("it is complete");
             let extra_len = parts.extra.len();
@@ -109,7 +120,7 @@ impl Table {
                     "Discarding too much extra metadata in snapshot table entry {index} ({extra_len} > {EXTRA_MAX})"
                 ));
             }
-            if header.version >= 3 && extra_len < EXTRA_MIN {
+            if !whole || (header.version >= 3 && extra_len < EXTRA_MIN) {
                 table.changes += 1;
                 say(format!("Repairing snapshot table entry {index} is incomplete"));
             }
@@ -118,7 +129,7 @@ impl Table {
             table.bytes.extend(entry);
             start += parts.len;
         }
-        table.old_len = start as u64;
+        table.old_len = (start as u64).min(io.len(file).saturating_sub(at));
         Ok(Some(table))
     }
 }
@@ -128,10 +139,31 @@ async fn read_more(io: &Io, file: NodeId, at: u64, seen: &mut Vec<u8>) -> Result
     /// Bytes read at first; from then on, as many as there are already.
     const FIRST: u64 = 256 << 10;
     let end = io.len(file).min(at.saturating_add(SNAPSHOT_TABLE_LEN_MAX));
-    let there = at + seen.len() as u64;
+    let there = at.saturating_add(seen.len() as u64);
     let len = (seen.len() as u64).max(FIRST).min(end.saturating_sub(there));
     seen.extend_from_slice(&io.read_bytes("qcow2.repair/snapshots", file, there, len as usize).await?);
     Ok(len > 0)
+}
+
+/// Makes a whole entry of the one at `start` of which the file has only a part: what is not there are zeros, extra data and
+/// names are as long as they are there.
+fn cut_off(seen: &mut Vec<u8>, start: usize) {
+    seen.resize(seen.len().max(start + FIXED_LEN), 0);
+    let (fixed, rest) = seen[start..].split_at_mut(FIXED_LEN);
+    let mut left = rest.len();
+    let mut at_most_there = |said: usize| {
+        let there = said.min(left);
+        left -= there;
+        there
+    };
+    let extra_len = u32::from_be_bytes(fixed[36..40].try_into().expect("four bytes")) as usize;
+    let extra_len = at_most_there(extra_len) as u32;
+    fixed[36..40].copy_from_slice(&extra_len.to_be_bytes());
+    for at in [12, 14] {
+        let len = usize::from(u16::from_be_bytes([fixed[at], fixed[at + 1]]));
+        let len = at_most_there(len) as u16;
+        fixed[at..at + 2].copy_from_slice(&len.to_be_bytes());
+    }
 }
 
 impl Qcow2 {
@@ -143,9 +175,26 @@ impl Qcow2 {
         let bits = self.geometry.cluster_bits;
         let old = (self.header().snapshots_offset, bits.count(table.old_len));
         let clusters = bits.count(table.bytes.len() as u64);
+        let at = match clusters {
+            0 => HostOffset(0),
+            _ => self.write_snapshot_table(io, table, clusters).await?,
+        };
+        // From here on, nobody knows which table the file names until it is read again.
+        self.change_header(io, |header| {
+            header.snapshots_offset = at;
+            header.snapshot_count = table.entries.len() as u32;
+        })
+        .await?;
+        if old.1 > 0 {
+            self.free_later(old.0, old.1, Freed::Other);
+        }
+        // The old table is free, and nothing is held back, when the image is checked again.
+        self.close_image(io).await
+    }
+
+    async fn write_snapshot_table(&self, io: &Io, table: &Table, clusters: u64) -> Result<HostOffset> {
         let at = self.reserve_run(io, clusters).await?;
-        let bytes = Buf::from(&table.bytes[..]);
-        let file = io.child(Role::File);
+        let (file, bytes) = (io.child(Role::File), Buf::from(&table.bytes[..]));
         let written = match io.write("qcow2.repair/snapshot_table", file, at.0, bytes, Fua::No).await.1 {
             Ok(()) => self.commit(io).await,
             Err(error) => Err(error),
@@ -154,15 +203,7 @@ impl Qcow2 {
             self.refcounts.borrow_mut().give_back(at, clusters);
             return Err(error);
         }
-        // From here on, nobody knows which table the file names until it is read again.
-        self.change_header(io, |header| {
-            header.snapshots_offset = at;
-            header.snapshot_count = table.entries.len() as u32;
-        })
-        .await?;
-        self.free_later(old.0, old.1, Freed::Other);
-        // The old table is free, and nothing is held back, when the image is checked again.
-        self.close_image(io).await
+        Ok(at)
     }
 
     /// Takes neighbouring clusters.

@@ -23,6 +23,8 @@ mod region;
 mod walk;
 mod window;
 
+use std::ops::Range;
+
 use super::flush::WRITES_MAX;
 use super::layout::{HostOffset, L1Entry, RefcountTableEntry, RefcountWidth, Snapshot};
 use super::open::{metadata_clusters, unprotected_clusters};
@@ -40,6 +42,9 @@ use crate::intent::Fua;
 use region::Layout;
 use walk::Step;
 use window::Window;
+
+/// Entries of a table in a page of the host, which is what a file keeps or does not keep.
+const PAGE_ENTRIES: usize = 512;
 
 /// What the next generation is to be.
 pub(super) struct Change {
@@ -212,32 +217,60 @@ impl Qcow2 {
 
     async fn write_tables(&self, io: &Io, change: &Change, next: &Next) -> Result<()> {
         let layout = &next.layout;
-        let mut writes = vec![(layout.table(), bytes_of(&next.table))];
+        let mut writes = self.pieces_of(layout.table(), &next.table);
         if layout.l1_clusters > 0 {
-            writes.push((layout.l1(), bytes_of(&next.l1)));
+            writes.extend(self.pieces_of(layout.l1(), &next.l1));
         }
         if let Some(table) = &change.snapshots {
             if let Some(new) = &table.new {
                 let shared = next.l1.iter().map(|raw| self.shared_l1(*raw)).collect::<Result<Vec<_>>>()?;
-                writes.push((layout.snapshot_l1(), bytes_of(&shared)));
+                writes.extend(self.pieces_of(layout.snapshot_l1(), &shared));
                 let new = Snapshot { l1_offset: self.offset_of(layout.snapshot_l1()), ..new.clone() };
-                writes.push((layout.snapshots(), Buf::from([&table.kept[..], &new.encode()].concat())));
+                let bytes = Buf::from([&table.kept[..], &new.encode()].concat());
+                writes.push((self.offset_of(layout.snapshots()), bytes));
             } else if table.kept_count > 0 {
-                writes.push((layout.snapshots(), Buf::from(&table.kept[..])));
+                writes.push((self.offset_of(layout.snapshots()), Buf::from(&table.kept[..])));
             }
         }
         if next.l1.len() > self.l1.borrow().entries.len() {
             io.event(DebugEvent::L1GrowWriteTable).await;
         }
         let file = io.child(Role::File);
-        let writes = writes.into_iter().filter(|(_, bytes)| !bytes.is_empty()).map(|(place, bytes)| {
-            let at = self.offset_of(place).0;
-            io.write("qcow2.generation/tables", file, at, bytes, Fua::No)
-        });
-        for (_, result) in join_all(writes).await {
-            result?;
+        writes.retain(|(_, bytes)| !bytes.is_empty());
+        while !writes.is_empty() {
+            let some: Vec<_> = writes.drain(..writes.len().min(WRITES_MAX)).collect();
+            let some = some
+                .into_iter()
+                .map(|(at, bytes)| io.write("qcow2.generation/tables", file, at.0, bytes, Fua::No));
+            for (_, result) in join_all(some).await {
+                result?;
+            }
         }
         Ok(())
+    }
+
+    /// What has to be written of a table: beyond the end of the file, where all that was never written reads as zeros, pages
+    /// that are not zeros, and the last one, so that the file has the whole table.
+    fn pieces_of(&self, place: u64, entries: &[u64]) -> Vec<(HostOffset, Buf)> {
+        let at = self.offset_of(place);
+        if place < self.refcounts.borrow().fresh_from {
+            return vec![(at, bytes_of(entries))];
+        }
+        let last = entries.len().saturating_sub(1) / PAGE_ENTRIES;
+        let is_written =
+            |page: usize, entries: &[u64]| page == last || entries.iter().any(|entry| *entry != 0);
+        let mut pieces: Vec<Range<usize>> = Vec::new();
+        for (page, some) in entries.chunks(PAGE_ENTRIES).enumerate() {
+            let start = page * PAGE_ENTRIES;
+            match pieces.last_mut() {
+                _ if !is_written(page, some) => {}
+                Some(piece) if piece.end == start => piece.end += some.len(),
+                _ => pieces.push(start..start + some.len()),
+            }
+        }
+        let piece =
+            |piece: Range<usize>| (HostOffset(at.0 + piece.start as u64 * 8), bytes_of(&entries[piece]));
+        pieces.into_iter().map(piece).collect()
     }
 
     /// An entry of the active L1 table as a snapshot has it: a snapshot's flags mean nothing.
@@ -356,7 +389,7 @@ impl Qcow2 {
     /// Punches holes where the generation before counted clusters and this one counts none. Mappings still stand, so that
     /// nobody was given one.
     pub(super) async fn punch_freed(&self, io: &Io, old_table: &[u64], _still: &Standstill<'_>) {
-        let mut holes: Vec<std::ops::Range<u64>> = Vec::new();
+        let mut holes: Vec<Range<u64>> = Vec::new();
         for (index, raw) in old_table.iter().enumerate() {
             let Ok(freed) = self.freed_in_block(io, index as u64, *raw).await else { continue };
             for cluster in freed {
