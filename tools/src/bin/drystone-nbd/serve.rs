@@ -4,7 +4,7 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use drystone_exec_linux::{Client, Config, NbdPlan, TlsCredentials, TlsServer};
-use drystone_tools::message::Failure;
+use drystone_tools::message::{Failure, Message};
 use drystone_tools::nbd::args::ServeArgs;
 use drystone_tools::object::{find_tls, give_objects, tls_credentials};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -24,6 +24,12 @@ pub fn run(args: &ServeArgs, tool: &str, config: Config) -> Result<u8, Failure> 
         serve(&client, args, tool, (activated, tls)).await
     });
     ran.unwrap_or_else(|error| Err(Failure::new(format!("the executor could not start: {error}"))))
+}
+
+/// Says why clients came to nothing.
+fn tell(tool: &str) -> Box<dyn Fn(&str)> {
+    let tool = tool.to_owned();
+    Box::new(move |why| crate::say(&Message::Plain(why.to_owned()).render(&tool)))
 }
 
 /// What clients are shown, where connections are encrypted.
@@ -67,6 +73,7 @@ async fn serve(
         tls,
         handshake_max: Duration::from_secs(args.handshake_limit.into()),
         stop: Some(stop.into()),
+        tell: Some(tell(tool)),
     };
     let server = client.serve(plan).map_err(|error| Failure::new(format!("Failed to serve: {error}")))?;
     if background::is_child() {
