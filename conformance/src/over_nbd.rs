@@ -141,13 +141,14 @@ pub struct NbdRunner<'a> {
     server: &'a Machine,
     client: RealRunner<'a>,
     path: PathBuf,
+    connections: usize,
     served: Option<Served>,
 }
 
 impl<'a> NbdRunner<'a> {
     /// Returns a runner that has nothing open; `path` is for the socket.
-    pub fn new(server: &'a Machine, client: &'a Machine, path: PathBuf) -> Self {
-        Self { server, client: RealRunner::new(client), path, served: None }
+    pub fn new(server: &'a Machine, client: &'a Machine, path: PathBuf, connections: usize) -> Self {
+        Self { server, client: RealRunner::new(client), path, connections, served: None }
     }
 }
 
@@ -155,7 +156,9 @@ impl Runner for NbdRunner<'_> {
     fn open(&mut self, spec: &NodeSpec) -> Result<(), RunError> {
         let _ = std::fs::remove_file(&self.path);
         self.served = Some(Served::begin(self.server, spec, &self.path, None)?);
-        self.client.open(&raw_on(at(&self.path)))
+        let mut location = at(&self.path);
+        location.connections = self.connections;
+        self.client.open(&raw_on(location))
     }
 
     fn size(&mut self) -> u64 {
@@ -219,9 +222,6 @@ impl Proxy {
     }
 
     /// Has the next connection end once so many bytes went that way.
-    ///
-    /// # Panics
-    /// Never.
     pub fn cut(&self, towards: Towards, after: u64) {
         self.shared.was_cut.store(false, Ordering::Release);
         *self.shared.cut.lock().expect("nothing panics inside") = Some((towards, after));

@@ -79,7 +79,7 @@ enum Client {
     /// Nobody wants one.
     Away,
     Negotiating {
-        negotiation: client::Negotiation,
+        negotiation: Box<client::Negotiation>,
         opens: Option<Token>,
     },
     Up(Box<client::Transmission>),
@@ -98,8 +98,15 @@ struct Server {
 }
 
 enum Phase {
-    Negotiating(server::Negotiation),
+    Negotiating(Box<server::Negotiation>),
     Serving(Box<server::Transmission>),
+}
+
+impl Phase {
+    /// The beginning, with a client who may have these.
+    fn to(exports: &Rc<[Export]>) -> Self {
+        Self::Negotiating(Box::new(server::Negotiation::new(Rc::clone(exports), Security::Plain)))
+    }
 }
 
 impl WireRunner {
@@ -108,7 +115,7 @@ impl WireRunner {
         let nothing: Rc<[Export]> = Rc::new([]);
         let server = Server {
             node: None,
-            phase: Phase::Negotiating(server::Negotiation::new(Rc::clone(&nothing), Security::Plain)),
+            phase: Phase::to(&nothing),
             exports: nothing,
             unread: Vec::new(),
             begun: BTreeMap::new(),
@@ -209,7 +216,8 @@ impl WireRunner {
             context: Some("base:allocation".into()),
         };
         self.server.accept();
-        self.client = Client::Negotiating { negotiation: client::Negotiation::new(wishes), opens };
+        let negotiation = Box::new(client::Negotiation::new(wishes));
+        self.client = Client::Negotiating { negotiation, opens };
     }
 
     /// How many of `count` bytes may go that way before the connection ends.
@@ -333,8 +341,7 @@ impl Server {
     fn accept(&mut self) {
         self.begun.clear();
         self.unread.clear();
-        let negotiation = server::Negotiation::new(Rc::clone(&self.exports), Security::Plain);
-        self.phase = Phase::Negotiating(negotiation);
+        self.phase = Phase::to(&self.exports);
     }
 
     fn feed(&mut self, bytes: &[u8], sim: &mut Sim) {

@@ -107,7 +107,7 @@ fn every_executor_serves_and_is_served() {
             let (server, client) =
                 ((number + 2 * turn) % machines.len(), (number + 3 * turn + 1) % machines.len());
             let ((server_name, server), (client_name, client)) = (&machines[server], &machines[client]);
-            let mut runner = NbdRunner::new(server, client, folder.path().join("socket"));
+            let mut runner = NbdRunner::new(server, client, folder.path().join("socket"), 1 + number % 3);
             let name = format!("{server_name} serves {client_name}: case {}", case.name);
             match run.clean_on_files(&mut runner as &mut dyn Runner) {
                 Ok(found) if found == (alone.ended.clone(), alone.content.clone()) => {}

@@ -114,10 +114,7 @@ fn cut_everywhere(
     if encrypted {
         location.tls = Some(NbdTls { credentials: "t".into(), hostname: Some("localhost".into()) });
     }
-    let hasty = raw_on(location.clone());
-    location.reconnect_delay = Duration::from_secs(60);
-    let patient = raw_on(location);
-    session(client, &patient, 2).expect("nothing is in its way");
+    session(client, &raw_on(location.clone()), 2).expect("nothing is in its way");
     std::thread::sleep(Duration::from_millis(50));
     let before = used();
     let mut tried = 0;
@@ -125,10 +122,12 @@ fn cut_everywhere(
         for turn in 0.. {
             let after = first + turn * stride;
             let when = format!("{name}, cut {towards:?} after {after} bytes");
-            let (spec, byte) = (if turn % 2 == 0 { &patient } else { &hasty }, turn as u8 | 1);
+            location.connections = 1 + turn as usize / 2 % 2;
+            location.reconnect_delay = Duration::from_secs(if turn % 2 == 0 { 60 } else { 0 });
+            let (spec, byte) = (raw_on(location.clone()), turn as u8 | 1);
             let connections = proxy.connections();
             proxy.cut(towards, after);
-            let result = session(client, spec, byte);
+            let result = session(client, &spec, byte);
             settles(before, &when);
             match result {
                 Ok(()) => {}

@@ -405,7 +405,7 @@ fn finish(mut args: ServeArgs, raw: Raw, operands: Vec<String>) -> Result<Action
         }
         let host = match &args.address {
             NbdAddress::Inet { host, .. } => Some(host.clone()),
-            NbdAddress::Unix { .. } => None,
+            NbdAddress::Unix { .. } | NbdAddress::Fd { .. } => None,
         };
         let (server, tls, hostname) = (args.address, args.tls, raw.tls_hostname.or(host));
         return Ok(Action::List(ListArgs { server, tls, hostname }));

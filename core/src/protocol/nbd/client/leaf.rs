@@ -7,7 +7,10 @@ use crate::intent::{Action, LeafId, LeafInfo, LeafKind, LeafStatus, Outcome, Tok
 use crate::protocol::nbd::layout::{StateFlags, TransmissionFlags};
 
 impl Order {
-    /// An action as an order, whose tag is the intent's token; or back, where it is none.
+    /// An action as an order, whose tag is the intent's token.
+    ///
+    /// # Errors
+    /// The action, where it is not for an export.
     pub fn of(token: Token, action: Action) -> Result<(LeafId, Self), Action> {
         let none = BufList::new();
         let (leaf, command, offset, len, data) = match action {
