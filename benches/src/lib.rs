@@ -12,6 +12,7 @@ pub mod codec;
 pub mod edits;
 pub mod executor;
 pub mod measure;
+pub mod nbd;
 #[cfg(feature = "peers")]
 pub mod peers;
 pub mod tools;
