@@ -48,6 +48,7 @@ pub use config::{BackendKind, Config, Polling, Trace};
 pub use handle::{Handle, RemoteImage};
 pub use host::Host;
 pub use image::{Image, Transfer};
+pub use nbd::device::{NbdAttached, NbdDevice};
 pub use nbd::server::{DirtyRanges, NbdBitmap, NbdExport, NbdPlan, NbdServer};
 pub use nbd::{TlsClient, TlsCredentials, TlsEndpoint, TlsError, TlsServer, X509Folder, list_exports};
 pub use promise::Ticket;

@@ -56,7 +56,7 @@ impl Dial {
 
 /// How a connection is encrypted.
 #[derive(Clone, Copy)]
-struct Secrecy<'a> {
+pub(super) struct Secrecy<'a> {
     client: &'a TlsClient,
     hostname: Option<&'a str>,
 }
@@ -149,7 +149,7 @@ pub fn list_exports(
 }
 
 /// Connects to a server. The descriptor does not block.
-fn reach(server: &NbdAddress, deadline: Instant) -> Result<OwnedFd, Refused> {
+pub(super) fn reach(server: &NbdAddress, deadline: Instant) -> Result<OwnedFd, Refused> {
     let failed = |error: io::Error| -> Refused {
         let errno = super::errno_of(&error);
         (errno, format!("Failed to connect to '{server}': {errno}").into())
@@ -199,7 +199,7 @@ fn resolve(host: &str, port: &str) -> io::Result<Vec<std::net::SocketAddr>> {
 }
 
 /// Negotiates, until `deadline`.
-fn negotiate(
+pub(super) fn negotiate(
     mut stream: Stream,
     mut negotiation: Negotiation,
     secrecy: Option<Secrecy<'_>>,

@@ -1,12 +1,14 @@
 //! NBD: exports of servers as leaves, and a server of images.
 //!
 //! The protocol is core's; this has the sockets. `bundle` is one leaf, `link` one of its connections, `connect` brings
-//! connections about (on threads that may wait), `server` has the other side, and `sockets` finds out when a socket can go
-//! on. A `stream` is a socket, with `encryption` or without; `credentials` for it are read from a folder.
+//! connections about (on threads that may wait), `server` has the other side, `device` shows exports as disks of the
+//! kernel's, and `sockets` finds out when a socket can go on. A `stream` is a socket, with `encryption` or without;
+//! `credentials` for it are read from a folder.
 
 mod bundle;
 mod connect;
 mod credentials;
+pub(crate) mod device;
 mod encryption;
 mod link;
 mod priority;
