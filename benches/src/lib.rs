@@ -13,6 +13,7 @@ pub mod edits;
 pub mod executor;
 pub mod formats;
 pub mod measure;
+pub mod nbd;
 #[cfg(feature = "peers")]
 pub mod peers;
 pub mod tools;

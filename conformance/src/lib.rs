@@ -9,6 +9,7 @@ pub mod hyperv;
 pub mod lie;
 pub mod meter;
 pub mod model;
+pub mod over_nbd;
 pub mod qemu;
 pub mod real;
 pub mod refusals;
@@ -19,6 +20,7 @@ pub mod sparse;
 pub mod suite;
 pub mod trace;
 pub mod upkeep;
+pub mod wire;
 pub mod world;
 
 /// The words of a panic.

@@ -3,9 +3,9 @@
 //! A [`Machine`] is an engine on a thread of its own, driven by one of the executors; a [`RealRunner`] asks it for one
 //! image at a time, on real files. Start at [`Machine::start`].
 
+use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{JoinHandle, Thread};
@@ -51,9 +51,12 @@ impl Executor {
 /// An engine on a thread of its own; dropped, it ends.
 pub struct Machine {
     handle: Handle,
-    stop: Arc<Stop>,
+    desk: Arc<Desk>,
     thread: Option<JoinHandle<std::io::Result<()>>>,
 }
+
+/// Work for an engine's thread, with what only that thread has.
+pub(crate) type Errand = Box<dyn FnOnce(Client) -> Pin<Box<dyn Future<Output = ()>>> + Send>;
 
 impl Machine {
     /// Starts an engine.
@@ -65,33 +68,46 @@ impl Machine {
     /// When the host has no room for a thread, or the runtime panics.
     pub fn start(executor: Executor, backend: BackendKind) -> std::io::Result<Self> {
         let config = Config { backend, workers: 2, ring_entries: 32, ..Config::default() };
-        let stop = Arc::new(Stop::default());
+        let desk = Arc::new(Desk::default());
         let (send, receive) = mpsc::channel();
-        let waits = Arc::clone(&stop);
+        let heeds = Arc::clone(&desk);
         let main = async move |client: Client| {
             for (id, passphrase) in SECRETS {
                 client.add_secret(id, Secret::new(passphrase.into()));
             }
             send.send(client.handle()).expect("who starts a machine waits for its handle");
-            waits.wait().await;
+            while let Some(errand) = heeds.next().await {
+                errand(client.clone()).await;
+            }
         };
         let thread = std::thread::spawn(move || executor.run(config, main));
         match receive.recv() {
-            Ok(handle) => Ok(Self { handle, stop, thread: Some(thread) }),
+            Ok(handle) => Ok(Self { handle, desk, thread: Some(thread) }),
             // The channel closes without a handle when the runtime did not start.
             Err(_) => Err(thread.join().expect("no panic").expect_err("the runtime did not start")),
         }
+    }
+
+    /// Has the engine's thread do something, after what it was given before.
+    pub(crate) fn send(&self, errand: Errand) {
+        self.put(Some(errand)).expect("the engine listens until it is told to stop");
+    }
+
+    /// Puts an errand on the desk; none is the last.
+    fn put(&self, errand: Option<Errand>) -> CoreResult<()> {
+        self.desk.errands.lock().expect("nothing panics inside").push_back(errand);
+        let desk = Arc::clone(&self.desk);
+        // From the engine's own thread, because not every runtime hears a waker from another.
+        self.handle.run(move |_| async move {
+            desk.ring();
+            Ok(())
+        })
     }
 }
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        let stop = Arc::clone(&self.stop);
-        // From the engine's own thread, because not every runtime hears a waker from another.
-        let told = self.handle.run(move |_| async move {
-            stop.ring();
-            Ok(())
-        });
+        let told = self.put(None);
         let thread = self.thread.take().expect("taken only here");
         let ended = thread.join();
         if !std::thread::panicking() {
@@ -103,23 +119,23 @@ impl Drop for Machine {
 
 /// What an engine's main task waits for.
 #[derive(Default)]
-struct Stop {
-    over: AtomicBool,
+struct Desk {
+    errands: Mutex<VecDeque<Option<Errand>>>,
     waker: Mutex<Option<Waker>>,
 }
 
-impl Stop {
+impl Desk {
     fn ring(&self) {
-        self.over.store(true, Ordering::Release);
         if let Some(waker) = self.waker.lock().expect("nothing panics inside").take() {
             waker.wake();
         }
     }
 
-    fn wait(&self) -> impl Future<Output = ()> {
+    /// The next errand; none when it is over.
+    fn next(&self) -> impl Future<Output = Option<Errand>> {
         std::future::poll_fn(|cx| {
             *self.waker.lock().expect("nothing panics inside") = Some(cx.waker().clone());
-            if self.over.load(Ordering::Acquire) { Poll::Ready(()) } else { Poll::Pending }
+            self.errands.lock().expect("nothing panics inside").pop_front().map_or(Poll::Pending, Poll::Ready)
         })
     }
 }

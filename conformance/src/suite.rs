@@ -20,6 +20,7 @@ use crate::scenario::{
 };
 use crate::sim::Sim;
 use crate::sparse::Sparse;
+use crate::wire::{Delivery, WireRunner};
 use crate::world::World;
 
 /// An image in a world, ready to be opened.
@@ -193,6 +194,21 @@ impl<'a> Run<'a> {
         let world = runner.sim.into_world();
         (self.case.verify)(&world, Stage::Closed, Some(&content)).map_err(|error| self.fail(error))?;
         Ok(Clean { ended, content, intents })
+    }
+
+    /// The same through the NBD protocol, over a stream that delivers like this; also returns the bytes that went to
+    /// the server, and to the client.
+    ///
+    /// # Errors
+    /// A report of the first thing that is wrong.
+    pub fn clean_over(&self, delivery: Delivery) -> Result<(Clean, [u64; 2]), String> {
+        let fail = |error: &dyn Display| self.fail(format!("{delivery:?}: {error}"));
+        let mut runner = WireRunner::new(Sim::new(self.seed, self.world.clone()), delivery);
+        let (ended, content) = on(&mut runner, &self.image, &self.plan).map_err(|error| fail(&error))?;
+        let (intents, moved) = (runner.answered(), runner.moved());
+        let world = runner.into_world();
+        (self.case.verify)(&world, Stage::Closed, Some(&content)).map_err(|error| fail(&error))?;
+        Ok((Clean { ended, content, intents }, moved))
     }
 
     /// The same on files of the host, by an executor that knows only those.

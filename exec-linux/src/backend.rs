@@ -19,7 +19,7 @@ use crate::leaf::OpenLeaf;
 use crate::namespace::{Lanes, Pushed};
 use crate::nbd::{Credentials, Links, Ready, Sockets};
 use crate::pool::{Finished, Job, Outbox, Pool};
-use crate::ring::{Completion, Ring};
+use crate::ring::{Completion, Ring, tells_of_sockets};
 use crate::timer::Timer;
 
 /// Jobs with the threads at the most, waiting and running; further intents stay with the engine.
@@ -464,7 +464,7 @@ fn sockets<'a>(
 ) -> io::Result<&'a mut Sockets> {
     match sockets {
         Some(sockets) => Ok(sockets),
-        none => Ok(none.insert(Sockets::new(bell, ringed)?)),
+        none => Ok(none.insert(Sockets::new(bell, ringed && tells_of_sockets())?)),
     }
 }
 

@@ -46,6 +46,11 @@ impl Doorbell {
         let _ = rustix::io::read(&self.event, &mut [0; 8]);
     }
 
+    /// Whether the descriptor was readable, which it is not any more.
+    pub(crate) fn was_rung(&self) -> bool {
+        rustix::io::read(&self.event, &mut [0; 8]).is_ok()
+    }
+
     /// From now on, reads wait, and are somebody else's.
     pub(crate) fn leave_to_reader(&self) -> Result<(), Errno> {
         self.read_elsewhere.store(true, Ordering::Relaxed);

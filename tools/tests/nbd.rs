@@ -3,6 +3,7 @@
 mod served;
 
 use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
@@ -184,6 +185,148 @@ fn a_dirty_bitmap_is_told_as_by_the_reference() {
     for (tool, socket) in [("qemu-img", &ours.socket), (IMG, &ours.socket), (IMG, &theirs.socket)] {
         assert_eq!(map(tool, socket), expected, "{tool}");
     }
+}
+
+/// A bitmap that counts tells of what was written a moment ago; one that does not, stays as it is.
+#[test]
+fn bitmaps_of_a_writable_image_are_told_as_by_the_reference() {
+    let place = Place::new();
+    for server in ["ours", "theirs"] {
+        let file = format!("{server}.qcow2");
+        place.make("qemu-img", &format!("create -q -f qcow2 {file} 8M"));
+        place.make("qemu-img", &format!("bitmap --add {file} counts"));
+        place.make("qemu-img", &format!("bitmap --add {file} stays"));
+        assert!(place.run_args("qemu-io", &["-f", "qcow2", "-c", "write 1M 128k", &file]).status.success());
+        place.make("qemu-img", &format!("bitmap --disable {file} stays"));
+    }
+    let ours = place.ours("ours", "-t -e 0 -f qcow2 -B counts -B stays ours.qcow2");
+    let theirs = place.theirs("theirs", "-t -e 0 -f qcow2 -B counts -B stays theirs.qcow2");
+    let map = |server: &Served, bitmap: &str| {
+        let options = format!(
+            "driver=nbd,server.type=unix,server.path={},x-dirty-bitmap=qemu:dirty-bitmap:{bitmap}",
+            server.socket.display()
+        );
+        place.make("qemu-img", &format!("map --output=json --image-opts {options}"))
+    };
+    let mut before = String::new();
+    for write in ["write 2M 64k", "write -z 3M 200k", "discard 7M 1M"] {
+        for server in [&ours, &theirs] {
+            assert!(place.run_args("qemu-io", &["-f", "raw", "-c", write, &server.uri("")]).status.success());
+        }
+        let counted = map(&theirs, "counts");
+        assert_ne!(counted, before, "{write} counts");
+        assert_eq!(map(&ours, "counts"), counted, "{write}");
+        assert_eq!(map(&ours, "stays"), map(&theirs, "stays"), "{write}");
+        before = counted;
+    }
+    assert_eq!(ours.stop(), Some(0));
+    place.make("qemu-img", "check -q ours.qcow2");
+}
+
+/// Requests go through as many connections as are asked for, and the server takes; how many that are changes nothing else.
+#[test]
+fn several_connections_are_used_where_the_server_allows_it() {
+    let place = Place::new();
+    noise(&place.path("a.raw"), 16 << 20);
+    for (number, serve) in [Place::ours, Place::theirs].into_iter().enumerate() {
+        // The last one takes two clients, and lets the others wait.
+        for (clients, expected) in [("0", 4), ("1", 1), ("2", 2)] {
+            let socket = format!("socket{number}-{clients}");
+            let server = serve(&place, &socket, &format!("-t -e {clients} -f raw a.raw"));
+            // It has all its descriptors once it greets.
+            let mut first = UnixStream::connect(&server.socket).expect("it listens");
+            first.read_exact(&mut [0; 18]).expect("it greets");
+            let alone = server.descriptors() - 1;
+            drop(first);
+            let begun = Instant::now();
+            while server.descriptors() > alone {
+                assert!(begun.elapsed() < Duration::from_secs(20), "{socket}: it keeps who has gone");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            let options =
+                format!("driver=nbd,server.type=unix,server.path={},connections=4", place.path(&socket));
+            let line = ["bench", "-q", "-c", "20000", "-d", "32", "-s", "4096", "--image-opts", &options];
+            let mut client = std::process::Command::new(IMG).args(line).spawn().expect("it is ours");
+            let begun = Instant::now();
+            let mut most = 0;
+            while client.try_wait().expect("it is ours").is_none() {
+                most = most.max(server.descriptors().saturating_sub(alone));
+                assert!(begun.elapsed() < Duration::from_secs(60), "{socket}: it hangs");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            assert!(client.wait().expect("it is ours").success(), "{socket}");
+            assert_eq!(most, expected, "{socket}");
+            place.make(IMG, &format!("convert -W --image-opts -O raw {options} {socket}.raw"));
+            assert!(same(&place, "a.raw", &format!("{socket}.raw")), "{socket}");
+        }
+    }
+}
+
+/// A socket that somebody else has connected.
+#[test]
+fn a_descriptor_may_be_a_server() {
+    let place = Place::new();
+    images(&place);
+    let server = place.ours("socket", "-t -e 0 -f raw plain.raw");
+    let info = |socket: &UnixStream| {
+        rustix::io::fcntl_setfd(socket, rustix::io::FdFlags::empty()).expect("it is open");
+        let options = format!("driver=nbd,server.type=fd,server.str={}", socket.as_raw_fd());
+        place.run_args(IMG, &["info", "--image-opts", &options])
+    };
+    let shown = info(&UnixStream::connect(&server.socket).expect("it listens"));
+    let text = String::from_utf8_lossy(&shown.stdout).into_owned();
+    assert!(shown.status.success() && text.contains("virtual size: 16 MiB"), "{shown:?}");
+    let refused = place.run_args(IMG, &["info", "--image-opts", "driver=nbd,server.type=fd,server.str=0"]);
+    let text = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(text.contains("File descriptor '0' is not a socket"), "{text}");
+    assert_eq!(server.stop(), Some(0));
+}
+
+/// What is wrong with clients is said, and so in the background with `-v`.
+#[test]
+fn clients_that_come_to_nothing_are_told_of() {
+    let place = Place::new();
+    images(&place);
+    let (socket, told) = (place.path("socket"), place.path("told"));
+    let file = std::fs::File::create(&told).expect("the folder takes files");
+    let mut command = std::process::Command::new(NBD);
+    command.args(["-k", &socket, "-t", "-e", "0", "-f", "raw", "plain.raw"]);
+    let mut server = command.current_dir(place.folder.path()).stderr(file).spawn().expect("it was built");
+    let begun = Instant::now();
+    while !std::path::Path::new(&socket).exists() {
+        assert!(begun.elapsed() < Duration::from_secs(20), "it does not listen");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    for (bytes, expected) in [
+        (&b""[..], ""),
+        (b"\xff\xff\xff\xff", "drystone-nbd: option negotiation failed: "),
+        (b"\0\0\0\x03xxxxxxxxxxxxxxxx", "drystone-nbd: option negotiation failed: "),
+        (b"\0\0\0\x03", "drystone-nbd: option negotiation failed: the connection ended"),
+        (b"\0\0\0\x03IHAVEOPT\0\0\0\x02\0\0\0\0", ""),
+        (
+            b"\0\0\0\x03IHAVEOPT\0\0\0\x01\0\0\0\0zzzzzzzzzzzzzzzzzzzzzzzzzzzz",
+            "drystone-nbd: Disconnect client, due to: ",
+        ),
+    ] {
+        let before = std::fs::read_to_string(&told).expect("it is text").len();
+        let mut client = UnixStream::connect(&socket).expect("it listens");
+        client.write_all(bytes).expect("the socket takes that much");
+        client.shutdown(std::net::Shutdown::Write).expect("it is connected");
+        client.read_to_end(&mut Vec::new()).unwrap_or(0);
+        let begun = Instant::now();
+        let said = loop {
+            let said = std::fs::read_to_string(&told).expect("it is text")[before..].to_owned();
+            if !said.is_empty()
+                || begun.elapsed() > Duration::from_secs(if expected.is_empty() { 0 } else { 10 })
+            {
+                break said;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        };
+        assert!(said.starts_with(expected) && said.is_empty() == expected.is_empty(), "{bytes:?}: {said}");
+    }
+    server.kill().expect("it is ours");
+    server.wait().expect("it is ours");
 }
 
 #[test]
@@ -374,6 +517,10 @@ fn others_do_not_wait_for_a_bad_client() {
 /// Clients that come and go leave nothing behind, and those that stay take little.
 #[test]
 fn many_clients_take_little() {
+    // A thousand sockets of ours, and of the server, which inherits this.
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let raised = rustix::process::Rlimit { current: limit.maximum, ..limit };
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, raised).expect("up to the maximum it may");
     let place = Place::new();
     images(&place);
     let server = place.ours("socket", "-t -e 0 --handshake-limit=0 -f raw plain.raw");
@@ -385,13 +532,18 @@ fn many_clients_take_little() {
     };
     (0..200).for_each(|_| drop(connect()));
     let before = server.memory();
-    let stay: Vec<_> = (0..400).map(|_| connect()).collect();
+    let serve = |mut client: UnixStream| {
+        client.write_all(b"\0\0\0\x03IHAVEOPT\0\0\0\x01\0\0\0\0").expect("it listens");
+        client.read_exact(&mut [0; 10]).expect("it is served");
+        client
+    };
+    let stay: Vec<_> = (0..1000).map(|_| serve(connect())).collect();
     let each = server.memory().saturating_sub(before) / stay.len() as u64;
     assert!(each < 64 << 10, "{each} bytes for a client");
     drop(stay);
-    (0..2000).for_each(|_| drop(connect()));
+    (0..10_000).for_each(|_| drop(connect()));
     let left = server.memory().saturating_sub(before);
-    assert!(left < 16 << 20, "{left} bytes are left of 2000 clients");
+    assert!(left < 16 << 20, "{left} bytes are left of 10,000 clients");
     let files = std::fs::read_dir(format!("/proc/{}/fd", server.child.id())).expect("it runs").count();
     assert!(files < 100, "{files} descriptors");
     assert_eq!(server.stop(), Some(0));

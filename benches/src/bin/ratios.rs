@@ -1,7 +1,7 @@
 //! Measures Drystone beside its peers and prints tables of ratios.
 //!
-//! `cargo run --release -p drystone-benches --features peers -- [reads] [writes] [tools] [edits] [formats] [codecs] [--rounds N]
-//! [--dir DIR] [--qemu-img PATH] [--drystone-img PATH]`
+//! `cargo run --release -p drystone-benches --features peers -- [reads] [writes] [tools] [edits] [formats] [codecs] [nbd]
+//! [--rounds N] [--dir DIR] [--qemu-img PATH] [--drystone-img PATH] [--drystone-nbd PATH]`
 //!
 //! Each subject is this program again (`subject NAME FILE COUNT`), or somebody else's tool. What is not there is left
 //! out, and said.
@@ -11,7 +11,7 @@ use std::process::{Command, ExitCode};
 
 use drystone_benches::executor::{Executor, Load};
 use drystone_benches::measure::{Subject, in_turns, myself, once, print_requests};
-use drystone_benches::{BLOCK, CLUSTER, DEPTH, bare, codec, edits, executor, formats, tools};
+use drystone_benches::{BLOCK, CLUSTER, DEPTH, bare, codec, edits, executor, formats, nbd, tools};
 use lexopt::prelude::*;
 
 type Outcome<T = ()> = Result<T, Box<dyn std::error::Error>>;
@@ -45,12 +45,20 @@ struct Arguments {
     dir: PathBuf,
     qemu_img: PathBuf,
     drystone_img: Option<PathBuf>,
+    drystone_nbd: Option<PathBuf>,
 }
 
 impl Arguments {
     fn parse() -> Outcome<Self> {
         let dir = std::env::temp_dir().join("drystone-ratios");
-        let mut read = Self { what: vec![], rounds: 5, dir, qemu_img: "qemu-img".into(), drystone_img: None };
+        let mut read = Self {
+            what: vec![],
+            rounds: 5,
+            dir,
+            qemu_img: "qemu-img".into(),
+            drystone_img: None,
+            drystone_nbd: None,
+        };
         let mut parser = lexopt::Parser::from_env();
         while let Some(argument) = parser.next()? {
             match argument {
@@ -59,10 +67,11 @@ impl Arguments {
                 Long("dir") => read.dir = parser.value()?.into(),
                 Long("qemu-img") => read.qemu_img = parser.value()?.into(),
                 Long("drystone-img") => read.drystone_img = Some(parser.value()?.into()),
+                Long("drystone-nbd") => read.drystone_nbd = Some(parser.value()?.into()),
                 other => return Err(other.unexpected().into()),
             }
         }
-        const KNOWN: [&str; 6] = ["reads", "writes", "tools", "edits", "formats", "codecs"];
+        const KNOWN: [&str; 7] = ["reads", "writes", "tools", "edits", "formats", "codecs", "nbd"];
         let unknown = read.what.iter().find(|what| !KNOWN.contains(&what.as_str()));
         match unknown.filter(|_| read.what.first().is_none_or(|what| what != "subject")) {
             Some(what) => Err(format!("nothing is called '{what}'; there are {}", KNOWN.join(", ")).into()),
@@ -89,6 +98,7 @@ fn subject(name: &str, file: &str, count: u64) -> Outcome {
         Some(("unpack", codec)) => {
             codec::unpack(codec == "zstd", &format!("{file}.{codec}"), &format!("{file}.out"))?
         }
+        Some(("nbd", depth)) => nbd::read(file, depth.parse()?, count)?,
         #[cfg(feature = "peers")]
         Some((load, name @ ("imago" | "qcow2-rs"))) => peer(load, name, file, count)?,
         Some(("reads", name)) => executor::run(executor(name), Load::Reads(count), file)?,
@@ -147,6 +157,13 @@ fn compare(arguments: &Arguments) -> Outcome {
         _ if arguments.wants("tools") || arguments.wants("codecs") => {
             eprintln!("ratios: tools need --drystone-img and qemu-img: left out")
         }
+        _ => {}
+    }
+    match &arguments.drystone_nbd {
+        Some(drystone_nbd) if arguments.wants("nbd") => {
+            nbd::compare(drystone_nbd, &arguments.dir, arguments.rounds)?;
+        }
+        None if arguments.wants("nbd") => eprintln!("ratios: nbd needs --drystone-nbd: left out"),
         _ => {}
     }
     Ok(())

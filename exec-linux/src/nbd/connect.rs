@@ -7,14 +7,15 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use drystone_core::intent::{Errno, LeafId, LeafInfo, LeafKind};
+use drystone_core::intent::{Errno, LeafId, LeafInfo};
 use drystone_core::protocol::nbd::client::{
-    Encryption, Listing, Negotiated, Negotiation, Purpose, Step, Transmission, Wishes,
+    Encryption, Listing, Negotiation, Purpose, Step, Transmission, Wishes,
 };
 use drystone_core::protocol::nbd::layout::TransmissionFlags;
 use drystone_core::protocol::nbd::limits::HANDSHAKE_MAX;
 use drystone_core::protocol::nbd::{Mode, NbdAddress, NbdError, NbdLocation, NbdTls, Outgoing};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 
 use super::credentials::{Credentials, TlsClient, why};
 use super::stream::{Stream, Stuck};
@@ -55,7 +56,7 @@ impl Dial {
 
 /// How a connection is encrypted.
 #[derive(Clone, Copy)]
-struct Secrecy<'a> {
+pub(super) struct Secrecy<'a> {
     client: &'a TlsClient,
     hostname: Option<&'a str>,
 }
@@ -76,22 +77,11 @@ impl std::fmt::Debug for Connection {
 impl Connection {
     /// What the leaf is.
     pub(crate) fn info(&self, writable: bool) -> Result<LeafInfo, Refused> {
-        let Negotiated { len, flags, sizes, .. } = *self.transmission.export();
-        if writable && flags.has(TransmissionFlags::READ_ONLY) {
+        let export = self.transmission.export();
+        if writable && export.flags.has(TransmissionFlags::READ_ONLY) {
             return Err((Errno::EACCES, "Could not open image: Permission denied".into()));
         }
-        Ok(LeafInfo {
-            leaf: LeafId(u32::MAX),
-            len,
-            request_align: sizes.min,
-            memory_align: 1,
-            preferred_size: sizes.preferred,
-            transfer_max: sizes.max,
-            kind: LeafKind::Nbd,
-            grows_as_zeroes: false,
-            discard_zeroes: false,
-            fast_zeroes: flags.has(TransmissionFlags::SEND_WRITE_ZEROES),
-        })
+        Ok(export.leaf_info(LeafId(u32::MAX)))
     }
 }
 
@@ -159,7 +149,7 @@ pub fn list_exports(
 }
 
 /// Connects to a server. The descriptor does not block.
-fn reach(server: &NbdAddress, deadline: Instant) -> Result<OwnedFd, Refused> {
+pub(super) fn reach(server: &NbdAddress, deadline: Instant) -> Result<OwnedFd, Refused> {
     let failed = |error: io::Error| -> Refused {
         let errno = super::errno_of(&error);
         (errno, format!("Failed to connect to '{server}': {errno}").into())
@@ -169,6 +159,17 @@ fn reach(server: &NbdAddress, deadline: Instant) -> Result<OwnedFd, Refused> {
             let stream = UnixStream::connect(path).map_err(failed)?;
             stream.set_nonblocking(true).map_err(failed)?;
             Ok(stream.into())
+        }
+        NbdAddress::Fd { number } => {
+            let none = || -> Refused {
+                (Errno::EINVAL, format!("File descriptor '{number}' is not a socket").into())
+            };
+            // A copy, so that whoever opened it may close it; only this process's own are looked at.
+            let this = pidfd_open(getpid(), PidfdFlags::empty()).map_err(|error| failed(error.into()))?;
+            let socket = pidfd_getfd(&this, *number, PidfdGetfdFlags::empty()).map_err(|_| none())?;
+            rustix::net::sockopt::socket_type(&socket).map_err(|_| none())?;
+            rustix::io::ioctl_fionbio(&socket, true).map_err(|error| failed(error.into()))?;
+            Ok(socket)
         }
         NbdAddress::Inet { host, port } => {
             let addresses = resolve(host, port).map_err(|error| -> Refused {
@@ -198,7 +199,7 @@ fn resolve(host: &str, port: &str) -> io::Result<Vec<std::net::SocketAddr>> {
 }
 
 /// Negotiates, until `deadline`.
-fn negotiate(
+pub(super) fn negotiate(
     mut stream: Stream,
     mut negotiation: Negotiation,
     secrecy: Option<Secrecy<'_>>,

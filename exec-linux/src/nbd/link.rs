@@ -1,4 +1,6 @@
-//! One leaf: its connection, and what waits while that is lost.
+//! One connection of a leaf, and what waits while it is lost.
+//!
+//! One that is [to come](Link::to_come) begins as if it had been lost.
 //!
 //! ```text
 //!   Up ──the connection ends──▶ Lost ──a new one──▶ Up: everything in flight is asked for again
@@ -16,12 +18,8 @@ use std::sync::{Arc, Mutex};
 use std::thread::{JoinHandle, Thread};
 use std::time::Instant;
 
-use drystone_core::buf::BufList;
-use drystone_core::intent::{Action, Errno, LeafId, LeafStatus, Outcome, Token};
-use drystone_core::protocol::nbd::client::{
-    Command, Ended, Negotiated, Order, Reconnect, Transmission, Wanted,
-};
-use drystone_core::protocol::nbd::layout::StateFlags;
+use drystone_core::intent::Errno;
+use drystone_core::protocol::nbd::client::{Ended, Negotiated, Order, Reconnect, Transmission, Wanted};
 use drystone_core::protocol::nbd::limits::{CLIENT_REQUESTS_MAX, HANDSHAKE_MAX};
 use smallvec::SmallVec;
 
@@ -39,12 +37,12 @@ const LARGE: usize = 32 << 10;
 /// Bytes that are read beyond a large payload: a few headers.
 const FEW: usize = 256;
 
-/// A leaf with its connection.
+/// A connection, now or soon.
 pub(super) struct Link {
     state: State,
     dial: Arc<Dial>,
     export: Negotiated,
-    number: u32,
+    number: Option<u32>,
     can_receive: bool,
     can_send: bool,
     /// The server has ended the connection, which a look at the socket has to find.
@@ -69,52 +67,29 @@ enum State {
     },
 }
 
-/// An action as an order; or back, where it is none.
-pub(super) fn order(token: Token, action: Action) -> Result<(LeafId, Order), Action> {
-    let none = BufList::new();
-    let (leaf, command, offset, len, data) = match action {
-        Action::Read { leaf, offset, data } => (leaf, Command::Read, offset, 0, data),
-        Action::Write { leaf, offset, data, fua } => (leaf, Command::Write(fua), offset, 0, data),
-        Action::Flush { leaf } => (leaf, Command::Flush, 0, 0, none),
-        Action::Discard { leaf, offset, len } => (leaf, Command::Trim, offset, len, none),
-        Action::WriteZeroes { leaf, offset, len, flags } => {
-            (leaf, Command::WriteZeroes(flags), offset, len, none)
-        }
-        Action::BlockStatus { leaf, offset, len } => (leaf, Command::Status, offset, len, none),
-        other => return Err(other),
-    };
-    Ok((leaf, Order { tag: token.0, command, offset, len, data }))
-}
-
-/// What became of an order, as the answer to its action.
-pub(super) fn outcome(ended: Ended) -> Outcome {
-    let Ended { order: Order { command, data, .. }, result, extent } = ended;
-    match command {
-        Command::Read | Command::Write(_) => {
-            let len = data.len_bytes();
-            Outcome::Moved { data, result: result.map(|()| len) }
-        }
-        Command::Status => Outcome::Status(result.map(|()| {
-            let extent = extent.expect("block status that worked has an extent");
-            let flags = StateFlags(extent.flags);
-            LeafStatus {
-                len: extent.len,
-                data: !flags.has(StateFlags::HOLE),
-                zero: flags.has(StateFlags::ZERO),
-            }
-        })),
-        Command::Flush | Command::Trim | Command::WriteZeroes(_) => Outcome::Done(result),
-    }
-}
-
 impl Link {
+    /// A connection that is there, under its number.
     pub(super) fn new(connection: Connection, number: u32, bell: Arc<Doorbell>) -> Self {
         let Connection { stream, transmission, dial } = connection;
+        let export = transmission.export().clone();
         Self {
-            export: transmission.export().clone(),
-            state: State::Up { stream, transmission },
+            number: Some(number),
+            ..Self::in_state(State::Up { stream, transmission }, dial, export, bell)
+        }
+    }
+
+    /// A connection that begins to be made, to an export that another is to.
+    pub(super) fn to_come(dial: Arc<Dial>, export: Negotiated, bell: Arc<Doorbell>) -> Self {
+        let redial = Redial::new(&dial, &export, &bell);
+        Self::in_state(State::Lost { redial, failing: false }, dial, export, bell)
+    }
+
+    fn in_state(state: State, dial: Arc<Dial>, export: Negotiated, bell: Arc<Doorbell>) -> Self {
+        Self {
+            state,
             dial,
-            number,
+            export,
+            number: None,
             can_receive: true,
             can_send: true,
             hangup: false,
@@ -126,8 +101,21 @@ impl Link {
     }
 
     /// The connection's number; a new one has another.
-    pub(super) fn number(&self) -> u32 {
+    pub(super) fn number(&self) -> Option<u32> {
         self.number
+    }
+
+    /// Orders that the server has; none where there is no connection.
+    pub(super) fn in_flight(&self) -> Option<usize> {
+        match &self.state {
+            State::Up { transmission, .. } => Some(transmission.in_flight()),
+            State::Lost { .. } => None,
+        }
+    }
+
+    /// Gives back the oldest order that waits for a connection.
+    pub(super) fn take_waiting(&mut self) -> Option<Order> {
+        self.waiting.pop_front()
     }
 
     pub(super) fn has_room(&self) -> bool {
@@ -264,7 +252,7 @@ impl Link {
         let Connection { stream, mut transmission, .. } = connection;
         self.waiting.drain(..).for_each(|order| transmission.submit(order));
         self.state = State::Up { stream, transmission };
-        self.number = number;
+        self.number = Some(number);
         (self.can_receive, self.can_send, self.hangup) = (true, true, false);
     }
 

@@ -1,11 +1,14 @@
 //! NBD: exports of servers as leaves, and a server of images.
 //!
-//! The protocol is core's; this has the sockets. `link` is one leaf with its connection, `connect` brings connections
-//! about (on threads that may wait), `server` has the other side, and `sockets` finds out when a socket can go on. A
-//! `stream` is a socket, with `encryption` or without; `credentials` for it are read from a folder.
+//! The protocol is core's; this has the sockets. `bundle` is one leaf, `link` one of its connections, `connect` brings
+//! connections about (on threads that may wait), `server` has the other side, `device` shows exports as disks of the
+//! kernel's, and `sockets` finds out when a socket can go on. A `stream` is a socket, with `encryption` or without;
+//! `credentials` for it are read from a folder.
 
+mod bundle;
 mod connect;
 mod credentials;
+pub(crate) mod device;
 mod encryption;
 mod link;
 mod priority;
@@ -14,18 +17,18 @@ mod sockets;
 mod stream;
 
 use std::io;
-use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use drystone_core::intent::{Action, Errno, LeafId, LeafInfo, Outcome, Token};
 use drystone_core::protocol::nbd::NbdLocation;
+use drystone_core::protocol::nbd::client::{Ended, Order};
 
 use crate::doorbell::Doorbell;
+use bundle::Bundle;
 pub use connect::list_exports;
 pub(crate) use connect::{Connection, Refused};
 pub(crate) use credentials::Credentials;
 pub use credentials::{TlsClient, TlsCredentials, TlsEndpoint, TlsError, TlsServer, X509Folder};
-use link::Link;
 pub(crate) use sockets::{Ready, Sockets};
 
 /// Bytes that are read from a socket at once, beside those that have a place already.
@@ -33,7 +36,7 @@ const SCRATCH: usize = 64 << 10;
 
 /// The connections of one engine's leaves.
 pub(crate) struct Links {
-    links: Vec<(LeafId, Link)>,
+    links: Vec<(LeafId, Bundle)>,
     /// Which link a leaf is, at the place of its number.
     leaves: Vec<Option<usize>>,
     scratch: Box<[u8]>,
@@ -82,13 +85,13 @@ impl Links {
         if self.scratch.is_empty() {
             self.scratch = vec![0; SCRATCH].into();
         }
-        let number = sockets.add(connection.stream.as_fd())?;
+        let bundle = Bundle::new(connection, sockets, &self.bell)?;
         let place = leaf.0 as usize;
         if self.leaves.len() <= place {
             self.leaves.resize(place + 1, None);
         }
         self.leaves[place] = Some(self.links.len());
-        self.links.push((leaf, Link::new(connection, number, Arc::clone(&self.bell))));
+        self.links.push((leaf, bundle));
         Ok(())
     }
 
@@ -104,14 +107,14 @@ impl Links {
 
     /// Takes an action on an export.
     pub(crate) fn push(&mut self, token: Token, action: Action) -> Option<Outcome> {
-        let (leaf, order) = match link::order(token, action) {
+        let (leaf, order) = match Order::of(token, action) {
             Ok(order) => order,
             Err(action) => panic!("{action:?} is not for a connection"),
         };
         let Some(Some(index)) = self.leaves.get(leaf.0 as usize) else {
             unreachable!("the caller has asked whether the leaf is an export")
         };
-        self.links[*index].1.push(order).map(link::outcome)
+        self.links[*index].1.push(order).map(Ended::outcome)
     }
 
     /// Whether every connection takes another request.
@@ -132,13 +135,7 @@ impl Links {
 
     /// Takes note that a socket can go on; tells whether it is one of these.
     pub(crate) fn ready(&mut self, ready: Ready) -> bool {
-        match self.links.iter_mut().find(|(_, link)| link.number() == ready.number) {
-            Some((_, link)) => {
-                link.ready(ready.hangup);
-                true
-            }
-            None => false,
-        }
+        self.links.iter_mut().any(|(_, link)| link.ready(ready.number, ready.hangup))
     }
 
     /// Hands over what came of earlier actions. Does not wait. Tells whether there was anything.
@@ -149,7 +146,7 @@ impl Links {
             while let Some(ended) = link.next_ended() {
                 any = true;
                 let token = Token(ended.order.tag);
-                done(token, link::outcome(ended));
+                done(token, ended.outcome());
             }
         }
         any

@@ -1,5 +1,6 @@
 //! Finding out when a socket can go on: all of an engine's sockets in one epoll, which tells of each change once. An
-//! io_uring waits for the epoll in one slot, however many sockets there are; where there is none, a thread does.
+//! io_uring waits for the epoll in one slot, however many sockets there are; where there is none, or its kernel does not
+//! tell of them, a thread does.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -52,7 +53,7 @@ struct Watcher {
 }
 
 impl Sockets {
-    /// There are none yet. `ringed` says whether there is a ring; else `bell` is rung.
+    /// There are none yet. `ringed` says whether there is a ring that tells; else `bell` is rung.
     pub(crate) fn new(bell: &Arc<Doorbell>, ringed: bool) -> io::Result<Self> {
         let epoll = Arc::new(epoll::create(CreateFlags::CLOEXEC)?);
         let notice = match ringed {

@@ -1,4 +1,4 @@
-//! Command lines: `drystone-nbd [OPTION]… FILE` and `drystone-nbd -L [OPTION]…`.
+//! Command lines: `drystone-nbd [OPTION]… FILE`, `drystone-nbd -L [OPTION]…` and `drystone-nbd -d DEV`.
 
 use drystone_core::graph::DetectZeroes;
 use drystone_core::graph::open::ImageNames;
@@ -16,6 +16,9 @@ use crate::trace::{EVENTS, Tracing};
 
 /// The port where none is said.
 const PORT: &str = "10809";
+
+/// Where the socket of a device is, before the device's name; scripts of the reference look for it there.
+const SOCKETS: &str = "/var/lock/qemu-nbd-";
 
 /// What a command line asks for.
 #[derive(Clone, Debug, PartialEq)]
@@ -35,6 +38,8 @@ pub enum Action {
     Print(String),
     /// List the exports of a server.
     List(ListArgs),
+    /// Have a device of the kernel let go of its export.
+    Disconnect(String),
     /// Serve an image.
     Serve(Box<ServeArgs>),
 }
@@ -110,7 +115,9 @@ pub struct ServeArgs {
     pub image_names: ImageNames,
     /// How connections are encrypted, and all objects.
     pub tls: TlsArgs,
-    /// Whether errors are still told from the background.
+    /// A device of the kernel that is to show the image.
+    pub device: Option<String>,
+    /// Whether errors are still told from the background, and a device is served in the foreground.
     pub verbose: bool,
 }
 
@@ -120,6 +127,8 @@ const OPTIONS: &[OptionSpec] = &[
     option(&["socket"], "k", Some("PATH"), "socket in the file system to listen on"),
     option(&["shared"], "e", Some("NUM"), "clients at once; 0 for any number (default: 1)"),
     option(&["persistent"], "t", None, "go on when the last client has gone"),
+    option(&["connect"], "c", Some("DEV"), "show the image as a device of the kernel, such as /dev/nbd0"),
+    option(&["disconnect"], "d", None, "have the device FILE let go of its image"),
     option(&["export-name"], "x", Some("NAME"), "name of the export (default: empty)"),
     option(&["description"], "D", Some("TEXT"), "words about the export"),
     option(&["handshake-limit"], "", Some("N"), "seconds that a client may take to begin (default: 10)"),
@@ -160,7 +169,12 @@ const OPTIONS: &[OptionSpec] = &[
         Some("follow|plain|forbid"),
         "what to open of the file names that images hold: all, paths alone, or none (default: follow)",
     ),
-    option(&["verbose"], "v", None, "go on saying what is wrong after --fork"),
+    option(
+        &["verbose"],
+        "v",
+        None,
+        "go on saying what is wrong after --fork; with -c, stay in the foreground",
+    ),
     option(&["help"], "h", None, "print this help and exit"),
     option(&["version"], "V", None, "print the version and exit"),
     docs::COMPLETIONS,
@@ -194,6 +208,7 @@ struct Raw {
     list: bool,
     tls_hostname: Option<String>,
     tls_authz: bool,
+    disconnect: bool,
     /// Something was said that a list has no use for.
     about_device: bool,
     cache_said: bool,
@@ -243,7 +258,7 @@ pub fn parse(argv: &[String], name: &str) -> Result<Invocation, Failure> {
 
 fn help(name: &str) -> String {
     let mut text = format!(
-        "Usage: {name} [OPTION]... FILE\n  or:  {name} -L [OPTION]...\n\n\
+        "Usage: {name} [OPTION]... FILE\n  or:  {name} -L [OPTION]...\n  or:  {name} -d DEV\n\n\
          Serves an image to clients of the network block device protocol.\n\nOptions:\n"
     );
     append_options(&mut text, OPTIONS);
@@ -277,8 +292,14 @@ impl ServeArgs {
             pid_file: None,
             image_names: ImageNames::default(),
             tls: TlsArgs::default(),
+            device: None,
             verbose: false,
         }
+    }
+
+    /// Whether to go on in the background: as asked for, or for a device that nobody wants to hear of.
+    pub fn goes_on_in_background(&self) -> bool {
+        self.fork || (self.device.is_some() && !self.verbose)
     }
 }
 
@@ -370,6 +391,8 @@ fn set(args: &mut ServeArgs, raw: &mut Raw, option: &str, value: String) -> Resu
         "tls-hostname" => raw.tls_hostname = Some(value),
         "tls-authz" => raw.tls_authz = true,
         "verbose" => args.verbose = true,
+        "connect" => args.device = Some(value),
+        "disconnect" => raw.disconnect = true,
         "image-names" => args.image_names = parse_image_names(&value)?,
         other => unreachable!("an option of the table: {other}"),
     }
@@ -397,6 +420,9 @@ fn finish(mut args: ServeArgs, raw: Raw, operands: Vec<String>) -> Result<Action
     args.address_said = raw.port.is_some() || raw.bind.is_some() || raw.socket.is_some();
     if let Some(path) = raw.socket {
         args.address = NbdAddress::Unix { path };
+    } else if let Some(device) = &args.device {
+        let name = device.rsplit('/').next().unwrap_or_default();
+        args.address = NbdAddress::Unix { path: format!("{SOCKETS}{name}") };
     } else {
         let default = if raw.list { "localhost" } else { "0.0.0.0" };
         let host = raw.bind.unwrap_or_else(|| default.into());
@@ -411,12 +437,15 @@ fn finish(mut args: ServeArgs, raw: Raw, operands: Vec<String>) -> Result<Action
         }
         let host = match &args.address {
             NbdAddress::Inet { host, .. } => Some(host.clone()),
-            NbdAddress::Unix { .. } => None,
+            NbdAddress::Unix { .. } | NbdAddress::Fd { .. } => None,
         };
         let (server, tls, hostname) = (args.address, args.tls, raw.tls_hostname.or(host));
         return Ok(Action::List(ListArgs { server, tls, hostname }));
     }
     let [file] = operands.as_slice() else { return Err(Failure::usage("Invalid number of arguments")) };
+    if raw.disconnect {
+        return Ok(Action::Disconnect(file.clone()));
+    }
     args.file.clone_from(file);
     if args.image_opts && args.format.is_some() {
         return Err(Failure::new("--image-opts and -f are mutually exclusive"));
@@ -453,6 +482,10 @@ mod tests {
         };
         assert_eq!(listed.server, NbdAddress::Inet { host: "localhost".into(), port: "5".into() });
         assert_eq!((listed.tls.credentials.as_deref(), listed.hostname.as_deref()), (Some("t"), Some("h")));
+        let Ok(Action::Serve(args)) = parsed("nbd -c /dev/nbd7 a.img") else { panic!("it is legal") };
+        assert_eq!(args.address, NbdAddress::Unix { path: "/var/lock/qemu-nbd-nbd7".into() });
+        assert!(args.goes_on_in_background());
+        assert_eq!(parsed("nbd -d /dev/nbd7"), Ok(Action::Disconnect("/dev/nbd7".into())));
     }
 
     #[test]
@@ -468,6 +501,9 @@ mod tests {
             ("nbd --aio=foo a", "Invalid aio mode 'foo'"),
             ("nbd --discard=foo a", "Invalid discard mode `foo'"),
             ("nbd -L a", "List mode is incompatible with a file name"),
+            ("nbd -d", "Invalid number of arguments"),
+            ("nbd -d a b", "Invalid number of arguments"),
+            ("nbd -L -c /dev/nbd0", "List mode is incompatible with per-device settings"),
             ("nbd -L -x foo", "List mode is incompatible with per-device settings"),
             ("nbd --image-opts -f raw a", "--image-opts and -f are mutually exclusive"),
             ("nbd --handshake-limit=x a", "Invalid handshake limit 'x'"),

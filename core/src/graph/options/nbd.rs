@@ -7,6 +7,7 @@ use super::refused;
 use super::values::Options;
 use crate::error::Result;
 use crate::intent::Location;
+use crate::protocol::nbd::limits::CONNECTIONS_MAX;
 use crate::protocol::nbd::{NbdAddress, NbdLocation, NbdTls};
 
 /// The port where none is said.
@@ -50,6 +51,11 @@ pub(super) fn location(options: &mut Options, name: Option<&str>) -> Result<Loca
     let mut location = NbdLocation { tls, ..NbdLocation::new(server, export) };
     location.reconnect_delay = seconds(options, "reconnect-delay")?;
     location.open_timeout = seconds(options, "open-timeout")?;
+    if let Some(number) = options.number("connections")? {
+        let number = usize::try_from(number).ok().filter(|number| (1..=CONNECTIONS_MAX).contains(number));
+        let text = || format!("Parameter 'connections' expects a number from 1 to {CONNECTIONS_MAX}");
+        location.connections = number.ok_or_else(|| refused(text()))?;
+    }
     location.context = options.text("x-dirty-bitmap");
     Ok(Location::Nbd(Box::new(location)))
 }
@@ -72,7 +78,7 @@ fn tls(options: &mut Options, server: &NbdAddress) -> Result<Option<NbdTls>> {
     };
     let hostname = hostname.or_else(|| match server {
         NbdAddress::Inet { host, .. } => Some(host.clone()),
-        NbdAddress::Unix { .. } => None,
+        NbdAddress::Unix { .. } | NbdAddress::Fd { .. } => None,
     });
     Ok(Some(NbdTls { credentials, hostname }))
 }
@@ -97,8 +103,14 @@ fn address(options: &mut Options) -> Result<NbdAddress> {
             let address = match kind.as_str() {
                 "unix" => NbdAddress::Unix { path: take("path")? },
                 "inet" => NbdAddress::Inet { host: take("host")?, port: take("port")? },
-                "vsock" | "fd" => {
-                    return Err(refused(format!("server.type={kind} is not supported; unix and inet are")));
+                "fd" => {
+                    let text = take("str")?;
+                    let unknown = |_| refused(format!("Unable to parse FD number {text}"));
+                    NbdAddress::Fd { number: text.parse().map_err(unknown)? }
+                }
+                "vsock" => {
+                    let text = "server.type=vsock is not supported; unix, inet, and fd with a socket that is connected, are";
+                    return Err(refused(text.into()));
                 }
                 other => {
                     return Err(refused(format!("Parameter 'type' does not accept value '{other}'")));
@@ -259,6 +271,18 @@ mod tests {
             (
                 r#"json:{"driver":"raw","file":{"driver":"nbd","server.path":"a"}}"#,
                 "Parameter 'type' is missing",
+            ),
+            (
+                r#"json:{"driver":"raw","file":{"driver":"nbd","path":"a","connections":17}}"#,
+                "Parameter 'connections' expects a number from 1 to 16",
+            ),
+            (
+                r#"json:{"driver":"raw","file":{"driver":"nbd","server.type":"fd","server.str":"5x"}}"#,
+                "Unable to parse FD number 5x",
+            ),
+            (
+                r#"json:{"driver":"raw","file":{"driver":"nbd","server.type":"fd"}}"#,
+                "Parameter 'str' is missing",
             ),
             (
                 r#"json:{"driver":"raw","file":{"driver":"nbd","path":"a","foo":1}}"#,

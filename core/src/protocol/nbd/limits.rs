@@ -31,6 +31,9 @@ pub const REQUEST_BYTES_MAX: u64 = 2 * PAYLOAD_MAX as u64;
 /// Requests that a client has in flight on one connection.
 pub const CLIENT_REQUESTS_MAX: usize = 256;
 
+/// Connections of one leaf: what the kernel's client opens in practice; each costs the server one of its clients.
+pub const CONNECTIONS_MAX: usize = 16;
+
 /// Extents in one answer about block status: enough for most images in one answer, and 16 KiB on the wire.
 pub const EXTENTS_MAX: usize = 1024;
 

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::time::Duration;
 
+use super::limits::CONNECTIONS_MAX;
+
 /// Where a server is, what is wanted of it, and how patiently.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NbdLocation {
@@ -16,6 +18,8 @@ pub struct NbdLocation {
     pub reconnect_delay: Duration,
     /// How long an attempt to open is repeated, before it fails.
     pub open_timeout: Duration,
+    /// Connections at the most, where the server allows several.
+    pub connections: usize,
     /// The meta context whose block status takes the place of `base:allocation`: its first bit means that nothing is stored.
     pub context: Option<String>,
 }
@@ -27,6 +31,11 @@ pub enum NbdAddress {
     Unix {
         /// Its path.
         path: String,
+    },
+    /// A socket that this process has and that is connected.
+    Fd {
+        /// The number of its descriptor.
+        number: i32,
     },
     /// A host of the Internet.
     Inet {
@@ -41,6 +50,7 @@ impl fmt::Display for NbdAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unix { path } => f.write_str(path),
+            Self::Fd { number } => write!(f, "descriptor {number}"),
             Self::Inet { host, port } => write!(f, "{host}:{port}"),
         }
     }
@@ -64,7 +74,16 @@ impl NbdLocation {
             tls: None,
             reconnect_delay: Duration::ZERO,
             open_timeout: Duration::ZERO,
+            connections: 1,
             context: None,
+        }
+    }
+
+    /// How many connections there are to be, where the server allows several: a socket that somebody connected is one.
+    pub fn connections_wanted(&self) -> usize {
+        match self.server {
+            NbdAddress::Fd { .. } => 1,
+            NbdAddress::Unix { .. } | NbdAddress::Inet { .. } => self.connections.clamp(1, CONNECTIONS_MAX),
         }
     }
 }
@@ -76,6 +95,8 @@ impl fmt::Display for NbdLocation {
         match &self.server {
             NbdAddress::Unix { path } if export.is_empty() => write!(f, "nbd+unix://?socket={path}"),
             NbdAddress::Unix { path } => write!(f, "nbd+unix:///{export}?socket={path}"),
+            NbdAddress::Fd { number } if export.is_empty() => write!(f, "nbd+fd://{number}"),
+            NbdAddress::Fd { number } => write!(f, "nbd+fd://{number}/{export}"),
             NbdAddress::Inet { host, port } if export.is_empty() => write!(f, "nbd://{host}:{port}"),
             NbdAddress::Inet { host, port } => write!(f, "nbd://{host}:{port}/{export}"),
         }

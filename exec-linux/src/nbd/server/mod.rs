@@ -23,6 +23,7 @@ use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
 use drystone_core::buf::BufList;
+use drystone_core::engine::Io;
 use drystone_core::error::Result;
 use drystone_core::protocol::nbd::limits::HANDSHAKE_MAX;
 use drystone_core::protocol::nbd::server::{Answer, Export, OrderId};
@@ -61,7 +62,12 @@ pub struct NbdPlan {
     pub handshake_max: Duration,
     /// Stops the server when it becomes readable.
     pub stop: Option<OwnedFd>,
+    /// Hears why clients were let go that broke the rules, or went before transmission.
+    pub tell: Option<Tell>,
 }
+
+/// Who hears of clients.
+pub type Tell = Box<dyn Fn(&str)>;
 
 impl NbdPlan {
     /// Serves exports on one socket, to a hundred clients, for ever.
@@ -74,6 +80,7 @@ impl NbdPlan {
             tls: None,
             handshake_max: HANDSHAKE_MAX,
             stop: None,
+            tell: None,
         }
     }
 }
@@ -88,7 +95,15 @@ pub struct NbdExport {
     /// What clients are told of it.
     pub export: Export,
     /// The bitmaps among its contexts, in their order.
-    pub bitmaps: Vec<DirtyRanges>,
+    pub bitmaps: Vec<NbdBitmap>,
+}
+
+/// A bitmap that clients may ask for.
+pub enum NbdBitmap {
+    /// It does not change while it is served.
+    Fixed(DirtyRanges),
+    /// It is looked at whenever somebody asks.
+    Live(Box<dyn Fn(&Io) -> DirtyRanges>),
 }
 
 /// A server that runs while its session is driven.
@@ -155,7 +170,7 @@ pub(crate) struct Finished {
 pub(crate) struct Server {
     plan: NbdPlan,
     offered: Rc<[Export]>,
-    bitmaps: Rc<[Vec<DirtyRanges>]>,
+    bitmaps: Rc<[Vec<NbdBitmap>]>,
     state: Rc<State>,
     listeners: Vec<Listener>,
     stopper: Option<u32>,
@@ -342,8 +357,11 @@ impl Server {
         };
         let moved = client.turn(&shared, &mut self.scratch, &mut self.buffers);
         match moved {
-            served::Moved::Gone => {
+            served::Moved::Gone(why) => {
                 self.clients.remove(&number);
+                if let (Some(why), Some(tell)) = (why, &self.plan.tell) {
+                    tell(&why);
+                }
                 true
             }
             served::Moved::More => {

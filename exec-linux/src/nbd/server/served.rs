@@ -15,7 +15,7 @@ use smallvec::SmallVec;
 
 use super::buffers::Buffers;
 use super::status::{Asked, extents};
-use super::{DirtyRanges, Job, NbdExport};
+use super::{Job, NbdBitmap, NbdExport};
 use crate::nbd::TlsServer;
 use crate::nbd::stream::{SLICES_MAX, Stream, Stuck};
 use crate::session::Session;
@@ -32,6 +32,9 @@ const FEW: usize = 256;
 /// Bytes that are read ahead in one step.
 const CACHE_STEP: u64 = 1 << 20;
 
+/// What is said of clients that come to nothing; the reference's words.
+const NEGOTIATION: &str = "option negotiation failed";
+
 /// A client.
 pub(super) struct Served {
     number: u32,
@@ -43,6 +46,8 @@ pub(super) struct Served {
     can_send: bool,
     /// The client has ended the connection, which a look at the socket has to find.
     hangup: bool,
+    /// It has said something.
+    heard: bool,
     /// Length of the payload that came last.
     last_payload: usize,
 }
@@ -67,7 +72,7 @@ pub(super) struct Shared<'a> {
     pub(super) session: &'a Rc<Session>,
     pub(super) exports: &'a [NbdExport],
     pub(super) offered: &'a Rc<[Export]>,
-    pub(super) bitmaps: &'a Rc<[Vec<DirtyRanges>]>,
+    pub(super) bitmaps: &'a Rc<[Vec<NbdBitmap>]>,
 }
 
 /// What came of a turn.
@@ -76,8 +81,8 @@ pub(super) enum Moved {
     More,
     /// Something has to happen first.
     Nothing,
-    /// The client has gone, or broke the rules.
-    Gone,
+    /// The client has gone; or broke the rules, in these words.
+    Gone(Option<String>),
 }
 
 impl Served {
@@ -96,6 +101,7 @@ impl Served {
             can_receive: true,
             can_send: true,
             hangup: false,
+            heard: false,
             last_payload: 0,
         }
     }
@@ -162,7 +168,7 @@ impl Served {
                 return gone;
             }
         };
-        let Ok(()) = self.send(buffers) else { return Moved::Gone };
+        let Ok(()) = self.send(buffers) else { return Moved::Gone(None) };
         let encrypts = match self.begin_to_encrypt() {
             Ok(encrypts) => encrypts,
             Err(gone) => return gone,
@@ -175,7 +181,7 @@ impl Served {
             }
         };
         match (over, received || encrypts) {
-            (true, _) => Moved::Gone,
+            (true, _) => Moved::Gone(None),
             (false, true) => Moved::More,
             (false, false) => Moved::Nothing,
         }
@@ -232,8 +238,9 @@ impl Served {
                 self.can_receive = false;
                 return Ok(());
             }
-            Err(_) => return Err(Moved::Gone),
+            Err(stuck) => return Err(Moved::Gone(self.lost(stuck))),
         };
+        self.heard = true;
         self.can_receive = self.hangup || self.stream.has_more(count, room + few);
         if room > 0 {
             self.last_payload = room;
@@ -251,6 +258,20 @@ impl Served {
         Ok(())
     }
 
+    /// Why a client cannot be heard any more, where that is worth telling: one that only looks whether somebody listens,
+    /// and one that has been served, may go as they like.
+    fn lost(&self, stuck: Stuck) -> Option<String> {
+        if !self.negotiates() {
+            return None;
+        }
+        match stuck {
+            Stuck::Encryption(error) => Some(format!("{NEGOTIATION}: TLS handshake failed: {error}")),
+            _ if !self.heard => None,
+            Stuck::Failed(errno) => Some(format!("{NEGOTIATION}: Unable to read from socket: {errno}")),
+            _ => Some(format!("{NEGOTIATION}: {}", NbdError::Ended { during: "it" })),
+        }
+    }
+
     /// Takes what was received, as far as there is room; returns the rest.
     fn take<'b>(
         &mut self,
@@ -258,12 +279,11 @@ impl Served {
         bytes: &'b [u8],
         buffers: &mut Buffers,
     ) -> std::result::Result<&'b [u8], Moved> {
-        let gone = |_: NbdError| Moved::Gone;
         let mut input = bytes;
         loop {
             match &mut self.phase {
                 Phase::Negotiating { negotiation, secrecy } => {
-                    match negotiation.feed(&mut input).map_err(gone)? {
+                    match negotiation.feed(&mut input).map_err(|error| failed(&error))? {
                         None => return Ok(input),
                         Some(Step::Chosen(chosen)) => {
                             let out = std::mem::take(negotiation.out());
@@ -278,13 +298,17 @@ impl Served {
                             *secrecy = Secrecy::Due(tls);
                             return Ok(input);
                         }
-                        Some(Step::Left | Step::StartTls) => return Err(Moved::Gone),
+                        Some(Step::Left) => return Err(Moved::Gone(None)),
+                        Some(Step::StartTls) => {
+                            return Err(failed(&"the client goes on before TLS has begun"));
+                        }
                     }
                 }
                 Phase::Serving { transmission, export } => {
                     let export = *export;
-                    let order = transmission.feed(&mut input, |len| buffers.take(len)).map_err(gone)?;
-                    match order {
+                    let order = transmission.feed(&mut input, |len| buffers.take(len));
+                    let broken = |error| Moved::Gone(Some(format!("Disconnect client, due to: {error}")));
+                    match order.map_err(broken)? {
                         None => return Ok(input),
                         Some(order) => self.order(shared, export, order, buffers),
                     }
@@ -300,7 +324,7 @@ impl Served {
         if !negotiation.out().is_empty() {
             return Ok(false);
         }
-        let Ok(tls) = tls.begin() else { return Err(Moved::Gone) };
+        let tls = tls.begin().map_err(|error| failed(&error))?;
         self.stream.encrypt(tls.into());
         negotiation.encrypted();
         *secrecy = Secrecy::Settled;
@@ -365,6 +389,11 @@ impl Served {
     }
 }
 
+/// How a negotiation failed.
+fn failed(why: &dyn std::fmt::Display) -> Moved {
+    Moved::Gone(Some(format!("{NEGOTIATION}: {why}")))
+}
+
 fn submit(
     session: &Rc<Session>,
     export: &NbdExport,
@@ -407,7 +436,15 @@ fn status(
             let context = &all[id as usize];
             let before =
                 all[..id as usize].iter().filter(|other| matches!(other, Context::Bitmap(_))).count();
-            let dirty = matches!(context, Context::Bitmap(_)).then(|| &bitmaps[export][before][..]);
+            let live;
+            let dirty = match (context, bitmaps[export].get(before)) {
+                (Context::Bitmap(_), Some(NbdBitmap::Fixed(ranges))) => Some(&ranges[..]),
+                (Context::Bitmap(_), Some(NbdBitmap::Live(look))) => {
+                    live = look(&io);
+                    Some(&live[..])
+                }
+                _ => None,
+            };
             states.push((id, extents(&io, asked, context, dirty).await?));
         }
         Ok(Answer::Status(states))

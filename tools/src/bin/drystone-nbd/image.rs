@@ -1,14 +1,15 @@
 //! What is served: from a command line to an open image, and what clients may ask about it.
 
-use drystone_core::error::{Error, Result as CoreResult};
-use drystone_core::format::qcow2::{Qcow2, SnapshotChoice, find_bitmap};
+use drystone_core::engine::Io;
+use drystone_core::error::Result as CoreResult;
+use drystone_core::format::qcow2::{DirtyBitmap, Qcow2, SnapshotChoice, find_bitmap};
 use drystone_core::graph::open::{DriverSpec, NodeSpec, OpenMode};
 use drystone_core::graph::options::{from_filename, from_options};
-use drystone_core::graph::{NodeInfo, Role};
+use drystone_core::graph::{NodeId, NodeInfo, Role};
 use drystone_core::protocol::nbd::layout::BlockSizes;
 use drystone_core::protocol::nbd::limits::PAYLOAD_MAX;
 use drystone_core::protocol::nbd::server::{Context, Export};
-use drystone_exec_linux::{Client, DirtyRanges, Image, NbdExport};
+use drystone_exec_linux::{Client, DirtyRanges, Image, NbdBitmap, NbdExport};
 use drystone_tools::img::args::SnapshotName;
 use drystone_tools::img::convert::{no_snapshot, no_snapshots_in};
 use drystone_tools::img::open::guessed_raw;
@@ -109,7 +110,7 @@ async fn export(
     }
     let mut bitmaps = Vec::new();
     for name in &args.bitmaps {
-        bitmaps.push(dirty_ranges(client, format, name, args).await?);
+        bitmaps.push(bitmap_of(client, format, name, args).await?);
         contexts.push(Context::Bitmap(name.clone()));
     }
     let export = Export {
@@ -124,40 +125,59 @@ async fn export(
     Ok(NbdExport { image, export, bitmaps })
 }
 
-/// The dirty ranges of a bitmap, as clients see them: from the offset on.
-async fn dirty_ranges(
+/// A bitmap as clients see it, from the offset on: where the image may be written to, as it is whenever they ask.
+async fn bitmap_of(
     client: &Client,
     format: &NodeInfo,
     name: &str,
     args: &ServeArgs,
-) -> Result<DirtyRanges, Failure> {
+) -> Result<NbdBitmap, Failure> {
     let missing = || Failure::new(format!("Bitmap '{name}' is not found"));
     if format.driver != "qcow2" {
         return Err(missing());
     }
-    let (node, wanted) = (format.id, name.to_owned());
+    let (node, offset, wanted) = (format.id, args.offset, name.to_owned());
+    let (writable, asked) = (!args.read_only && !args.snapshot, wanted.clone());
     let loaded = client.run(move |io| async move {
-        let driver = io.driver(node).expect("an image has a driver");
-        let qcow2 = driver.as_any().downcast_ref::<Qcow2>().expect("its name says so");
-        let file = io.edge(node, Role::File).expect("an image has a file");
-        let all = qcow2.load_bitmaps(&io, file).await?;
-        let found = find_bitmap(&all, &wanted).ok().cloned();
-        Ok::<_, Box<Error>>(found)
+        with_qcow2(&io, node, async |qcow2| {
+            if writable {
+                return Ok(qcow2.bitmap(&asked).ok());
+            }
+            let file = io.edge(node, Role::File).expect("an image has a file");
+            Ok(find_bitmap(&qcow2.load_bitmaps(&io, file).await?, &asked).ok().cloned())
+        })
+        .await
     });
     let bitmap = loaded.await.map_err(|error| Failure::new(error.to_string()))?.ok_or_else(missing)?;
-    if bitmap.about.in_use && args.read_only {
+    if !bitmap.is_consistent() || bitmap.about.in_use && !writable {
         return Err(Failure::new(format!("Bitmap '{name}' is inconsistent and cannot be used")));
     }
-    if !args.read_only {
-        return Err(Failure::new(format!(
-            "Bitmap '{name}' would change while clients ask for it; serve the image with '-r'"
-        )));
+    if !writable || !bitmap.about.auto {
+        return Ok(NbdBitmap::Fixed(shown(&bitmap, offset)));
     }
-    let offset = args.offset;
-    let shown = bitmap.ranges().filter_map(|(at, len)| {
+    Ok(NbdBitmap::Live(Box::new(move |io: &Io| {
+        let driver = io.driver(node).expect("an image has a driver");
+        let qcow2 = driver.as_any().downcast_ref::<Qcow2>().expect("its name says so");
+        shown(&qcow2.bitmap(&wanted).expect("nobody removes a bitmap while it is served"), offset)
+    })))
+}
+
+/// Has the driver of a qcow2 image do something.
+async fn with_qcow2<T>(
+    io: &Io,
+    node: NodeId,
+    work: impl AsyncFnOnce(&Qcow2) -> CoreResult<T>,
+) -> CoreResult<T> {
+    let driver = io.driver(node).expect("an image has a driver");
+    work(driver.as_any().downcast_ref::<Qcow2>().expect("its name says so")).await
+}
+
+/// The dirty ranges of a bitmap behind an offset.
+fn shown(bitmap: &DirtyBitmap, offset: u64) -> DirtyRanges {
+    let behind = |(at, len): (u64, u64)| {
         let end = (at + len).checked_sub(offset).filter(|end| *end > 0)?;
         let start = at.saturating_sub(offset);
         Some((start, end - start))
-    });
-    Ok(shown.collect())
+    };
+    bitmap.ranges().filter_map(behind).collect()
 }

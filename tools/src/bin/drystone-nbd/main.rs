@@ -1,9 +1,10 @@
 //! `drystone-nbd`: connects the command line to the server. `image` opens what is served, `listen` makes the sockets,
-//! `background` has the process go on by itself, `serve` puts them together.
+//! `device` shows it as a disk of the kernel, `background` has the process go on by itself, `serve` puts them together.
 
 mod background;
 #[path = "../shared/console.rs"]
 mod console;
+mod device;
 mod image;
 mod listen;
 #[path = "../shared/overlay.rs"]
@@ -37,7 +38,13 @@ fn main() -> ExitCode {
         match invocation.action {
             Action::Print(text) => console::put(&legible(&text, false)).map(|()| 0),
             Action::List(args) => list_them(&args),
-            Action::Serve(args) if args.fork && !background::is_child() => background::start(&argv),
+            Action::Disconnect(path) => {
+                device::disconnect(&path)?;
+                console::put(&legible(&format!("{path} disconnected\n"), false)).map(|()| 0)
+            }
+            Action::Serve(args) if args.goes_on_in_background() && !background::is_child() => {
+                background::start(&argv)
+            }
             Action::Serve(args) => serve::run(&args, &name, Config { trace, ..Config::default() }),
         }
     });

@@ -4,18 +4,24 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use drystone_exec_linux::{Client, Config, NbdPlan, TlsCredentials, TlsServer};
-use drystone_tools::message::Failure;
+use drystone_tools::message::{Failure, Message};
 use drystone_tools::nbd::args::ServeArgs;
 use drystone_tools::object::{find_tls, give_objects, tls_credentials};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::listen::{Listening, inherited, listen, words};
-use crate::{background, image};
+use crate::{background, device, image};
 
 pub fn run(args: &ServeArgs, tool: &str, config: Config) -> Result<u8, Failure> {
     let activated = inherited()?;
     if activated.is_some() && args.address_said {
         return Err(Failure::new("-p, -b and -k cannot be used with socket activation"));
+    }
+    if args.device.is_some() && activated.is_some() {
+        return Err(Failure::new("NBD device can't be set when using socket activation"));
+    }
+    if args.device.is_some() && args.tls.credentials.is_some() {
+        return Err(Failure::new("TLS is not supported with a host device"));
     }
     let credentials = tls_credentials(&args.tls.objects).map_err(Failure::new)?;
     let tls = server_tls(args, &credentials)?;
@@ -24,6 +30,12 @@ pub fn run(args: &ServeArgs, tool: &str, config: Config) -> Result<u8, Failure> 
         serve(&client, args, tool, (activated, tls)).await
     });
     ran.unwrap_or_else(|error| Err(Failure::new(format!("the executor could not start: {error}"))))
+}
+
+/// Says why clients came to nothing.
+fn tell(tool: &str) -> Box<dyn Fn(&str)> {
+    let tool = tool.to_owned();
+    Box::new(move |why| crate::say(&Message::Plain(why.to_owned()).render(&tool)))
 }
 
 /// What clients are shown, where connections are encrypted.
@@ -67,9 +79,14 @@ async fn serve(
         tls,
         handshake_max: Duration::from_secs(args.handshake_limit.into()),
         stop: Some(stop.into()),
+        tell: Some(tell(tool)),
+    };
+    let fed = match &args.device {
+        Some(path) => Some(device::feed(path, args, tool, signalled)?),
+        None => None,
     };
     let server = client.serve(plan).map_err(|error| Failure::new(format!("Failed to serve: {error}")))?;
-    if background::is_child() {
+    if background::is_child() && fed.is_none() {
         background::detach(args.verbose)?;
     }
     server.ended().await;
@@ -79,5 +96,6 @@ async fn serve(
         // Somebody else may have removed it.
         let _ = std::fs::remove_file(path);
     }
+    fed.map_or(Ok(()), device::Feeding::end)?;
     Ok(0)
 }

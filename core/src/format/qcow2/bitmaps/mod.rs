@@ -81,6 +81,11 @@ impl DirtyBitmap {
         self.bits.as_ref().ok_or_else(|| Qcow2Error::InconsistentBitmap { name: self.about.name.clone() })
     }
 
+    /// Whether the image saved it properly, so that it says something.
+    pub fn is_consistent(&self) -> bool {
+        self.bits.is_some()
+    }
+
     /// Ranges of the disk that are dirty, in order: offset and length.
     pub fn ranges(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
         let (shift, mut at) = (self.granularity_bits(), 0);

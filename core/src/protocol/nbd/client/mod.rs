@@ -4,6 +4,7 @@
 //! Refuses to know how a connection comes about; who does gives a new [`Negotiation`] what it receives.
 
 mod chunks;
+mod leaf;
 mod list;
 mod negotiation;
 mod reconnect;

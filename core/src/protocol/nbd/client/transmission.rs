@@ -148,6 +148,11 @@ impl Transmission {
         self.flights.len() < CLIENT_REQUESTS_MAX
     }
 
+    /// Orders that the server has.
+    pub fn in_flight(&self) -> usize {
+        self.flights.len()
+    }
+
     /// Whether the server owes nothing.
     pub fn is_idle(&self) -> bool {
         self.flights.is_empty() && self.ended.is_empty()
