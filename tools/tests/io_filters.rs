@@ -459,7 +459,6 @@ fn permissions_keep_others_out() {
     let mut pair = Pair::new(RAW);
     for rules in [
         r#""take-child-perms":["write"],"#,
-        r#""take-child-perms":["consistent-read","resize"],"#,
         r#""take-child-perms":["graph-mod"],"#,
         r#""take-child-perms":["write-unchanged"],"unshare-child-perms":["resize"],"#,
         r#""unshare-child-perms":["write"],"#,
