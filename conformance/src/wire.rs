@@ -171,9 +171,9 @@ impl WireRunner {
                 any = true;
                 self.begin(intent);
             }
-            any |= self.to_server();
+            any |= self.deliver_to_server();
             any |= self.carry_out()?;
-            any |= self.to_client();
+            any |= self.deliver_to_client();
             any |= self.hear();
             if any {
                 return Ok(());
@@ -253,7 +253,8 @@ impl WireRunner {
         Ok(true)
     }
 
-    fn to_server(&mut self) -> bool {
+    /// Takes bytes to the server. Tells whether any went.
+    fn deliver_to_server(&mut self) -> bool {
         let out = match &mut self.client {
             Client::Away => return false,
             Client::Negotiating { negotiation, .. } => {
@@ -289,7 +290,8 @@ impl WireRunner {
         Ok(any)
     }
 
-    fn to_client(&mut self) -> bool {
+    /// Takes bytes to the client. Tells whether any went.
+    fn deliver_to_client(&mut self) -> bool {
         if let Client::Away = self.client {
             return false;
         }
@@ -463,7 +465,7 @@ impl Runner for WireRunner {
     fn close(&mut self) -> Result<(), RunError> {
         let (root, node) = self.root.take().zip(self.server.node).expect("the suite closes an image once");
         self.run(move |io| async move { io.close(root).await })??;
-        self.to_server();
+        self.deliver_to_server();
         Ok(self.sim.run_job(move |io| async move { io.close(node).await })??)
     }
 }
