@@ -201,6 +201,12 @@ impl Faults {
         self.struck.iter().any(Self::hurts)
     }
 
+    /// Whether something was struck that hurts, all of it of one kind.
+    pub fn hurt_only(&self, kind: Kind) -> bool {
+        let hurt = |struck: &&(Kind, Effect)| Self::hurts(struck);
+        self.hurt() && self.struck.iter().filter(hurt).all(|(struck, _)| *struck == kind)
+    }
+
     /// Tells whether core can not make up for this.
     pub fn hurts((kind, effect): &(Kind, Effect)) -> bool {
         match (kind, effect) {

@@ -345,6 +345,9 @@ impl<'a> Run<'a> {
         let mut model = self.model(Rules { crash_sector: None, ..self.image.rules });
         match runner.open(&self.image.spec) {
             Ok(()) => {
+                if runner.sim.faults.hurt_only(Kind::Lock) {
+                    return Err(self.fail("it opened without a lock"));
+                }
                 let ended = play(&mut runner, &mut model, &self.plan, self.conduct(true));
                 let ended = ended.map_err(|error| self.fail(error))?;
                 let closed = runner.close();
@@ -382,11 +385,11 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Whether all that failed is what the image does of its own accord.
+    /// Whether all that failed is what the image does of its own accord: discards, where it is one that does so, and easing
+    /// a lock for one of two nodes above a file when the other closes.
     fn unasked(&self, faults: &Faults) -> bool {
-        let discard = |(kind, _): &(Kind, Effect)| *kind == Kind::Discard;
-        let hurt = |struck: &&(Kind, Effect)| Faults::hurts(struck);
-        self.image.rules.discards_on_its_own && faults.struck.iter().filter(hurt).all(discard)
+        let discards = self.image.rules.discards_on_its_own && faults.hurt_only(Kind::Discard);
+        discards || faults.hurt_only(Kind::Lock)
     }
 
     /// Cuts the power after every intent, or every few, lets every subset of the cache survive, or some, and wants

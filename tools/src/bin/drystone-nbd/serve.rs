@@ -35,7 +35,7 @@ pub fn run(args: &ServeArgs, tool: &str, config: Config) -> Result<u8, Failure> 
 /// Says why clients came to nothing.
 fn tell(tool: &str) -> Box<dyn Fn(&str)> {
     let tool = tool.to_owned();
-    Box::new(move |why| crate::say(&Message::Plain(why.to_owned()).render(&tool)))
+    Box::new(move |why| crate::say(&Message::Error(why.to_owned()).render(&tool)))
 }
 
 /// What clients are shown, where connections are encrypted.
