@@ -63,7 +63,7 @@ mod tests {
         check(&[0x80, 7, 0x00, 0], 4, Some(&[7; 4]));
         check(&[0x80, 7, 0x40, 0, 0], 5, Some(&[7; 5]));
         check(&[0x82, 1, 2, 3, 0x04, 2], 7, Some(&[1, 2, 3, 1, 2, 3, 1]));
-        let far: Vec<u8> = [vec![0xff; 129], vec![0xff; 129], vec![0x41, 1, 1]].concat();
+        let far: Vec<u8> = [vec![0xff; 129], vec![0xff; 129], vec![0x41, 0, 0xff]].concat();
         check(&far, 261, Some(&[0xff; 261]));
         // What does not fit is cut.
         check(&[0x80, 7, 0x3c, 0], 4, Some(&[7; 4]));

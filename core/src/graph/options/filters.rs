@@ -196,7 +196,10 @@ fn permissions(options: &mut Options, key: &str) -> Result<Permissions> {
         ("write-unchanged", Permissions::WRITE_UNCHANGED),
         ("resize", Permissions::RESIZE),
     ];
-    options.below(key).into_texts().iter().try_fold(Permissions::NONE, |all, (_, name)| {
+    options.below(key).into_texts().iter().try_fold(Permissions::NONE, |all, (place, name)| {
+        if let Some((index, _)) = place.split_once('.') {
+            return Err(refused(format!("Invalid parameter type for '[{index}]', expected: string")));
+        }
         match KNOWN.iter().find(|(known, _)| known == name) {
             Some((_, permission)) => Ok(all.with(*permission)),
             None => Err(refused(format!("Parameter 'null' does not accept value '{name}'"))),
