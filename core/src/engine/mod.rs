@@ -14,8 +14,10 @@ pub(crate) mod claims;
 mod epoch;
 pub(crate) mod hold;
 mod io;
+mod nodes;
 pub(crate) mod path;
 mod serve;
+mod status;
 pub(crate) mod task;
 mod whole;
 
@@ -26,7 +28,8 @@ use std::rc::Rc;
 
 use slab::Slab;
 
-pub use io::{Io, Status};
+pub use io::Io;
+pub use status::Status;
 pub use task::LocalFuture;
 
 use crate::buf::{Buf, BufList};
