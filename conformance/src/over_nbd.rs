@@ -14,9 +14,6 @@ use drystone_core::engine::Reply;
 use drystone_core::error::Result as CoreResult;
 use drystone_core::graph::open::NodeSpec;
 use drystone_core::intent::Location;
-use drystone_core::protocol::nbd::layout::BlockSizes;
-use drystone_core::protocol::nbd::limits::PAYLOAD_MAX;
-use drystone_core::protocol::nbd::server::{Context, Export};
 use drystone_core::protocol::nbd::{NbdAddress, NbdLocation};
 use drystone_exec_linux::{Client, NbdExport, NbdPlan, TlsCredentials, TlsServer};
 
@@ -24,7 +21,7 @@ use crate::cases::WRITABLE;
 use crate::real::{Machine, RealRunner};
 use crate::scenario::{Ask, RunError, Runner};
 use crate::sim::Stopped;
-use crate::wire::Towards;
+use crate::wire::{Towards, export};
 
 /// An image that a machine serves until it is [taken back](Self::close).
 pub struct Served {
@@ -60,15 +57,7 @@ impl Served {
                     Ok(image) => image,
                     Err(error) => return opened.send(Err(error)).expect("somebody waits for it"),
                 };
-                let export = Export {
-                    name: String::new(),
-                    description: String::new(),
-                    len: image.len(),
-                    read_only: false,
-                    shared: true,
-                    sizes: BlockSizes { min: 1, preferred: 4096, max: PAYLOAD_MAX },
-                    contexts: vec![Context::Allocation],
-                };
+                let export = export(image.len());
                 let export = NbdExport { image: image.clone(), export, bitmaps: Vec::new() };
                 let plan = NbdPlan {
                     tls,

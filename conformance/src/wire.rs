@@ -48,6 +48,19 @@ pub enum Towards {
     Client,
 }
 
+/// An image of so many bytes as its clients see it.
+pub(crate) fn export(len: u64) -> Export {
+    Export {
+        name: String::new(),
+        description: String::new(),
+        len,
+        read_only: false,
+        shared: true,
+        sizes: BlockSizes { min: 1, preferred: 4096, max: PAYLOAD_MAX },
+        contexts: vec![Context::Allocation],
+    }
+}
+
 /// How a stream delivers.
 #[derive(Clone, Copy, Debug)]
 pub struct Delivery {
@@ -425,15 +438,7 @@ impl Runner for WireRunner {
     fn open(&mut self, spec: &NodeSpec) -> Result<(), RunError> {
         let spec = spec.clone();
         let node = self.sim.run_job(|io| async move { open(&io, &spec).await })??;
-        let export = Export {
-            name: String::new(),
-            description: String::new(),
-            len: self.sim.engine(FIRST).len(node),
-            read_only: false,
-            shared: true,
-            sizes: BlockSizes { min: 1, preferred: 4096, max: PAYLOAD_MAX },
-            contexts: vec![Context::Allocation],
-        };
+        let export = export(self.sim.engine(FIRST).len(node));
         (self.server.node, self.server.exports) = (Some(node), Rc::new([export]));
         let location = NbdLocation::new(NbdAddress::Unix { path: "simulated".into() }, "");
         let spec = NodeSpec::raw(NodeSpec::leaf(Location::Nbd(Box::new(location)), WRITABLE));

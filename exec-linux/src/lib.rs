@@ -40,6 +40,7 @@ mod ring;
 mod session;
 mod sync;
 mod timer;
+mod words;
 
 pub use backend::Backend;
 pub use blocking::run;
@@ -54,3 +55,4 @@ pub use nbd::{TlsClient, TlsCredentials, TlsEndpoint, TlsError, TlsServer, X509F
 pub use promise::Ticket;
 pub use ring::try_io_uring;
 pub use session::{Session, drive};
+pub use words::io_error_words;

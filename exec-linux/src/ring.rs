@@ -8,6 +8,7 @@
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::OnceLock;
 use std::sync::atomic::{Ordering, fence};
 use std::time::Duration;
 
@@ -536,8 +537,9 @@ pub fn try_io_uring() -> io::Result<()> {
 /// Observed on Debian's Linux 6.12.117: where completions are deferred, the ringing for the first poll that is woken comes
 /// late, and for further ones that other threads wake it never comes; a server sleeps on with requests in its sockets. Timers
 /// are not concerned, nor are rings that defer nothing. On 6.18 the bell has rung before the write that wakes the poll
-/// returns, which is what is looked for here.
+/// returns, which is what is looked for here, once: there is one kernel.
 pub(crate) fn tells_of_sockets() -> bool {
+    static TELLS: OnceLock<bool> = OnceLock::new();
     let tells = || -> io::Result<bool> {
         let bell = Doorbell::new()?;
         let mut ring = Ring::new(1, &bell)?;
@@ -549,7 +551,7 @@ pub(crate) fn tells_of_sockets() -> bool {
         Ok(bell.was_rung())
     };
     // A ring of no use to sockets may still be of use to files.
-    tells().unwrap_or(false)
+    *TELLS.get_or_init(|| tells().unwrap_or(false))
 }
 
 /// Sets up a ring with the cheapest way of completing that the kernel has.

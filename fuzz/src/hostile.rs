@@ -86,12 +86,11 @@ fn otherwise(runner: &mut SimRunner, draw: &mut dyn Draw) {
         ..Qcow2Options::default()
     };
     let at = draw.below(1 << 20);
-    let NodeSpec { driver, .. } = spec(writable);
-    let DriverSpec::Qcow2 { file, backing, data_file, .. } = driver else {
+    let mut spec = spec(writable);
+    let DriverSpec::Qcow2 { options: plain, .. } = &mut spec.driver else {
         unreachable!("a name with a format is an image of it")
     };
-    let driver = DriverSpec::Qcow2 { file, backing, data_file, options };
-    let spec = NodeSpec { driver, ..spec(writable) };
+    *plain = options;
     budget(runner);
     if runner.open(&spec).is_ok() {
         let len = runner.size().min(5000);

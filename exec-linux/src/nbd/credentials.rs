@@ -29,6 +29,7 @@ use rustls::{
 use zeroize::Zeroizing;
 
 use super::priority;
+use crate::words::io_error_words;
 
 /// Bytes of one file: some hundred certificates, or a list of some ten thousand that are revoked.
 const FILE_LEN_MAX: u64 = 1 << 20;
@@ -71,7 +72,7 @@ pub struct X509Folder {
 #[non_exhaustive]
 pub enum TlsError {
     /// A file cannot be read.
-    #[error("Unable to access credentials {}: {}", .path.display(), words(.error))]
+    #[error("Unable to access credentials {}: {}", .path.display(), io_error_words(.error))]
     Access {
         /// The file.
         path: PathBuf,
@@ -403,12 +404,6 @@ fn read(path: &Path) -> io::Result<Zeroizing<Vec<u8>>> {
         false => Ok(text),
         true => Err(io::Error::other(format!("it is longer than {FILE_LEN_MAX} bytes"))),
     }
-}
-
-/// The words of an error, without its number.
-fn words(error: &io::Error) -> String {
-    let text = error.to_string();
-    text.split(" (os error").next().unwrap_or_default().to_owned()
 }
 
 /// What a file holds of one kind, which has this name; one at least.

@@ -17,6 +17,7 @@ use rustix::ioctl::{IntegerSetter, Opcode, ioctl};
 
 use super::connect::{negotiate, reach};
 use super::stream::Stream;
+use crate::words::io_error_words;
 
 /// Bytes of a sector of the device; every kernel takes it, whatever its pages are.
 const SECTOR: u64 = 512;
@@ -84,10 +85,7 @@ impl NbdDevice {
             unreachable!("nothing else was asked for")
         };
         let path = self.path.display();
-        let failed = |error: io::Error| {
-            let text = error.to_string();
-            format!("Failed to set up '{path}': {}", text.split(" (os error").next().unwrap_or_default())
-        };
+        let failed = |error: io::Error| format!("Failed to set up '{path}': {}", io_error_words(&error));
         let socket = usize::try_from(stream.as_fd().as_raw_fd()).expect("a descriptor that is open");
         self.ask::<SET_SOCK>(socket).map_err(|error| match error.raw_os_error() {
             Some(code) if code == Errno::BUSY.raw_os_error() => {

@@ -10,11 +10,10 @@ use crate::getopt::OptionSpec;
 
 /// The script that makes a shell complete the words of `name`; `None` for a shell that is not known.
 pub(super) fn script(tool: &Tool, name: &str, shell: &str) -> Option<String> {
-    match (shell, tool.commands.is_empty()) {
-        ("bash", false) => Some(bash(tool, name)),
-        ("bash", true) => Some(bash_without_commands(tool, name)),
-        ("zsh", _) => Some(zsh(tool, name)),
-        ("fish", _) => Some(fish(tool, name)),
+    match shell {
+        "bash" => Some(bash(tool, name)),
+        "zsh" => Some(zsh(tool, name)),
+        "fish" => Some(fish(tool, name)),
         _ => None,
     }
 }
@@ -43,17 +42,17 @@ fn all_words(options: &[OptionSpec]) -> String {
 
 fn bash(tool: &Tool, name: &str) -> String {
     let function = function_name(name);
-    let commands: Vec<_> = tool.commands.iter().map(|command| command.name).collect();
-    let mut text = format!(
-        "# bash completion for {name}\n_{function}()\n{{\n    local word=${{COMP_WORDS[COMP_CWORD]}} \
-         before=${{COMP_WORDS[COMP_CWORD-1]}} command= options= i\n    COMPREPLY=()\n    \
-         for ((i = 1; i < COMP_CWORD; i++)); do\n        case ${{COMP_WORDS[i]}} in\n            -*) ;;\n            \
-         *) command=${{COMP_WORDS[i]}}; break ;;\n        esac\n    done\n    case $command,$before in\n"
-    );
-    for command in &tool.commands {
-        for option in command.options {
+    let begin = |declared: &str| {
+        format!(
+            "# bash completion for {name}\n_{function}()\n{{\n    local word=${{COMP_WORDS[COMP_CWORD]}} \
+             before=${{COMP_WORDS[COMP_CWORD-1]}}{declared}\n    COMPREPLY=()\n"
+        )
+    };
+    // What completes by an option's choices; `command` comes before the option in what the shell looks at.
+    let by_choices = |text: &mut String, command: &str, options: &[OptionSpec]| {
+        for option in options {
             let Some(list) = choices(option) else { continue };
-            let patterns: Vec<_> = words(option).map(|word| format!("{},{word}", command.name)).collect();
+            let patterns: Vec<_> = words(option).map(|word| format!("{command}{word}")).collect();
             let _ = writeln!(
                 text,
                 "        {}) COMPREPLY=($(compgen -W '{}' -- \"$word\")); return ;;",
@@ -61,46 +60,33 @@ fn bash(tool: &Tool, name: &str) -> String {
                 list.join(" ")
             );
         }
+    };
+    let end = |condition: &str, options: &str| {
+        format!(
+            "    esac\n    if [[ {condition} ]]; then\n        \
+             COMPREPLY=($(compgen -W {options} -- \"$word\"))\n    else\n        \
+             compopt -o filenames 2>/dev/null\n        COMPREPLY=($(compgen -f -- \"$word\"))\n    fi\n}}\n\
+             complete -F _{function} {name}\n"
+        )
+    };
+    if tool.commands.is_empty() {
+        let mut text = begin("") + "    case $before in\n";
+        by_choices(&mut text, "", tool.options);
+        return text + &end("$word == -*", &format!("'{}'", all_words(tool.options)));
     }
+    let mut text = begin(" command= options= i")
+        + "    for ((i = 1; i < COMP_CWORD; i++)); do\n        case ${COMP_WORDS[i]} in\n            -*) ;;\n            \
+           *) command=${COMP_WORDS[i]}; break ;;\n        esac\n    done\n    case $command,$before in\n";
+    for command in &tool.commands {
+        by_choices(&mut text, &format!("{},", command.name), command.options);
+    }
+    let commands: Vec<_> = tool.commands.iter().map(|command| command.name).collect();
     text += "    esac\n    case $command in\n";
     let _ = writeln!(text, "        '') options='{} {}' ;;", all_words(tool.options), commands.join(" "));
     for command in &tool.commands {
         let _ = writeln!(text, "        {}) options='{}' ;;", command.name, all_words(command.options));
     }
-    let _ = write!(
-        text,
-        "    esac\n    if [[ $word == -* || -z $command ]]; then\n        \
-         COMPREPLY=($(compgen -W \"$options\" -- \"$word\"))\n    else\n        \
-         compopt -o filenames 2>/dev/null\n        COMPREPLY=($(compgen -f -- \"$word\"))\n    fi\n}}\n\
-         complete -F _{function} {name}\n"
-    );
-    text
-}
-
-fn bash_without_commands(tool: &Tool, name: &str) -> String {
-    let function = function_name(name);
-    let mut text = format!(
-        "# bash completion for {name}\n_{function}()\n{{\n    local word=${{COMP_WORDS[COMP_CWORD]}} \
-         before=${{COMP_WORDS[COMP_CWORD-1]}}\n    COMPREPLY=()\n    case $before in\n"
-    );
-    for option in tool.options {
-        let Some(list) = choices(option) else { continue };
-        let patterns: Vec<_> = words(option).collect();
-        let _ = writeln!(
-            text,
-            "        {}) COMPREPLY=($(compgen -W '{}' -- \"$word\")); return ;;",
-            patterns.join("|"),
-            list.join(" ")
-        );
-    }
-    let _ = write!(
-        text,
-        "    esac\n    if [[ $word == -* ]]; then\n        COMPREPLY=($(compgen -W '{}' -- \"$word\"))\n    else\n        \
-         compopt -o filenames 2>/dev/null\n        COMPREPLY=($(compgen -f -- \"$word\"))\n    fi\n}}\n\
-         complete -F _{function} {name}\n",
-        all_words(tool.options)
-    );
-    text
+    text + &end("$word == -* || -z $command", "\"$options\"")
 }
 
 fn zsh(tool: &Tool, name: &str) -> String {

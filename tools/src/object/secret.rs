@@ -12,6 +12,7 @@ use aes::Aes256;
 use cbc::Decryptor;
 use cbc::cipher::block_padding::NoPadding;
 use cbc::cipher::{BlockModeDecrypt as _, KeyIvInit as _};
+use drystone_exec_linux::io_error_words;
 use serde_json::Value;
 
 use super::ObjectDef;
@@ -90,8 +91,7 @@ pub(super) fn load(object: &ObjectDef, earlier: &[ObjectDef]) -> Result<Secret, 
 
 fn read(path: &str) -> Result<Vec<u8>, String> {
     let failed = |step: &str, error: &std::io::Error| {
-        let words = error.to_string();
-        let words = words.split(" (os error").next().unwrap_or_default();
+        let words = io_error_words(error);
         format!("Unable to read {path}: {step} file “{path}”: {words}")
     };
     let file = File::open(path).map_err(|error| failed("Failed to open", &error))?;

@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::thread::JoinHandle;
 
-use drystone_exec_linux::NbdDevice;
+use drystone_exec_linux::{NbdDevice, io_error_words};
 use drystone_tools::message::{Failure, Message};
 use drystone_tools::nbd::args::ServeArgs;
 
@@ -21,10 +21,7 @@ pub fn disconnect(path: &str) -> Result<(), Failure> {
 }
 
 fn open(path: &str) -> Result<NbdDevice, String> {
-    NbdDevice::open(Path::new(path)).map_err(|error| {
-        let text = error.to_string();
-        text.split(" (os error").next().unwrap_or_default().to_owned()
-    })
+    NbdDevice::open(Path::new(path)).map_err(|error| io_error_words(&error))
 }
 
 /// Has a device show the export, which is being served. When that fails, or has come to its end, `ended` says so.

@@ -1,11 +1,11 @@
 //! What is served: from a command line to an open image, and what clients may ask about it.
 
 use drystone_core::engine::Io;
-use drystone_core::error::Result as CoreResult;
+use drystone_core::error::{Error, Result as CoreResult};
 use drystone_core::format::qcow2::{DirtyBitmap, Qcow2, SnapshotChoice, find_bitmap};
 use drystone_core::graph::open::{DriverSpec, NodeSpec, OpenMode};
 use drystone_core::graph::options::{from_filename, from_options};
-use drystone_core::graph::{NodeId, NodeInfo, Role};
+use drystone_core::graph::{NodeInfo, Role};
 use drystone_core::protocol::nbd::layout::BlockSizes;
 use drystone_core::protocol::nbd::limits::PAYLOAD_MAX;
 use drystone_core::protocol::nbd::server::{Context, Export};
@@ -139,14 +139,13 @@ async fn bitmap_of(
     let (node, offset, wanted) = (format.id, args.offset, name.to_owned());
     let (writable, asked) = (!args.read_only && !args.snapshot, wanted.clone());
     let loaded = client.run(move |io| async move {
-        with_qcow2(&io, node, async |qcow2| {
-            if writable {
-                return Ok(qcow2.bitmap(&asked).ok());
-            }
-            let file = io.edge(node, Role::File).expect("an image has a file");
-            Ok(find_bitmap(&qcow2.load_bitmaps(&io, file).await?, &asked).ok().cloned())
-        })
-        .await
+        let driver = io.driver(node).expect("an image has a driver");
+        let qcow2 = driver.as_any().downcast_ref::<Qcow2>().expect("its name says so");
+        if writable {
+            return Ok(qcow2.bitmap(&asked).ok());
+        }
+        let file = io.edge(node, Role::File).expect("an image has a file");
+        Ok::<_, Box<Error>>(find_bitmap(&qcow2.load_bitmaps(&io, file).await?, &asked).ok().cloned())
     });
     let bitmap = loaded.await.map_err(|error| Failure::new(error.to_string()))?.ok_or_else(missing)?;
     if !bitmap.is_consistent() || bitmap.about.in_use && !writable {
@@ -160,16 +159,6 @@ async fn bitmap_of(
         let qcow2 = driver.as_any().downcast_ref::<Qcow2>().expect("its name says so");
         shown(&qcow2.bitmap(&wanted).expect("nobody removes a bitmap while it is served"), offset)
     })))
-}
-
-/// Has the driver of a qcow2 image do something.
-async fn with_qcow2<T>(
-    io: &Io,
-    node: NodeId,
-    work: impl AsyncFnOnce(&Qcow2) -> CoreResult<T>,
-) -> CoreResult<T> {
-    let driver = io.driver(node).expect("an image has a driver");
-    work(driver.as_any().downcast_ref::<Qcow2>().expect("its name says so")).await
 }
 
 /// The dirty ranges of a bitmap behind an offset.

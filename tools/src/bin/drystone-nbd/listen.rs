@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 
 use drystone_core::protocol::nbd::NbdAddress;
+use drystone_exec_linux::io_error_words;
 use drystone_tools::message::Failure;
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 
@@ -28,12 +29,6 @@ impl Drop for Listening {
     }
 }
 
-/// The words of an error, without its number.
-pub fn words(error: &io::Error) -> String {
-    let text = error.to_string();
-    text.split(" (os error").next().unwrap_or_default().to_owned()
-}
-
 /// The socket that a service manager has handed over, if it has.
 pub fn inherited() -> Result<Option<Listening>, Failure> {
     let variable = |name| std::env::var(name).ok().and_then(|text| text.parse::<i32>().ok());
@@ -44,7 +39,7 @@ pub fn inherited() -> Result<Option<Listening>, Failure> {
         None | Some(0) => Ok(None),
         Some(1) => {
             let failed = |error: rustix::io::Errno| {
-                Failure::new(format!("Failed to use socket activation: {}", words(&error.into())))
+                Failure::new(format!("Failed to use socket activation: {}", io_error_words(&error.into())))
             };
             let this = pidfd_open(getpid(), PidfdFlags::empty()).map_err(failed)?;
             let socket = pidfd_getfd(&this, FIRST_FD, PidfdGetfdFlags::empty()).map_err(failed)?;
@@ -61,11 +56,14 @@ pub fn listen(address: &NbdAddress) -> Result<Listening, Failure> {
     match address {
         NbdAddress::Unix { path } => {
             let failed = |error: io::Error| {
-                Failure::new(format!("Failed to bind socket to {path}: {}", words(&error)))
+                Failure::new(format!("Failed to bind socket to {path}: {}", io_error_words(&error)))
             };
             match std::fs::remove_file(path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(Failure::new(format!("Failed to unlink socket {path}: {}", words(&error))));
+                    return Err(Failure::new(format!(
+                        "Failed to unlink socket {path}: {}",
+                        io_error_words(&error)
+                    )));
                 }
                 _ => {}
             }
@@ -78,7 +76,7 @@ pub fn listen(address: &NbdAddress) -> Result<Listening, Failure> {
             let mut sockets = Vec::new();
             for address in resolve(host, port)? {
                 let failed = |error: io::Error| {
-                    Failure::new(format!("Failed to find an available port: {}", words(&error)))
+                    Failure::new(format!("Failed to find an available port: {}", io_error_words(&error)))
                 };
                 let listener = TcpListener::bind(address).map_err(failed)?;
                 listener.set_nonblocking(true).map_err(failed)?;

@@ -3,13 +3,13 @@
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use drystone_exec_linux::{Client, Config, NbdPlan, TlsCredentials, TlsServer};
+use drystone_exec_linux::{Client, Config, NbdPlan, TlsCredentials, TlsServer, io_error_words};
 use drystone_tools::message::{Failure, Message};
 use drystone_tools::nbd::args::ServeArgs;
 use drystone_tools::object::{find_tls, give_objects, tls_credentials};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
-use crate::listen::{Listening, inherited, listen, words};
+use crate::listen::{Listening, inherited, listen};
 use crate::{background, device, image};
 
 pub fn run(args: &ServeArgs, tool: &str, config: Config) -> Result<u8, Failure> {
@@ -69,7 +69,9 @@ async fn serve(
     }
     if let Some(path) = &args.pid_file {
         let written = std::fs::write(path, format!("{}\n", std::process::id()));
-        written.map_err(|error| Failure::new(format!("Could not create '{path}': {}", words(&error))))?;
+        written.map_err(|error| {
+            Failure::new(format!("Could not create '{path}': {}", io_error_words(&error)))
+        })?;
     }
     let plan = NbdPlan {
         listeners: std::mem::take(&mut listening.sockets),
