@@ -69,7 +69,7 @@ impl Server {
     fn opened(&self, connections: usize) -> String {
         let path = self.socket.to_string_lossy();
         format!(
-            r#"json:{{"driver":"nbd","server":{{"type":"unix","path":"{path}"}},"connections":{connections}}}"#
+            r#"json:{{"driver":"raw","file":{{"driver":"nbd","server":{{"type":"unix","path":"{path}"}},"connections":{connections}}}}}"#
         )
     }
 }

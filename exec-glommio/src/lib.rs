@@ -36,7 +36,8 @@ use glommio::io::BufferedFile;
 use glommio::{LocalExecutorBuilder, Task};
 
 pub use drystone_exec_linux::{
-    BackendKind, Client, Config, Handle, Image, Polling, RemoteImage, Ticket, Transfer,
+    BackendKind, Client, Config, Handle, Image, NbdBitmap, NbdExport, NbdPlan, NbdServer, Polling,
+    RemoteImage, Ticket, Transfer,
 };
 
 /// Starts an engine on this thread; a task of its own drives it. Call it within a `LocalExecutor`.

@@ -101,6 +101,11 @@ impl Backend {
         self.host.credentials()
     }
 
+    /// A leaf that is open.
+    pub(crate) fn leaf(&self, id: LeafId) -> Option<&Arc<OpenLeaf>> {
+        self.host.leaf(id)
+    }
+
     /// Wakes who waits for this backend, from any thread.
     pub(crate) fn bell(&self) -> Arc<Doorbell> {
         Arc::clone(&self.bell)

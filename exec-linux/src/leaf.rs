@@ -25,6 +25,7 @@ use crate::limits::DeviceLimits;
 use crate::lock::{self, ImageLocks};
 use crate::namespace::OpenNamespace;
 use crate::nbd::{self, Connection};
+use crate::page_cache::is_cached;
 
 /// Windows in one call at the most; the kernel's limit (`IOV_MAX`). More make a short transfer.
 pub(crate) const WINDOWS_MAX: usize = 1024;
@@ -225,6 +226,14 @@ impl OpenLeaf {
 
     pub(crate) fn is_regular(&self) -> bool {
         matches!(self.storage, Storage::File { kind: LeafKind::File, .. })
+    }
+
+    /// Whether the range is bytes of a file that the kernel has in memory, so that nothing that is done with them waits.
+    pub(crate) fn has_cached(&self, offset: u64, len: u64) -> bool {
+        let buffered = self.is_regular() && self.block == 1;
+        // Pages that are beyond the end of a file since it was cut may still count.
+        let there = |fd| file_len(fd).is_ok_and(|end| offset + len <= end) && is_cached(fd, offset, len);
+        buffered && self.fd().is_some_and(there)
     }
 
     /// Whether the file is known to be at least `end` bytes long.

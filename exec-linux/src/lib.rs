@@ -34,6 +34,7 @@ mod namespace;
 mod namespace;
 mod nbd;
 mod opened;
+mod page_cache;
 mod pool;
 mod promise;
 mod ring;

@@ -15,7 +15,7 @@ use std::task::{Context, Poll, Waker};
 
 use drystone_core::buf::{Buf, BufList};
 use drystone_core::crypto::Secret;
-use drystone_core::engine::{Engine, Event, Io, Job, Reply, Request};
+use drystone_core::engine::{Engine, Event, Io, Job, Reply, Request, Stored};
 use drystone_core::error::Result;
 use drystone_core::graph::{NodeId, NodeInfo};
 use slab::Slab;
@@ -25,7 +25,7 @@ use crate::config::{Config, Trace};
 use crate::doorbell::Doorbell;
 use crate::handle::{COMMANDS_MAX, Command, Gate, Handle, RemoteRequest};
 use crate::nbd::TlsCredentials;
-use crate::nbd::server::{Finished, Job as ClientJob, NbdPlan, NbdServer, Server};
+use crate::nbd::server::{Finished, InFile, Job as ClientJob, NbdPlan, NbdServer, Server};
 use crate::opened::Opened;
 use crate::promise::Answer;
 use crate::sync::Mutex;
@@ -272,6 +272,19 @@ impl Session {
     /// Where answers to clients' orders are put that are no plain requests.
     pub(crate) fn finished(&self) -> Rc<RefCell<Finished>> {
         Rc::clone(&self.finished)
+    }
+
+    /// The files that hold a range of an image as it reads, where its bytes can be taken from them without waiting: the kernel
+    /// has them in memory, and they stay where they are.
+    pub(crate) fn cached(&self, image: &Opened, offset: u64, len: u64) -> Option<InFile> {
+        image.check_open().ok()?;
+        let places = self.engine.places(image.node(), offset, len)?;
+        let backend = self.backend.borrow();
+        let file = |place: &Stored| {
+            let leaf = backend.leaf(place.leaf)?;
+            leaf.has_cached(place.offset, place.len).then(|| (Arc::clone(leaf), place.offset, place.len))
+        };
+        places.iter().map(file).collect()
     }
 
     /// Begins a request of a client; what comes of it is told when servers have their turn.

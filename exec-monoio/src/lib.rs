@@ -37,7 +37,8 @@ use monoio::task::JoinHandle;
 use monoio::{FusionDriver, RuntimeBuilder};
 
 pub use drystone_exec_linux::{
-    BackendKind, Client, Config, Handle, Image, Polling, RemoteImage, Ticket, Transfer,
+    BackendKind, Client, Config, Handle, Image, NbdBitmap, NbdExport, NbdPlan, NbdServer, Polling,
+    RemoteImage, Ticket, Transfer,
 };
 
 /// Starts an engine on this thread; a task of its own drives it. Call it within a runtime.

@@ -42,7 +42,8 @@ use tokio::runtime::{Builder, LocalOptions};
 use tokio::task::JoinHandle;
 
 pub use drystone_exec_linux::{
-    BackendKind, Client, Config, Handle, Image, Polling, RemoteImage, Ticket, Transfer,
+    BackendKind, Client, Config, Handle, Image, NbdBitmap, NbdExport, NbdPlan, NbdServer, Polling,
+    RemoteImage, Ticket, Transfer,
 };
 
 /// Starts an engine on this thread; a task of its own drives it.

@@ -102,6 +102,47 @@ fn the_reference_reads_and_writes_through_our_server() {
     }
 }
 
+/// Large reads, some of which the kernel sends out of files: of one file, of two of a chain, and of a part of one.
+#[test]
+fn copies_of_read_only_images_are_what_is_in_them() {
+    if !have("nbdcopy", "libnbd-bin") {
+        return;
+    }
+    let place = Place::new();
+    images(&place);
+    noise(&place.path("noise.raw"), 9 << 20);
+    place.make("qemu-img", "convert -f raw -O qcow2 noise.raw noise.qcow2");
+    place.make("qemu-img", "create -q -f qcow2 -b noise.qcow2 -F qcow2 chain.qcow2 10M");
+    let line = ["-f", "qcow2", "-c", "write -P 9 1000k 3M", "-c", "write -z 5M 1M", "chain.qcow2"];
+    assert!(place.run_args("qemu-io", &line).status.success());
+    place.make("qemu-img", "convert -f raw -O qcow2 -c noise.raw packed.qcow2");
+    let window = "driver=raw,offset=1048576,size=7340032,file.filename=noise.raw";
+    for (number, image) in
+        ["-f raw noise.raw", "-f qcow2 noise.qcow2", "-f qcow2 chain.qcow2", "-f qcow2 packed.qcow2"]
+            .into_iter()
+            .map(str::to_owned)
+            .chain([format!("--image-opts {window}")])
+            .enumerate()
+    {
+        let server = place.ours(&format!("socket{number}"), &format!("-t -r -e 0 {image}"));
+        let uri = server.uri("");
+        // Twice: what the first one brings into memory, the second one finds there.
+        for copy in ["first.raw", "second.raw"] {
+            place.make("nbdcopy", &format!("{uri} {copy}"));
+            place.make("qemu-img", &format!("compare -q -f raw -F raw {uri} {copy}"));
+        }
+        let expected = match image.split_once("--image-opts ") {
+            None => place.make("qemu-img", &format!("convert -O raw {image} expected.raw")),
+            Some((_, options)) => {
+                place.make("qemu-img", &format!("convert --image-opts -O raw {options} expected.raw"))
+            }
+        };
+        assert_eq!(expected, "");
+        place.make("cmp", "second.raw expected.raw");
+        assert_eq!(server.stop(), Some(0), "{image}");
+    }
+}
+
 #[test]
 fn our_tools_read_and_write_through_the_references_server() {
     let place = Place::new();

@@ -16,6 +16,7 @@ pub(crate) mod hold;
 mod io;
 mod nodes;
 pub(crate) mod path;
+mod places;
 mod serve;
 mod status;
 pub(crate) mod task;
@@ -29,6 +30,7 @@ use std::rc::Rc;
 use slab::Slab;
 
 pub use io::Io;
+pub use places::{Places, Stored};
 pub use status::Status;
 pub use task::LocalFuture;
 

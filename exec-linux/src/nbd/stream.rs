@@ -4,6 +4,8 @@ use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use drystone_core::intent::Errno;
+use rustix::fs::sendfile;
+use rustix::io::retry_on_intr;
 use rustix::net::{
     RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, recvmsg, sendmsg,
 };
@@ -86,6 +88,27 @@ impl Stream {
         match &mut self.encryption {
             None => self.socket.send(slices),
             Some(encryption) => encryption.send(&self.socket, slices),
+        }
+    }
+
+    /// Whether what is sent is encrypted.
+    pub(crate) fn encrypts(&self) -> bool {
+        self.encryption.is_some()
+    }
+
+    /// Sends `len` bytes of a file without copying them, at least one.
+    ///
+    /// # Errors
+    /// [`Stuck::Ended`] where the file ends before.
+    ///
+    /// # Panics
+    /// When the stream is encrypted.
+    pub(crate) fn send_file(&self, file: BorrowedFd<'_>, offset: u64, len: usize) -> Result<usize, Stuck> {
+        assert!(!self.encrypts(), "what is encrypted is copied");
+        let mut offset = offset;
+        match retry_on_intr(|| sendfile(&self.socket.fd, file, Some(&mut offset), len)) {
+            Ok(0) => Err(Stuck::Ended),
+            sent => Ok(sent?),
         }
     }
 

@@ -25,7 +25,7 @@ pub mod server;
 
 pub use error::NbdError;
 pub use location::{NbdAddress, NbdLocation, NbdTls};
-pub use outgoing::Outgoing;
+pub use outgoing::{Elsewhere, Outgoing};
 pub use payload::windows_between;
 
 /// How replies look, as the client asked for. Source: \[NBD\] "Structured replies", "Extended headers".

@@ -1,4 +1,5 @@
-//! What is to be sent: headers, and between them buffers of requests, which are sent from where they are.
+//! What is to be sent: headers, and between them buffers of requests, which are sent from where they are, and bytes that
+//! whoever sends has elsewhere.
 
 use std::collections::VecDeque;
 
@@ -23,6 +24,18 @@ pub struct Outgoing {
 enum Piece {
     Headers(usize),
     Data { key: u64, data: BufList, len: usize },
+    Elsewhere { key: u64, len: usize },
+}
+
+/// Bytes that whoever sends has elsewhere, and that come next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Elsewhere {
+    /// What they were announced by.
+    pub key: u64,
+    /// How many are sent.
+    pub sent: usize,
+    /// How many are not.
+    pub left: usize,
 }
 
 impl Outgoing {
@@ -65,11 +78,28 @@ impl Outgoing {
         self.pieces.push_back(Piece::Data { key, data, len });
     }
 
-    /// The bytes that wait, in their order.
+    /// Appends bytes that whoever sends has, under a key of its own.
+    pub fn push_elsewhere(&mut self, key: u64, len: usize) {
+        self.len += len;
+        self.pieces.push_back(Piece::Elsewhere { key, len });
+    }
+
+    /// The bytes that come next, where those are elsewhere; [`slices`](Self::slices) gives nothing then.
+    pub fn elsewhere(&self) -> Option<Elsewhere> {
+        match self.pieces.front() {
+            Some(&Piece::Elsewhere { key, len }) => {
+                Some(Elsewhere { key, sent: self.sent, left: len - self.sent })
+            }
+            _ => None,
+        }
+    }
+
+    /// The bytes that wait, in their order, up to those that are elsewhere.
     pub fn slices(&self) -> impl Iterator<Item = &[u8]> {
         let mut header = self.taken;
         let mut skip = self.sent;
-        self.pieces.iter().flat_map(move |piece| {
+        let here = self.pieces.iter().take_while(|piece| !matches!(piece, Piece::Elsewhere { .. }));
+        here.flat_map(move |piece| {
             let skipped = std::mem::take(&mut skip);
             let (headers, data) = match piece {
                 Piece::Headers(count) => {
@@ -78,6 +108,7 @@ impl Outgoing {
                     (Some(&self.headers[start..header]), None)
                 }
                 Piece::Data { data, .. } => (None, Some(cut_front(data, skipped))),
+                Piece::Elsewhere { .. } => unreachable!("left out above"),
             };
             headers.into_iter().chain(data.into_iter().flatten())
         })
@@ -95,7 +126,7 @@ impl Outgoing {
             let (len, headers) = match self.pieces.front() {
                 None => break,
                 Some(Piece::Headers(count)) => (*count, true),
-                Some(Piece::Data { len, .. }) => (*len, false),
+                Some(Piece::Data { len, .. } | Piece::Elsewhere { len, .. }) => (*len, false),
             };
             let rest = len - self.sent;
             let step = rest.min(left);
@@ -159,6 +190,33 @@ mod tests {
             }
             assert_eq!(bytes, b"abcdefghijkl", "{step}");
             assert_eq!(back, [(7, 6), (8, 0)], "{step}");
+        }
+    }
+
+    #[test]
+    fn what_is_elsewhere_comes_between_what_is_here() {
+        for step in 1..12 {
+            let mut out = Outgoing::new();
+            out.push(b"ab");
+            out.push_elsewhere(5, 6);
+            out.push(b"c");
+            out.push_data(7, Buf::from(&b"de"[..]).into());
+            out.push_elsewhere(6, 1);
+            let mut bytes = Vec::new();
+            while !out.is_empty() {
+                let front: Vec<u8> = match out.elsewhere() {
+                    Some(Elsewhere { key, sent, left }) => {
+                        assert_eq!(out.slices().count(), 0, "they come first");
+                        let there = if key == 5 { &b"uvwxyz"[..] } else { b"!" };
+                        assert_eq!(sent + left, there.len());
+                        there[sent..].iter().copied().take(step).collect()
+                    }
+                    None => out.slices().flatten().copied().take(step).collect(),
+                };
+                out.advance(front.len(), |_, _| {});
+                bytes.extend(front);
+            }
+            assert_eq!(bytes, b"abuvwxyzcde!", "{step}");
         }
     }
 

@@ -10,6 +10,7 @@
 //! the protocol's machine, and a client that does not read its answers is not read from. Start at [`NbdServer`].
 
 mod buffers;
+mod in_file;
 mod served;
 mod status;
 
@@ -35,6 +36,7 @@ use super::{Ready, TlsServer};
 use crate::image::Image;
 use crate::session::Session;
 use buffers::Buffers;
+pub(crate) use in_file::InFile;
 use served::Served;
 
 /// Bytes that are read from a socket at once, beside those that have a place already.

@@ -8,12 +8,14 @@ use drystone_core::engine::{Io, Op, Request};
 use drystone_core::error::Result;
 use drystone_core::intent::Fua;
 use drystone_core::protocol::nbd::server::{
-    Answer, Chosen, Command, Context, Export, Negotiation, Order, Security, Step, Transmission,
+    Answer, Chosen, Command, Context, Export, Negotiation, Order, OrderId, Security, Step, Transmission,
 };
-use drystone_core::protocol::nbd::{NbdError, Outgoing};
+use drystone_core::protocol::nbd::{Elsewhere, NbdError, Outgoing};
+use slab::Slab;
 use smallvec::SmallVec;
 
 use super::buffers::Buffers;
+use super::in_file::{self, InFile, WORTHWHILE};
 use super::status::{Asked, extents};
 use super::{Job, NbdBitmap, NbdExport};
 use crate::nbd::TlsServer;
@@ -42,6 +44,8 @@ pub(super) struct Served {
     phase: Phase,
     /// What was received and is not taken yet.
     unread: Vec<u8>,
+    /// Payloads that are sent from files.
+    in_files: Slab<InFile>,
     can_receive: bool,
     can_send: bool,
     /// The client has ended the connection, which a look at the socket has to find.
@@ -98,6 +102,7 @@ impl Served {
             stream,
             phase,
             unread: Vec::new(),
+            in_files: Slab::new(),
             can_receive: true,
             can_send: true,
             hangup: false,
@@ -340,6 +345,9 @@ impl Served {
     /// Has the engine carry out an order.
     fn order(&mut self, shared: &Shared<'_>, export: usize, order: Order, buffers: &mut Buffers) {
         let Order { id, command, offset, len, data } = order;
+        if command == Command::Read && self.answer_from_file(shared, export, (id, offset, len)) {
+            return;
+        }
         let job = Job { client: self.number, order: id, then_flush: false };
         let (op, data, then_flush) = match command {
             Command::Read => (Op::Read, buffers.take(len as usize), false),
@@ -356,6 +364,24 @@ impl Served {
         submit(shared.session, &shared.exports[export], op, (offset, len), data, job);
     }
 
+    /// Answers a read with parts of files, if it is large, and nothing has to be done to their bytes.
+    fn answer_from_file(
+        &mut self,
+        shared: &Shared<'_>,
+        export: usize,
+        (id, offset, len): (OrderId, u64, u64),
+    ) -> bool {
+        let Phase::Serving { transmission, .. } = &mut self.phase else { return false };
+        if len < WORTHWHILE || self.stream.encrypts() {
+            return false;
+        }
+        let opened = shared.exports[export].image.opened();
+        let Some(payload) = shared.session.cached(opened, offset, len) else { return false };
+        let key = self.in_files.insert(payload);
+        transmission.answer(id, Answer::Elsewhere(key as u64));
+        true
+    }
+
     /// Sends what the socket takes.
     fn send(&mut self, buffers: &mut Buffers) -> std::result::Result<(), ()> {
         while self.can_send {
@@ -366,26 +392,39 @@ impl Served {
             if out.is_empty() && !self.stream.owes() {
                 return Ok(());
             }
-            let slices: SmallVec<[IoSlice<'_>; 128]> =
-                out.slices().take(SLICES_MAX).map(IoSlice::new).collect();
-            let all: usize = slices.iter().map(|slice| slice.len()).sum();
-            let sent = self.stream.send(&slices);
-            drop(slices);
-            match sent {
-                Ok(count) => {
-                    self.can_send = self.stream.takes_more(count, all);
-                    match &mut self.phase {
-                        Phase::Negotiating { negotiation, .. } => negotiation.out().advance(count, |_, _| {}),
-                        Phase::Serving { transmission, .. } => {
-                            transmission.sent(count, |data| buffers.put(data));
-                        }
-                    }
+            let sent = match out.elsewhere() {
+                Some(place) => self.send_from_file(place),
+                None => {
+                    let slices: SmallVec<[IoSlice<'_>; 128]> =
+                        out.slices().take(SLICES_MAX).map(IoSlice::new).collect();
+                    let all = slices.iter().map(|slice| slice.len()).sum();
+                    let sent = self.stream.send(&slices);
+                    self.can_send = sent.as_ref().is_ok_and(|count| self.stream.takes_more(*count, all));
+                    sent
                 }
+            };
+            match sent {
+                Ok(count) => match &mut self.phase {
+                    Phase::Negotiating { negotiation, .. } => negotiation.out().advance(count, |_, _| {}),
+                    Phase::Serving { transmission, .. } => {
+                        transmission.sent(count, |data| buffers.put(data));
+                    }
+                },
                 Err(Stuck::ForNow) => self.can_send = false,
                 Err(_) => return Err(()),
             }
         }
         Ok(())
+    }
+
+    /// Sends what is left of a payload that lies in files.
+    fn send_from_file(&mut self, place: Elsewhere) -> std::result::Result<usize, Stuck> {
+        let key = place.key as usize;
+        let sent = in_file::send(&self.stream, &self.in_files[key], place)?;
+        if sent == place.left {
+            self.in_files.remove(key);
+        }
+        Ok(sent)
     }
 }
 

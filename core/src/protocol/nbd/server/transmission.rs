@@ -80,6 +80,8 @@ pub enum Answer {
     Done,
     /// What was read.
     Data(BufList),
+    /// What was to be read is sent from [elsewhere](Outgoing::elsewhere), under this key.
+    Elsewhere(u64),
     /// States, each context's in a list that begins at the order's offset, is not empty, and has no empty extent.
     Status(Vec<(u32, Vec<Extent>)>),
     /// It did not work.
@@ -455,6 +457,10 @@ impl Transmission {
                 self.simple(pending.cookie, WireErrno::NONE);
                 self.data(data);
             }
+            (Mode::Simple, Answer::Elsewhere(key)) => {
+                self.simple(pending.cookie, WireErrno::NONE);
+                self.elsewhere(&pending, key);
+            }
             (Mode::Simple, _) => self.simple(pending.cookie, WireErrno::NONE),
             (_, Answer::Failed(errno, message)) => {
                 let payload = error_payload(WireErrno::of(errno), &message);
@@ -462,6 +468,10 @@ impl Transmission {
                 self.out.push(&payload);
             }
             (_, Answer::Data(data)) => return self.read_chunk(&pending, data),
+            (_, Answer::Elsewhere(key)) => {
+                self.data_chunk(&pending, pending.len);
+                self.elsewhere(&pending, key);
+            }
             (_, Answer::Status(states)) => self.status(&pending, &states),
             (Mode::Structured, Answer::Done) => self.simple(pending.cookie, WireErrno::NONE),
             (Mode::Extended, Answer::Done) => self.chunk(&pending, ChunkKind::NONE, true, 0),
@@ -485,6 +495,17 @@ impl Transmission {
         }
     }
 
+    fn elsewhere(&mut self, pending: &Pending, key: u64) {
+        assert!(pending.read, "only a read is answered with data");
+        self.out.push_elsewhere(key, pending.len as usize);
+    }
+
+    /// The front of a chunk of data.
+    fn data_chunk(&mut self, pending: &Pending, len: u64) {
+        self.chunk(pending, ChunkKind::OFFSET_DATA, true, 8 + len);
+        self.out.push(&pending.offset.to_be_bytes());
+    }
+
     fn read_chunk(&mut self, pending: &Pending, data: BufList) -> BufList {
         assert!(pending.read, "only a read is answered with data");
         let len = data.len_bytes() as u64;
@@ -498,8 +519,7 @@ impl Transmission {
             self.out.push(&(len as u32).to_be_bytes());
             return data;
         }
-        self.chunk(pending, ChunkKind::OFFSET_DATA, true, 8 + len);
-        self.out.push(&pending.offset.to_be_bytes());
+        self.data_chunk(pending, len);
         self.data(data);
         BufList::new()
     }
