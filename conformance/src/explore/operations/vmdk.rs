@@ -126,8 +126,8 @@ impl Tables {
     }
 }
 
-/// Adds what must hold whenever the power goes: what differs from before has another content ID, and tables that differ
-/// from their copies are marked.
+/// Adds what must hold whenever the power goes: what differs from before has another content ID, tables that differ from
+/// their copies are marked, and no copy is newer than its table.
 fn told(operation: Operation) -> Operation {
     let before = operation.bytes_of(TOP);
     operation.holding(move |world| {
@@ -146,6 +146,15 @@ fn told(operation: Operation) -> Operation {
         }
         if tables != copies && bytes[MARK] == 0 {
             return Err("a grain table differs from its copy, and nothing says so".into());
+        }
+        // An entry is nothing at first, then perhaps zeros, and then a grain for good.
+        let ages = |bytes: &[u8]| {
+            let entries =
+                bytes.chunks_exact(4).map(|four| u32::from_le_bytes(four.try_into().expect("four bytes")));
+            entries.map(|entry| entry.min(2)).collect::<Vec<_>>()
+        };
+        if ages(copies).iter().zip(ages(tables)).any(|(copy, table)| *copy > table) {
+            return Err("the copy of a grain table is newer than the table".into());
         }
         Ok(())
     })
