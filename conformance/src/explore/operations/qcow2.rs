@@ -6,6 +6,7 @@ use drystone_core::format::qcow2::CreateOptions;
 use super::super::{Do, qcow2};
 use super::qcow2_upkeep::view;
 use super::{Guest, KIB, Operation, TOP, by_qemu};
+use crate::disk::DiscardEffect;
 use crate::world::World;
 
 /// All of them.
@@ -236,6 +237,20 @@ fn clusters() -> Vec<Operation> {
             guest.discard(6 * KIB, KIB).await?;
             guest.flush().await
         }),
+        // What the host leaves of what is given up must not show where a cluster is used again.
+        on("discard where the host keeps anything", &small(64 * KIB))
+            .after(filled)
+            .patched(|world| {
+                world.disk_mut(TOP).expect("it was made").config.discard = DiscardEffect::Anything;
+            })
+            .doing(|guest| async move {
+                guest.discard(0, 2 * KIB).await?;
+                guest.flush().await?;
+                guest.write(20 * KIB + 100, 300).await?;
+                guest.zero(4 * KIB, KIB, true).await?;
+                guest.flush().await?;
+                guest.write(40 * KIB + 700, 700).await
+            }),
         on("freed clusters used again", &small(64 * KIB)).after(filled).doing(|guest| async move {
             guest.discard(0, 2 * KIB).await?;
             guest.flush().await?;
