@@ -14,6 +14,7 @@ use drystone_core::engine::Reply;
 use drystone_core::error::Result as CoreResult;
 use drystone_core::graph::open::NodeSpec;
 use drystone_core::intent::Location;
+use drystone_core::protocol::nbd::server::Export;
 use drystone_core::protocol::nbd::{NbdAddress, NbdLocation};
 use drystone_exec_linux::{Client, NbdExport, NbdPlan, TlsCredentials, TlsServer};
 
@@ -45,6 +46,22 @@ impl Served {
         path: &Path,
         tls: Option<TlsServer>,
     ) -> CoreResult<Self> {
+        Self::promising(machine, spec, path, (true, tls))
+    }
+
+    /// The same; tells clients that a flush is about what was done through all connections, or does not tell them.
+    ///
+    /// # Errors
+    /// What core says about the image.
+    ///
+    /// # Panics
+    /// When the host has no socket for it.
+    pub fn promising(
+        machine: &Machine,
+        spec: &NodeSpec,
+        path: &Path,
+        (shared, tls): (bool, Option<TlsServer>),
+    ) -> CoreResult<Self> {
         let listener = UnixListener::bind(path).expect("the folder is ours");
         listener.set_nonblocking(true).expect("a socket has that switch");
         let (stop, stopped) = UnixStream::pair().expect("the kernel has sockets");
@@ -57,7 +74,7 @@ impl Served {
                     Ok(image) => image,
                     Err(error) => return opened.send(Err(error)).expect("somebody waits for it"),
                 };
-                let export = export(image.len());
+                let export = Export { shared, ..export(image.len()) };
                 let export = NbdExport { image: image.clone(), export, bitmaps: Vec::new() };
                 let plan = NbdPlan {
                     tls,

@@ -3,7 +3,8 @@
 use std::rc::Rc;
 
 use drystone_conformance::cases::WRITABLE;
-use drystone_conformance::fault::Effect;
+use drystone_conformance::explore::look;
+use drystone_conformance::fault::{Effect, Fault, Kind};
 use drystone_conformance::qemu::Folder;
 use drystone_conformance::sim::{FIRST, Sim};
 use drystone_conformance::upkeep::{Operation, Upkeep, View};
@@ -14,7 +15,7 @@ use drystone_core::error::Error;
 use drystone_core::format::qcow2::{NewSnapshot, SnapshotChoice};
 use drystone_core::graph::open::open;
 use drystone_core::graph::options::from_filename;
-use drystone_core::graph::{Access, NodeId};
+use drystone_core::graph::{Access, NodeId, Preallocate};
 use drystone_core::intent::{Errno, Fua};
 use drystone_core::job::{apply_snapshot, create_snapshot, delete_snapshot};
 
@@ -176,6 +177,58 @@ fn a_reference_that_does_not_fit_changes_nothing() {
     let commands = ["qemu-img create -q -f qcow2 -o refcount_bits=1,cluster_size=4k top.qcow2 1M", FILLED];
     let report = Upkeep::new(&commands, create()).err().expect("refcounts of one bit share nothing");
     assert!(report.contains("has as many references as fit 1 bits"), "{report}");
+}
+
+/// What a change that failed wrote beyond the clusters in use is neither part of a longer table, of which pages of zeros are
+/// not written where nothing was, nor of a new cluster.
+#[test]
+fn what_a_failed_snapshot_wrote_shows_nowhere() {
+    const KIB: usize = 1 << 10;
+    // Ten L2 tables, which the snapshot would copy, reach beyond the first page of the longer L1 table.
+    const DATA: usize = 320 * KIB;
+    const ONE: usize = 325 * KIB;
+    const LONGER: u64 = 40 << 20;
+    let folder = Folder::new();
+    let create = "qemu-img create -q -f qcow2 -o cluster_size=512 top.qcow2 336k";
+    folder.run(&create.split(' ').collect::<Vec<_>>()).expect("QEMU makes it");
+    folder.run(&["qemu-io", "-f", "qcow2", "-c", "write -P 17 0 320k", "top.qcow2"]).expect("QEMU fills it");
+    let image = std::fs::read(folder.path().join("top.qcow2")).expect("it was just made");
+    let mut struck = 0;
+    for (skip, grows) in (0..).flat_map(|skip| [(skip, true), (skip, false)]) {
+        let mut world = World::new();
+        world.add_file("top.qcow2", &image);
+        let mut sim = Sim::new(skip, world);
+        let once = Fault { skip, times: Some(1), ..Fault::all(Kind::Write, Effect::Fail(Errno::EIO)) };
+        sim.faults.rules.push(once);
+        let spec = from_filename("top.qcow2", Some("qcow2"), WRITABLE).expect("legal");
+        let opens = spec.clone();
+        let done = sim.run_job(async move |io| {
+            let node = open(&io, &opens).await?;
+            let new = NewSnapshot { name: "new".into(), ..NewSnapshot::default() };
+            let failed = create_snapshot(&io, node, &new).await.is_err();
+            if !failed {
+                // All of its writes have had their turn.
+                return Ok(false);
+            }
+            if grows {
+                io.resize(node, LONGER, Preallocate::Off).await?;
+            } else {
+                io.write("test/write", node, ONE as u64, Buf::from(vec![18]), Fua::No).await.1?;
+            }
+            io.close(node).await.map(|()| true)
+        });
+        let when = format!("write {skip} failed, grows: {grows}");
+        if !done.expect("power").unwrap_or_else(|error| panic!("{when}: {error}")) {
+            break;
+        }
+        sim.run_until_idle().expect("power");
+        let content = look(sim.into_world(), spec).unwrap_or_else(|report| panic!("{when}: {report}"));
+        assert!(content[..DATA].iter().all(|byte| *byte == 17), "{when}");
+        let written: Vec<usize> = (DATA..content.len()).filter(|at| content[*at] != 0).collect();
+        assert_eq!(written, if grows { vec![] } else { vec![ONE] }, "{when}: other bytes show");
+        struck += 1;
+    }
+    assert!(struck > 10, "only {struck} snapshots failed");
 }
 
 /// What was written before a snapshot was asked for is in it, and what is written after it was taken is not; what was

@@ -18,6 +18,12 @@ use drystone_core::intent::Fua;
 /// Bytes that are read at each place.
 const LOOK: u64 = 4096;
 
+/// Disks up to this length are read from their beginning to their end.
+const WHOLE_MAX: u64 = 4 << 20;
+
+/// Bytes of a piece of that.
+const PIECE: u64 = 64 << 10;
+
 /// How an image is used, and what that may take.
 pub(crate) struct Usage {
     pub format: &'static str,
@@ -85,15 +91,19 @@ async fn write(io: &Io, node: NodeId, packs: bool) {
     }
 }
 
-/// Checks the image, and reads a little at the start, in the middle and at the end; where its format has no check, whether that
-/// can be read is all that is told.
+/// Checks the image, and reads all of it; of one that claims to be long, a little at the start, in the middle and at the end.
+/// Where its format has no check, whether that can be read is all that is told.
 pub(crate) async fn looked(io: &Io, format: &str) -> Result<CheckReport> {
     let node = open(io, &spec(format, OpenMode::default())).await?;
     let report = check(io, node, &mut |line| tell(|| line), &|_, _| {}).await;
     let len = io.len(node);
     let mut read = Ok(CheckReport::default());
-    for at in [0, len / 2, len.saturating_sub(LOOK)] {
-        let bytes = io.read_bytes("fuzz", node, at, (len - at).min(LOOK) as usize).await;
+    let (places, piece): (Vec<u64>, u64) = match len <= WHOLE_MAX {
+        true => ((0..len).step_by(PIECE as usize).collect(), PIECE),
+        false => (vec![0, len / 2, len - LOOK], LOOK),
+    };
+    for at in places {
+        let bytes = io.read_bytes("fuzz", node, at, (len - at).min(piece) as usize).await;
         read = read.and_then(|report| bytes.map(|_| report));
     }
     io.close(node).await?;

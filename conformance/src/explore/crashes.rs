@@ -327,15 +327,36 @@ fn slot(base: &Sparse, sector: u64, sector_len: u64, mut parts: Vec<Part>) -> Sl
     let chosen = |subset: usize| (0..parts.len()).filter(move |part| subset >> part & 1 == 1);
     let by_subset: Vec<u16> =
         (0..1 << parts.len()).map(|subset| option(compose(&chosen(subset).collect::<Vec<_>>()))).collect();
-    // The other orders: what is laid last wins, so it is enough to let each part be last.
+    // The other orders. Of parts of the same bytes the last one wins, so that it is enough to let each be last; where they
+    // overlap in part, every order counts.
+    let alike = parts.iter().all(|part| part.part == parts[0].part);
     for subset in 0..1_usize << parts.len() {
-        for last in chosen(subset) {
-            let order: Vec<usize> = chosen(subset).filter(|part| *part != last).chain([last]).collect();
-            option(compose(&order));
+        if alike || subset.count_ones() < 3 {
+            for last in chosen(subset) {
+                let order: Vec<usize> = chosen(subset).filter(|part| *part != last).chain([last]).collect();
+                option(compose(&order));
+            }
+        } else {
+            let mut order: Vec<usize> = chosen(subset).collect();
+            permuted(&mut order, 0, &mut |order| {
+                option(compose(order));
+            });
         }
     }
     let changes = parts.iter().map(|part| part.change).collect();
     Slot { sector, changes, options, by_subset }
+}
+
+/// Visits every order of what comes from `first` on.
+fn permuted(order: &mut [usize], first: usize, visit: &mut dyn FnMut(&[usize])) {
+    if first == order.len() {
+        return visit(order);
+    }
+    for next in first..order.len() {
+        order.swap(first, next);
+        permuted(order, first + 1, visit);
+        order.swap(first, next);
+    }
 }
 
 impl Part {
@@ -432,6 +453,16 @@ mod tests {
     }
 
     #[test]
+    fn each_of_three_may_lie_over_the_next() {
+        let write = |at: u64, end: u64, byte| (Change::Write(at, vec![byte; (end - at) as usize]), None);
+        let changes = vec![write(0, 300, 2), write(200, 400, 3), write(350, 512, 4)];
+        let found = outcomes(&frozen(&[1; 512], changes), 100);
+        let first_over_second_over_third = [vec![2; 300], vec![3; 100], vec![4; 112]].concat();
+        let second_over_both = [vec![2; 200], vec![3; 200], vec![4; 112]].concat();
+        assert!(found.contains(&first_over_second_over_third) && found.contains(&second_over_both));
+    }
+
+    #[test]
     fn lengths_survive_in_order_and_a_cut_takes_what_is_beyond() {
         let changes = vec![(Change::SetLen(512), Some(512)), (Change::Write(1024, vec![7; 512]), Some(1536))];
         let found = outcomes(&frozen(&[1; 1024], changes), 100);
@@ -453,6 +484,13 @@ mod tests {
         let found = outcomes(&frozen, 100);
         assert_eq!(found.len(), 4, "each of two sectors is old or new");
         assert!(found.iter().all(|content| content[512] == content[1535]));
+    }
+
+    #[test]
+    fn every_subset_of_twelve_sectors_is_tried() {
+        let twelve = frozen(&[1; 12 * 512], vec![(Change::Write(0, vec![2; 12 * 512]), None)]);
+        let thorough = super::super::Thoroughness::full().samples;
+        assert_eq!(outcomes(&twelve, thorough).len(), 1 << 12);
     }
 
     #[test]

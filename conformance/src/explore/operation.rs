@@ -363,6 +363,18 @@ impl Operation {
         found.unwrap_or_else(|error| panic!("{}: reading the image: {error}", self.name)).to_vec()
     }
 
+    /// Whether all that is to hold beside the disk holds of what a crash left: other views, and what else was declared.
+    pub(super) fn holds(&self, world: &World) -> std::result::Result<(), String> {
+        for (view, expected) in &self.views {
+            let shown = read_checked(world.clone(), view.clone(), Checked::No, self.state_len);
+            let shown = shown.map_err(|error| format!("another view: {error}"))?;
+            if *shown != expected[..] {
+                return Err("another view of the image shows something else than before".into());
+            }
+        }
+        self.inspect.iter().try_for_each(|inspect| inspect(world))
+    }
+
     /// What the image holds on disks that a crash left.
     pub(super) fn look(&self, world: World) -> std::result::Result<Buf, String> {
         read_checked(world, self.spec(false), Checked::Yes, self.state_len)

@@ -6,6 +6,7 @@ use drystone_core::format::qcow2::CreateOptions;
 use super::super::{Do, qcow2};
 use super::qcow2_upkeep::view;
 use super::{Guest, KIB, Operation, TOP, by_qemu};
+use crate::disk::DiscardEffect;
 use crate::world::World;
 
 /// All of them.
@@ -236,6 +237,20 @@ fn clusters() -> Vec<Operation> {
             guest.discard(6 * KIB, KIB).await?;
             guest.flush().await
         }),
+        // What the host leaves of what is given up must not show where a cluster is used again.
+        on("discard where the host keeps anything", &small(64 * KIB))
+            .after(filled)
+            .patched(|world| {
+                world.disk_mut(TOP).expect("it was made").config.discard = DiscardEffect::Anything;
+            })
+            .doing(|guest| async move {
+                guest.discard(0, 2 * KIB).await?;
+                guest.flush().await?;
+                guest.write(20 * KIB + 100, 300).await?;
+                guest.zero(4 * KIB, KIB, true).await?;
+                guest.flush().await?;
+                guest.write(40 * KIB + 700, 700).await
+            }),
         on("freed clusters used again", &small(64 * KIB)).after(filled).doing(|guest| async move {
             guest.discard(0, 2 * KIB).await?;
             guest.flush().await?;
@@ -276,7 +291,7 @@ pub(super) fn leave_stale_space(world: &mut World) {
 }
 
 /// Has every entry of the refcount table in use, and nearly every cluster that they count, so that the next few
-/// clusters need a larger table. The clusters are leaked ones; the file is mostly a hole.
+/// clusters need a larger table. They are a snapshot's, of zeros: a check of leaks would take longer than all else.
 fn fill_refcount_table(world: &mut World) {
     const CLUSTER: u64 = 512;
     /// Clusters that a block counts, with 64 bits each, and entries of a table of one cluster.
@@ -288,14 +303,44 @@ fn fill_refcount_table(world: &mut World) {
     let number = |at: u64| u64::from_be_bytes(file.bytes(at, 8).try_into().expect("eight bytes"));
     let table = number(48);
     let first = number(table);
+    // Behind what there is: the other blocks, the snapshot table, its L1 table, its L2 tables, and what those name.
+    let blocks = file.len().div_ceil(CLUSTER);
+    let snapshots = blocks + ENTRIES - 1;
+    let (l1, tables, end) = (snapshots + 1, snapshots + 2, ENTRIES * PER_BLOCK - FREE);
+    let first_data = tables + (end - tables).div_ceil(CLUSTER / 8 + 1);
     for entry in 0..ENTRIES {
-        let block = if entry == 0 { first } else { entry * PER_BLOCK * CLUSTER };
+        let block = if entry == 0 { first } else { (blocks + entry - 1) * CLUSTER };
         let used = if entry == ENTRIES - 1 { PER_BLOCK - FREE } else { PER_BLOCK };
         let counts: Vec<u8> =
             (0..PER_BLOCK).flat_map(|index| u64::from(index < used).to_be_bytes()).collect();
         file.write(table + entry * 8, &block.to_be_bytes());
         file.write(block, &counts);
     }
-    file.set_len((ENTRIES * PER_BLOCK - FREE) * CLUSTER);
+    file.write(60, &1_u32.to_be_bytes());
+    file.write(64, &(snapshots * CLUSTER).to_be_bytes());
+    file.write(snapshots * CLUSTER, &snapshot_of_zeros(l1 * CLUSTER, (first_data - tables) as u32));
+    let places = |clusters: std::ops::Range<u64>, flag: u64| -> Vec<u8> {
+        clusters.flat_map(|cluster| ((cluster * CLUSTER) | flag).to_be_bytes()).collect()
+    };
+    file.write(l1 * CLUSTER, &places(tables..first_data, 0));
+    file.write(tables * CLUSTER, &places(first_data..end, ZERO));
+    file.set_len(end * CLUSTER);
     world.add_disk(TOP, config, file);
+}
+
+/// Bit of an L2 entry: it reads as zeros, whatever it names.
+const ZERO: u64 = 1;
+
+/// The entry of a snapshot with an L1 table of so many entries. Source: [qcow2] "Snapshots".
+fn snapshot_of_zeros(l1: u64, entries: u32) -> Vec<u8> {
+    const EXTRA_LEN: usize = 16;
+    let mut entry = vec![0; 40 + EXTRA_LEN];
+    entry[..8].copy_from_slice(&l1.to_be_bytes());
+    entry[8..12].copy_from_slice(&entries.to_be_bytes());
+    // One byte of each, the id and the name.
+    (entry[13], entry[15], entry[39]) = (1, 1, EXTRA_LEN as u8);
+    entry[48..56].copy_from_slice(&(u64::from(entries) * 32 * KIB).to_be_bytes());
+    entry.extend(*b"1s");
+    entry.resize(entry.len().next_multiple_of(8), 0);
+    entry
 }

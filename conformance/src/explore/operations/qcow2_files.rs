@@ -5,12 +5,14 @@ use drystone_core::error::{Error, Result};
 use drystone_core::format::qcow2::CreateOptions;
 use drystone_core::format::qcow2::check::check;
 use drystone_core::graph::NodeId;
+use drystone_core::graph::open::OpenMode;
+use drystone_core::graph::options::from_filename;
 use drystone_core::job::{ImageSpec, create};
 
-use super::super::qcow2_in;
+use super::super::{look, qcow2_in};
 use super::qcow2::{on, small};
 use super::{KIB, Operation, TOP, by_qemu};
-use crate::cases::stones;
+use crate::cases::{WRITABLE, stones};
 use crate::world::World;
 
 /// All of them.
@@ -64,6 +66,23 @@ pub(super) fn operations() -> Vec<Operation> {
                 guest.write(8 * KIB, 700).await?;
                 guest.flush().await
             }),
+        // Who reads the data file as it is finds what a flush has covered.
+        on("a data file that is read as it is", &CreateOptions { data_file_raw: true, ..apart.clone() })
+            .after(|guest| async move { guest.write(0, 4 * KIB).await })
+            .doing(|guest| async move {
+                guest.zero(KIB, KIB, true).await?;
+                guest.flush().await?;
+                guest.promise(|world| {
+                    match world.export("data")[1 << 10..2 << 10].iter().all(|byte| *byte == 0) {
+                        true => Ok(()),
+                        false => Err("the data file as it is lacks zeros that were flushed".into()),
+                    }
+                });
+                guest.write(3 * KIB, 700).await?;
+                guest.discard(2 * KIB, 512).await?;
+                guest.flush().await
+            }),
+        emptied("an image with a data file is emptied", &apart),
         Operation::new("dirty bitmaps", "qcow2", bitmaps.clone())
             .holding(stale_bitmaps(bitmaps.export(TOP)))
             .doing(|guest| async move { guest.write(0, KIB).await }),
@@ -77,6 +96,29 @@ pub(super) fn operations() -> Vec<Operation> {
         Operation::making("create", "qcow2", World::new(), &[0; 64 << 10])
             .doing(|guest| async move { create(&guest.io(), TOP, &ImageSpec::Qcow2(small(64 * KIB))).await }),
     ]
+}
+
+/// An image that is emptied, above a file of the same bytes.
+fn emptied(name: &'static str, options: &CreateOptions) -> Operation {
+    let mut world = World::new();
+    world.add_file("base", &stones(options.size));
+    let above = CreateOptions { backing: Some(("base".into(), Some("raw".into()))), ..options.clone() };
+    let operation = Operation::new(name, "qcow2", qcow2_in(world, &above))
+        .after(|guest| async move { guest.write(KIB, 3 * KIB).await })
+        .patched(|world| {
+            let spec = from_filename(TOP, Some("qcow2"), OpenMode { writable: false, ..WRITABLE });
+            let shown = look(world.clone(), spec.expect("a path")).expect("it was just made");
+            world.add_file("base", &shown);
+        });
+    let below = operation.bytes_of("base");
+    operation.doing(move |guest| {
+        let below = below.clone();
+        async move {
+            guest.empty(&below).await?;
+            guest.write(2 * KIB, 700).await?;
+            guest.flush().await
+        }
+    })
 }
 
 /// Checks an image; what cannot be checked is an error.

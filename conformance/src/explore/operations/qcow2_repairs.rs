@@ -20,6 +20,8 @@ const CLUSTER: u64 = 512;
 
 /// Bit of an entry: the refcount is one.
 const COPIED: u64 = 1 << 63;
+/// Bit of an entry: it reads as zeros, whatever it names.
+const ZERO: u64 = 1;
 /// Bits of an entry that are its place in the file.
 const PLACE: u64 = 0x00ff_ffff_ffff_fe00;
 /// The last byte of the incompatible bits, and those that say that the image is dirty or corrupt.
@@ -75,6 +77,12 @@ pub(super) fn operations() -> Vec<Operation> {
         // Where it cannot be told what is a hole, all is read.
         .making_do_without("block_status")
         .doing(|guest| async move { repaired(&guest, Repair::All).await }),
+        misplaced("a misplaced entry of a snapshot is repaired")
+            .damaged()
+            .opening_it_itself()
+            // Where it cannot be told what is a hole, all is read.
+            .making_do_without("block_status")
+            .doing(|guest| async move { repaired(&guest, Repair::All).await }),
         on("a dirty image is opened", |image| {
             image.count_of_entry(0, 0);
             image.0.write(INCOMPATIBLE as u64, &[1]);
@@ -105,6 +113,27 @@ fn snapshotted(name: &'static str, damage: impl FnOnce(&mut Image)) -> Operation
         create_snapshot(&guest.io(), guest.node(), &new).await.map(drop)
     });
     taken.patched(patch(damage))
+}
+
+/// An image of larger clusters, in whose snapshot an entry for zeros names a place between two clusters: both count it.
+fn misplaced(name: &'static str) -> Operation {
+    const LARGER: u64 = 2 * CLUSTER;
+    let options = CreateOptions { cluster_size: LARGER, ..CreateOptions::new(32 * KIB) };
+    let image = Operation::new(name, "qcow2", qcow2(&options));
+    let taken = image.after(|guest| async move { guest.write(0, 4 * KIB).await }).after(|guest| async move {
+        let new = NewSnapshot { name: "one".into(), ..NewSnapshot::default() };
+        create_snapshot(&guest.io(), guest.node(), &new).await?;
+        // From here on the snapshot has an L2 table of its own.
+        guest.write(0, KIB).await
+    });
+    taken.patched(patch(|image| {
+        let l1 = image.word(image.word(64));
+        let entry = (image.word(l1) & PLACE) + 8 * 2;
+        let at = image.word(entry) & PLACE;
+        image.set(entry, (at + LARGER / 2) | ZERO);
+        let next = at / LARGER + 1;
+        image.count(next, image.counted(next) + 1);
+    }))
 }
 
 fn written(name: &'static str) -> Operation {
@@ -205,8 +234,15 @@ impl Image {
 
     /// Sets the refcount of a cluster.
     fn count(&mut self, cluster: u64, count: u16) {
-        let block = self.word(self.word(48)) & PLACE;
-        self.0.write(block + 2 * cluster, &count.to_be_bytes());
+        self.0.write(self.count_at(cluster), &count.to_be_bytes());
+    }
+
+    fn counted(&self, cluster: u64) -> u16 {
+        u16::from_be_bytes(self.0.bytes(self.count_at(cluster), 2).try_into().expect("two bytes"))
+    }
+
+    fn count_at(&self, cluster: u64) -> u64 {
+        (self.word(self.word(48)) & PLACE) + 2 * cluster
     }
 
     fn count_of_entry(&mut self, index: u64, count: u16) {

@@ -126,6 +126,7 @@ fn lengths() -> Vec<Operation> {
     let backing = Some(("base".into(), Some("raw".into())));
     let above = CreateOptions { cluster_size: 4 * KIB, backing, ..CreateOptions::new(18 * KIB) };
     let apart = CreateOptions { data_file: Some("data".into()), ..small(32 * KIB) };
+    let within = CreateOptions { cluster_size: 4 * KIB, size: 18 * KIB, ..apart.clone() };
     vec![
         Operation::new("a longer disk", "qcow2", qcow2(&small(20 * KIB))).doing(|guest| async move {
             guest.write(18 * KIB, 2 * KIB).await?;
@@ -156,6 +157,16 @@ fn lengths() -> Vec<Operation> {
                 guest.write(40 * KIB, 512).await?;
                 guest.flush().await
             }),
+        // No entry changes, and so no barrier in front of entries makes the zeros durable.
+        Operation::new("a longer disk within a cluster of a data file", "qcow2", qcow2(&within))
+            .after(|guest| async move { guest.write(16 * KIB, 2 * KIB).await })
+            .patched(|world| {
+                let mut data = world.export("data");
+                data.resize(18 << 10, 0);
+                data.resize(32 << 10, 0xee);
+                world.add_file("data", &data);
+            })
+            .doing(|guest| async move { guest.resize(19 * KIB, Preallocate::Off).await }),
         on("a shorter disk", &small(64 * KIB)).doing(|guest| async move {
             guest.write(0, KIB).await?;
             guest.resize(2 * KIB, Preallocate::Off).await?;

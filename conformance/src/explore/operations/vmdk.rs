@@ -126,9 +126,17 @@ impl Tables {
     }
 }
 
-/// Adds what must hold whenever the power goes: what differs from before has another content ID, and tables that differ
-/// from their copies are marked.
+/// Adds what must hold whenever the power goes: what differs from before has another content ID, tables that differ from
+/// their copies are marked, and no copy is newer than its table.
 fn told(operation: Operation) -> Operation {
+    // One that no writer of the simulator takes, whose entropy is always the same.
+    const CID: &[u8] = b"CID=11111111";
+    let operation = operation.patched(|world| {
+        let mut bytes = world.disk(TOP).expect("it was made").view().to_vec();
+        let at = bytes.windows(4).position(|four| four == &CID[..4]).expect("a descriptor has one");
+        bytes[at..at + CID.len()].copy_from_slice(CID);
+        world.add_file(TOP, &bytes);
+    });
     let before = operation.bytes_of(TOP);
     operation.holding(move |world| {
         let bytes = world.disk(TOP).ok_or("no image")?.view().to_vec();
@@ -146,6 +154,15 @@ fn told(operation: Operation) -> Operation {
         }
         if tables != copies && bytes[MARK] == 0 {
             return Err("a grain table differs from its copy, and nothing says so".into());
+        }
+        // An entry is nothing at first, then perhaps zeros, and then a grain for good.
+        let ages = |bytes: &[u8]| {
+            let entries =
+                bytes.chunks_exact(4).map(|four| u32::from_le_bytes(four.try_into().expect("four bytes")));
+            entries.map(|entry| entry.min(2)).collect::<Vec<_>>()
+        };
+        if ages(copies).iter().zip(ages(tables)).any(|(copy, table)| *copy > table) {
+            return Err("the copy of a grain table is newer than the table".into());
         }
         Ok(())
     })

@@ -63,17 +63,9 @@ pub type Promise = (Label, &'static str);
 
 /// All of them.
 pub fn promises() -> impl Iterator<Item = &'static Promise> {
-    [
-        parallels::PROMISES,
-        qcow2::PROMISES,
-        two_level::PROMISES,
-        vdi::PROMISES,
-        vhdx::PROMISES,
-        vmdk::PROMISES,
-        vpc::PROMISES,
-    ]
-    .into_iter()
-    .flatten()
+    [parallels::PROMISES, two_level::PROMISES, vdi::PROMISES, vhdx::PROMISES, vmdk::PROMISES, vpc::PROMISES]
+        .into_iter()
+        .flatten()
 }
 
 /// Where core states an order: a source file, and the rules that prove it, by label and operation.

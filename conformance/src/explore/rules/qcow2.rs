@@ -1,6 +1,6 @@
 //! Rules of qcow2, and of the jobs that work on its images.
 
-use super::{Promise, Rule, Stated, awaited, barrier};
+use super::{Rule, Stated, awaited, barrier};
 
 pub(super) const RULES: &[Rule] = &[
     barrier(
@@ -69,6 +69,11 @@ pub(super) const RULES: &[Rule] = &[
         "commit",
     ),
     barrier(
+        "qcow2.change_header/data_file",
+        "what a data file has beyond the old end is durably zeros before the header says the length",
+        "a longer disk within a cluster of a data file",
+    ),
+    barrier(
         "qcow2.change_backing/step",
         "each step of a new header is durable before the next one",
         "rebase, a long name",
@@ -84,9 +89,19 @@ pub(super) const RULES: &[Rule] = &[
         "commit",
     ),
     barrier(
+        "qcow2.barrier",
+        "nothing points to what a data file holds before an image that is emptied gives it up",
+        "an image with a data file is emptied",
+    ),
+    barrier(
         "raw.flush",
         "the base of a commit holds all of the data before the image is emptied",
         "commit into a raw file",
+    ),
+    barrier(
+        "qcow2.repair/after_l2_entries",
+        "entries have lost their clusters before refcounts fall",
+        "a misplaced entry of a snapshot is repaired",
     ),
     barrier(
         "qcow2.repair/after_refcounts",
@@ -165,6 +180,16 @@ pub(super) const RULES: &[Rule] = &[
         "qcow2.discard/data_file",
         "a range of a data file is given up before it can be written again",
         "data in a file of its own",
+    ),
+    awaited(
+        "qcow2.empty/data_file",
+        "what an empty image gives up of a data file has gone before it can be written again",
+        "an image with a data file is emptied",
+    ),
+    awaited(
+        "qcow2.zero/data_file",
+        "zeros are in a data file that is read as it is before a flush covers them",
+        "a data file that is read as it is",
     ),
     awaited(
         "qcow2.generation/refcount_blocks",
@@ -258,6 +283,11 @@ pub(super) const RULES: &[Rule] = &[
         "an older version, with snapshots",
     ),
     awaited(
+        "qcow2.repair/l2_entries",
+        "entries that lose their clusters are written before the barrier that covers them",
+        "a misplaced entry of a snapshot is repaired",
+    ),
+    awaited(
         "qcow2.repair/refcount_blocks",
         "repaired refcounts are written before the barrier that covers them",
         "shared clusters are repaired",
@@ -286,19 +316,6 @@ pub(super) const RULES: &[Rule] = &[
         "qcow2.rebuild/refcount_table",
         "a rebuilt refcount table is written before the header names it",
         "lost refcounts are rebuilt",
-    ),
-];
-
-pub(super) const PROMISES: &[Promise] = &[
-    (
-        "qcow2.change_header/data_file",
-        "what a data file holds is durable before a header that shows it; until now, all that a new header shows of a \
-         data file is pointed to by L2 entries, which are written after a barrier of their own",
-    ),
-    (
-        "qcow2.repair/after_l2_entries",
-        "entries that lose their cluster are durable before refcounts change; those name clusters that were not counted \
-         for them before either, so that the refcounts are the same",
     ),
 ];
 
@@ -337,6 +354,7 @@ pub(super) const STATED: &[Stated] = &[
         &[
             ("qcow2.change_header/before", "a longer disk above a backing file"),
             ("qcow2.resize/data_file", "a longer disk with a data file"),
+            ("qcow2.change_header/data_file", "a longer disk within a cluster of a data file"),
         ],
     ),
     (
@@ -393,6 +411,7 @@ pub(super) const STATED: &[Stated] = &[
     (
         "format/qcow2/check/repair.rs",
         &[
+            ("qcow2.repair/after_l2_entries", "a misplaced entry of a snapshot is repaired"),
             ("qcow2.repair/after_refcounts", "leaks are repaired"),
             ("qcow2.repair/refcount_blocks", "shared clusters are repaired"),
             ("qcow2.repair/after_flags", "errors are repaired"),

@@ -127,6 +127,10 @@ pub(super) const PROMISES: &[Promise] = &[
         "another backing file is named durably on return; both names lead to one file here",
     ),
     ("qed.change_backing/header", "as for `qed.change_backing/after`"),
+    (
+        "qed.repair",
+        "entries that name no place in the file are cleared durably; one that comes back is found and cleared again",
+    ),
 ];
 
 pub(super) const STATED: &[Stated] = &[

@@ -8,12 +8,22 @@ pub(super) const RULES: &[Rule] = &[
         "a grain is durable before a table points to it, and the mark of a writer before a table differs from its copy",
         "new grains of a VMDK image",
     ),
+    barrier(
+        "vmdk.flush/before_redundant_tables",
+        "a grain table is durable before its copy changes",
+        "new grains of a VMDK image",
+    ),
     awaited(
         "vmdk.compress/write",
         "a compressed grain is written before the barrier that covers it",
         "convert to a compressed VMDK image",
     ),
-    barrier("vmdk.flush", "what a flush covers is durable when it is answered", "new grains of a VMDK image"),
+    barrier("vmdk.flush", "what a flush covers is durable when it is answered", "overwrite of a VMDK grain"),
+    barrier(
+        "vmdk.flush",
+        "copies are durable before the mark of a writer goes",
+        "new grains of a VMDK image",
+    ),
     awaited(
         "vmdk.flush/grain_table",
         "grain tables are written before the flush that covers them",
@@ -67,6 +77,14 @@ pub(super) const STATED: &[Stated] = &[
             ("vmdk.begin/cid_barrier", "new grains of a VMDK image"),
             ("vmdk.begin/mark", "new grains of a VMDK image"),
             ("vmdk.begin/step", "a VMDK image whose writer went away"),
+        ],
+    ),
+    (
+        "format/vmdk/flush.rs",
+        &[
+            ("vmdk.flush/before_grain_tables", "new grains of a VMDK image"),
+            ("vmdk.flush/before_redundant_tables", "new grains of a VMDK image"),
+            ("vmdk.flush", "new grains of a VMDK image"),
         ],
     ),
     ("format/vmdk/pack.rs", &[("vmdk.compress/write", "convert to a compressed VMDK image")]),

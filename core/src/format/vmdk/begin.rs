@@ -85,6 +85,8 @@ impl Vmdk {
         if !self.cid_changed.get() {
             return Ok(());
         }
+        // The copies of what a commit writes are durable with the flush behind it, and before the mark goes.
+        self.commit(io).await?;
         self.flush_all(io).await?;
         for sparse in self.parts.iter().filter_map(|part| part.sparse()) {
             if sparse.begun.get() {
