@@ -264,6 +264,13 @@ fn a_trace_shows_the_intents_that_it_names() {
     side.write("wanted", b"# a comment\nopen*\n");
     let run = side.ours("-T events=wanted map q");
     assert!(run.stderr.lines().any(|line| line.contains("open") && line.contains(" ro")), "{}", run.stderr);
+    for help in ["help", "?", "enable=help", "file=n,enable=?"] {
+        let run = side.ours(&format!("-T {help} info q"));
+        assert_eq!((run.code, run.stderr.as_str()), (0, ""), "{help}");
+        assert!(run.stdout.starts_with("Events are the labels of intents"), "{help}: {}", run.stdout);
+    }
+    let run = side.ours("-T events=n info q");
+    assert_eq!((run.code, run.stderr.as_str()), (1, "qemu-img: n: No such file or directory\n"));
     let run = side.ours("-T bdrv_open_common info q");
     assert_eq!(
         (run.code, run.stderr.matches("trace event 'bdrv_open_common' does not exist").count()),
