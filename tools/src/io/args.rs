@@ -157,7 +157,7 @@ pub fn parse(argv: &[String], name: &str) -> Result<Invocation, Failure> {
 fn set(args: &mut IoArgs, option: &str, value: String) -> Result<(), Failure> {
     let refused = |refusal| match refusal {
         Refusal::Reported(text) | Refusal::Said(text) | Refusal::Complained(text) => Failure::new(text),
-        Refusal::Usage(_) => unreachable!("values have no usage"),
+        Refusal::Usage(_) | Refusal::After(..) => unreachable!("a value alone is refused"),
     };
     match option {
         "cmd" => args.commands.push(value),
