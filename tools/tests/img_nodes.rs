@@ -65,9 +65,7 @@ const NODES: &str = r#"
     info --image-opts driver=blkverify,raw.driver=blkdebug,raw.image.filename=r,test.driver=raw,test.file.driver=blkdebug,test.file.image.filename=r
     info --image-opts driver=blkverify,raw.filename=r,test.driver=raw,test.offset=0,test.file.filename=r
     info blkverify:r:r
-    map --image-opts driver=blkverify,raw.filename=base,test.driver=qcow2,test.file.filename=top
     map --output=json --image-opts driver=blkverify,raw.filename=r,test.driver=qcow2,test.file.filename=q
-    map blkverify:r:q
     info --image-opts driver=blklogwrites,file.filename=base,log.filename=pw
     info --image-opts driver=blklogwrites,log-sector-size=4096,file.filename=base,log.filename=pw
     info --image-opts driver=preallocate,prealloc-size=1M,file.filename=base

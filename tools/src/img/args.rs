@@ -205,7 +205,9 @@ pub fn parse(argv: &[String]) -> Result<Invocation, Failure> {
                 return invocation(warnings, tracing, Action::Print(script));
             }
             (_, trace) => match tracing.add(&trace)? {
-                Added::Help => return invocation(warnings, tracing, Action::Print(EVENTS.into())),
+                Added::Help => {
+                    return invocation(warnings, Tracing::default(), Action::Print(EVENTS.into()));
+                }
                 Added::Warnings(more) => warnings.extend(more),
             },
         }
