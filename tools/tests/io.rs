@@ -640,7 +640,6 @@ fn options_of_what_is_opened_say_the_same() {
     for line in [
         "-o size=512k a.raw",
         "-o offset=512k a.raw",
-        "-o offset=2M a.raw",
         "-o offset=x a.raw",
         "-o lazy-refcounts=on top",
         "-o lazy-refcounts=x top",
