@@ -30,6 +30,8 @@ pub const WRITABLE: OpenMode = OpenMode {
     force_share: false,
     locking: true,
     names: drystone_core::graph::open::ImageNames::Follow,
+    takes: drystone_core::intent::Permissions::RESIZE,
+    denies: drystone_core::intent::Permissions::NONE,
     commits_down: 0,
     detect_zeroes: drystone_core::graph::DetectZeroes::Off,
 };

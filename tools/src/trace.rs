@@ -3,11 +3,11 @@
 //! The reference's events are places in its code. Ours are the labels that intents carry, such as `qcow2.load/l2_table`;
 //! a line has the label and what the executor is asked to do.
 
-use std::fs::{File, read_to_string};
-use std::io::{Write, stderr};
+use std::fs::File;
+use std::io::{self, Write, stderr};
 use std::sync::{Mutex, OnceLock};
 
-use drystone_core::intent::Intent;
+use drystone_core::intent::{Errno, Intent};
 use drystone_core::trace::action;
 use drystone_exec_linux::Trace;
 
@@ -24,10 +24,19 @@ A pattern may hold '*' and '?'; 'enable=*' shows them all.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tracing {
     patterns: Vec<String>,
-    /// Files with a pattern a line.
-    events: Vec<String>,
+    /// A file with a pattern a line.
+    events: Option<String>,
     /// Where lines go, if not to the error stream.
     file: Option<String>,
+}
+
+/// What an option is about.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Added {
+    /// The events are asked for.
+    Help,
+    /// What to warn of: a name that is no label, as the reference's are.
+    Warnings(Vec<String>),
 }
 
 /// Patterns, and where lines go.
@@ -40,24 +49,28 @@ struct Started {
 static STARTED: OnceLock<Started> = OnceLock::new();
 
 impl Tracing {
-    /// Adds what an option says, and returns what to warn of: a name that is no label, as the reference's are.
+    /// Adds what an option says. Of several values for one parameter the last counts, as in the reference.
     ///
     /// # Errors
     /// When the option has a parameter that is none.
-    pub fn add(&mut self, option: &str) -> Result<Vec<String>, Failure> {
-        let mut warnings = Vec::new();
+    pub fn add(&mut self, option: &str) -> Result<Added, Failure> {
+        let (mut warnings, mut pattern) = (Vec::new(), None);
         for pair in parse_list(option, Some("enable")) {
             warnings.extend(pair.switch_warning());
             match pair.key.as_str() {
-                "enable" if pair.value.contains(['*', '?', '.', '/']) => self.patterns.push(pair.value),
-                "enable" if pair.value.is_empty() => {}
-                "enable" => warnings.push(format!("trace event '{}' does not exist", pair.value)),
-                "events" => self.events.push(pair.value),
+                "enable" => pattern = Some(pair.value),
+                "events" => self.events = Some(pair.value),
                 "file" => self.file = Some(pair.value),
                 other => return Err(Failure::new(format!("Invalid parameter '{other}'")).after(warnings)),
             }
         }
-        Ok(warnings)
+        match pattern {
+            None => {}
+            Some(help) if matches!(help.as_str(), "help" | "?") => return Ok(Added::Help),
+            Some(pattern) if pattern.contains(['*', '?', '.', '/']) => self.patterns.push(pattern),
+            Some(name) => warnings.push(format!("trace event '{name}' does not exist")),
+        }
+        Ok(Added::Warnings(warnings))
     }
 
     /// Begins to trace; `None` when there is nothing to.
@@ -65,21 +78,31 @@ impl Tracing {
     /// # Errors
     /// When a file of patterns cannot be read, or that of the lines not made.
     pub fn start(self) -> Result<Option<Trace>, Failure> {
-        let failed = |name: &str, error| Failure::new(format!("Could not open trace file '{name}': {error}"));
+        let words = |error: io::Error| match error.raw_os_error() {
+            Some(code) => Errno(code).to_string(),
+            None => error.to_string(),
+        };
         let mut patterns = self.patterns;
-        for name in &self.events {
-            let lines = read_to_string(name).map_err(|error| failed(name, error))?;
-            let lines =
-                lines.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+        if let Some(name) = &self.events {
+            let bytes = std::fs::read(name).or_else(|error| match error.kind() {
+                // A folder opens, and has no lines.
+                io::ErrorKind::IsADirectory => Ok(Vec::new()),
+                _ => Err(Failure::new(format!("{name}: {}", words(error)))),
+            })?;
+            let text = String::from_utf8_lossy(&bytes);
+            let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
             patterns.extend(lines.map(str::to_owned));
         }
+        let out: Box<dyn Write + Send> =
+            match &self.file {
+                Some(name) => Box::new(File::create(name).map_err(|error| {
+                    Failure::new(format!("Error opening logfile {name}: {}", words(error)))
+                })?),
+                None => Box::new(stderr()),
+            };
         if patterns.is_empty() {
             return Ok(None);
         }
-        let out: Box<dyn Write + Send> = match &self.file {
-            Some(name) => Box::new(File::create(name).map_err(|error| failed(name, error))?),
-            None => Box::new(stderr()),
-        };
         // The command line is read once.
         let _ = STARTED.set(Started { patterns, out: Mutex::new(out) });
         Ok(Some(tell))
@@ -130,9 +153,12 @@ mod tests {
     #[test]
     fn names_that_are_no_labels_are_told_of() {
         let mut tracing = Tracing::default();
-        let warnings = tracing.add("enable=bdrv_open_common").expect("legal");
-        assert_eq!(warnings, ["trace event 'bdrv_open_common' does not exist"]);
-        assert_eq!(tracing.add("qcow2.*,file=x").expect("legal"), [] as [String; 0]);
+        let warned = |name| Ok(Added::Warnings(vec![format!("trace event '{name}' does not exist")]));
+        assert_eq!(tracing.add("enable=bdrv_open_common"), warned("bdrv_open_common"));
+        assert_eq!(tracing.add("enable=a,enable=b"), warned("b"));
+        assert_eq!(tracing.add(","), warned(""));
+        assert_eq!(tracing.add("file=y,enable=?"), Ok(Added::Help));
+        assert_eq!(tracing.add("qcow2.*,file=x"), Ok(Added::Warnings(Vec::new())));
         assert_eq!((&*tracing.patterns[0], tracing.file.as_deref()), ("qcow2.*", Some("x")));
         assert!(tracing.add("colour=red").is_err());
     }

@@ -1,11 +1,11 @@
-//! Commands that are killed at any moment: the image is as before or as after, at most clusters are leaked, and no snapshot
-//! or bitmap is lost.
+//! Commands that are killed at any moment, or find no room: the image is as before or as after, at most clusters are leaked,
+//! and no snapshot or bitmap is lost.
 
 mod side;
 
 use std::time::Instant;
 
-use side::{Side, once_free};
+use side::{Run, Side, once_free};
 
 /// A command, and what must be left of it wherever it is killed.
 struct Case {
@@ -150,6 +150,78 @@ fn killed_anywhere_an_image_is_before_or_after() {
         }
     }
     side.finish();
+}
+
+/// The host refuses to let files grow beyond a length, at four places between what was there and what is to be.
+#[test]
+fn without_room_an_image_is_before_or_after() {
+    let mut side = Side::new();
+    images(&side);
+    let made: Vec<_> = IMAGES.iter().map(|image| (*image, side.read(image))).collect();
+    let mut stopped = 0;
+    for case in CASES {
+        let touched = || made.iter().filter(|(image, _)| images_of(case).contains(image));
+        let put_back = |side: &Side| touched().for_each(|(image, bytes)| side.write(image, bytes));
+        put_back(&side);
+        let before = shown(&side, case.image);
+        side.our_make(case.line);
+        let after = shown(&side, case.image);
+        let grown = touched().map(|(image, bytes)| (bytes.len() as u64, side.read(image).len() as u64));
+        let most = grown.filter(|(old, new)| new > old).max_by_key(|(old, new)| new - old);
+        let Some((old, new)) = most else { continue };
+        for part in 0..4 {
+            put_back(&side);
+            let limit = (old + (new - old) * part / 4) >> 10;
+            let binary = env!("CARGO_BIN_EXE_drystone-img");
+            let line = case.line.replace(" _ ", " '' ");
+            let shell = format!("trap '' XFSZ; ulimit -f {limit}; exec {binary} {line}");
+            let mut command = side.command("bash", "");
+            let run = Run::from(command.args(["-c", &shell]).output().expect("bash runs"));
+            if run.code >= 100 {
+                side.complain(&format!("{line}, {limit} KiB: {run:?}"));
+            }
+            stopped += u32::from(run.code != 0);
+            look(&mut side, case, &format!("{line}, {limit} KiB, exit {}", run.code), (&before, &after));
+        }
+    }
+    assert!(stopped > 10, "only {stopped} commands met the end of their room");
+    side.finish();
+}
+
+/// A new image is there as a whole, or not at all; and the next attempt makes it.
+#[test]
+fn a_killed_create_leaves_no_half_image() {
+    let side = Side::new();
+    side.write("source", &side::disk(4 << 20, 5));
+    for (about, line) in [
+        ("created", "create -q -f qcow2 -o cluster_size=512,preallocation=metadata new 64M"),
+        ("converted", "convert -f raw -O qcow2 -o cluster_size=512 source new"),
+    ] {
+        side.remove("new");
+        let begun = Instant::now();
+        side.our_make(line);
+        let whole = begun.elapsed();
+        for kill in 0..2 * KILLS {
+            side.remove("new");
+            let mut child = side.our_command(line).spawn().expect("our own tool runs");
+            std::thread::sleep(whole * kill / (2 * KILLS));
+            child.kill().expect("SIGKILL reaches it");
+            child.wait().expect("it ended");
+            let about = format!("{about}, killed at {kill} tenths of {whole:?}");
+            if side.path("new").exists() {
+                let checked = once_free(|| side.theirs("check -f qcow2 new"));
+                assert!(matches!(checked.code, 0 | 1 | 3), "{about}: {checked:?}");
+                // What does not open does so because there is no header yet.
+                assert!(
+                    checked.code != 1 || checked.stderr.contains("not in qcow2 format"),
+                    "{about}: {checked:?}"
+                );
+            }
+            let again = once_free(|| side.ours(line));
+            assert_eq!(again.code, 0, "{about}: {again:?}");
+            side.make("check -q -f qcow2 new");
+        }
+    }
 }
 
 /// What a killed command left.

@@ -62,6 +62,56 @@ fn options_of_nodes() {
     side.finish();
 }
 
+#[test]
+fn what_is_read_only_and_what_is_never_made() {
+    let mut side =
+        with(&["create -q r 1M", "create -q -f qcow2 q 1M", "create -q -f qcow2 -b q -F qcow2 top"]);
+    side.write("a:b", &side.read("q"));
+    run(&mut side, READ_ONLY);
+    side.finish();
+}
+
+const READ_ONLY: &str = r#"
+    resize --image-opts driver=qcow2,file.filename=q,read-only=on 2M
+    resize --image-opts driver=qcow2,file.filename=q,file.read-only=on 2M
+    resize json:{"driver":"qcow2","file.filename":"q","read-only":true} 2M
+    amend --image-opts driver=qcow2,file.filename=q,read-only=on -o compat=0.10
+    snapshot -c x --image-opts driver=qcow2,file.filename=q,read-only=on
+    check -r all --image-opts driver=qcow2,file.filename=q,read-only=on
+    check --image-opts driver=qcow2,file.filename=q,read-only=on
+    bitmap --add --image-opts driver=qcow2,file.filename=q,read-only=on b
+    convert -n --target-image-opts -O qcow2 q driver=qcow2,file.filename=q,read-only=on
+    commit --image-opts driver=qcow2,file.filename=top,read-only=on
+    rebase -b _ --image-opts driver=qcow2,file.filename=top,read-only=on
+    bench -w -c 1 --image-opts driver=qcow2,file.filename=q,read-only=on
+    amend -o compat= q
+    compare --object x q q
+    compare --object secret,id=k q q
+    compare --object secret,id=k,data=a --object secret,id=k,data=a q q
+    create -f host_device r 1M
+    create -f host_device d 1M
+    create -f host_device n1 1M
+    create -f nbd n2 1M
+    create -f nvme n3 1M
+    convert -O host_device r n4
+    convert -O host_device r q
+    convert -n -O host_device r q
+    info -f host_device r
+    info host_device:r
+    info host_device:n5
+    info file:a:b
+    info file:./a:b
+    info a:b
+    -T , compare r r
+    -T enable= compare r r
+    -T enable=one,enable=two compare r r
+    -T enable=one,colour=red compare r r
+    -T one,switch compare r r
+    -T file=d compare r r
+    -T file=n/o compare r r
+    -T events=d compare r r
+"#;
+
 /// One command line a line; `_` is an empty word.
 const PLAIN: &str = r#"
     info _

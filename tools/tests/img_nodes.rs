@@ -65,6 +65,7 @@ const NODES: &str = r#"
     info --image-opts driver=blkverify,raw.driver=blkdebug,raw.image.filename=r,test.driver=raw,test.file.driver=blkdebug,test.file.image.filename=r
     info --image-opts driver=blkverify,raw.filename=r,test.driver=raw,test.offset=0,test.file.filename=r
     info blkverify:r:r
+    map --output=json --image-opts driver=blkverify,raw.filename=r,test.driver=qcow2,test.file.filename=q
     info --image-opts driver=blklogwrites,file.filename=base,log.filename=pw
     info --image-opts driver=blklogwrites,log-sector-size=4096,file.filename=base,log.filename=pw
     info --image-opts driver=preallocate,prealloc-size=1M,file.filename=base
@@ -264,6 +265,13 @@ fn a_trace_shows_the_intents_that_it_names() {
     side.write("wanted", b"# a comment\nopen*\n");
     let run = side.ours("-T events=wanted map q");
     assert!(run.stderr.lines().any(|line| line.contains("open") && line.contains(" ro")), "{}", run.stderr);
+    for help in ["help", "?", "enable=help", "file=n,enable=?"] {
+        let run = side.ours(&format!("-T {help} info q"));
+        assert_eq!((run.code, run.stderr.as_str()), (0, ""), "{help}");
+        assert!(run.stdout.starts_with("Events are the labels of intents"), "{help}: {}", run.stdout);
+    }
+    let run = side.ours("-T events=n info q");
+    assert_eq!((run.code, run.stderr.as_str()), (1, "qemu-img: n: No such file or directory\n"));
     let run = side.ours("-T bdrv_open_common info q");
     assert_eq!(
         (run.code, run.stderr.matches("trace event 'bdrv_open_common' does not exist").count()),

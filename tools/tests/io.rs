@@ -628,6 +628,53 @@ fn options_of_reopen_say_the_same() {
     pair.finish();
 }
 
+/// What was said of an image whose format is only guessed, and of one that is only to be read.
+#[test]
+fn options_of_what_is_opened_say_the_same() {
+    let mut pair = Pair::new(&[
+        "qemu-img create -q -f raw a.raw 1M",
+        "qemu-img create -q -f qcow2 base 1M",
+        "qemu-img create -q -f qcow2 -b base -F qcow2 top 1M",
+        "qemu-img create -q -f vdi a.vdi 1M",
+    ]);
+    for line in [
+        "-o size=512k a.raw",
+        "-o offset=512k a.raw",
+        "-o offset=x a.raw",
+        "-o lazy-refcounts=on top",
+        "-o lazy-refcounts=x top",
+        "-o lazy-refcounts=on a.vdi",
+        "-o x -o y top",
+        "-o x,y a.vdi",
+        "-o x -t y top",
+        "-o x -Z top",
+        "-o x -d y -o z top",
+        "-o x top top",
+        "-o backing= top",
+        "-s -U top",
+        "-s -U -o lazy-refcounts=on top",
+        "-s a.raw",
+        "-r -o read-only=on top",
+        "-o read-only=on top",
+        "-o file.read-only=on,file.filename=top",
+        "-o file.read-only=on,read-only=on,file.filename=top",
+        "-o driver=blkdebug,read-only=on,image.filename=a.raw",
+    ] {
+        pair.script("", &format!("open {line}; length; write -P 3 0 512; read -P 3 0 512"), "");
+    }
+    for line in ["-o x -Z", "-o x -c y", "-o x -r -w", "-o x y"] {
+        pair.script("-f raw", &format!("reopen {line}; length"), "a.raw");
+    }
+    let named = "driver=raw,node-name=n,file.filename=a.raw";
+    pair.script("--image-opts", "reopen -o read-only=on; read 0 512", named);
+    for time in ["0x1", "-0", "010", "08", "+1", "0x", "1x", "-1"] {
+        pair.script("-f raw", &format!("sleep {time}"), "a.raw");
+    }
+    pair.same_disks("top");
+    pair.same_bytes("a.raw");
+    pair.finish();
+}
+
 /// No file has zones.
 #[test]
 fn commands_of_zoned_devices_are_refused_in_the_same_words() {

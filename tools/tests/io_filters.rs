@@ -457,53 +457,78 @@ fn what_is_read_is_kept() {
 #[test]
 fn permissions_keep_others_out() {
     let mut pair = Pair::new(RAW);
-    for rules in [
-        r#""take-child-perms":["write"],"#,
-        r#""take-child-perms":["graph-mod"],"#,
-        r#""take-child-perms":["write-unchanged"],"unshare-child-perms":["resize"],"#,
-        r#""unshare-child-perms":["write"],"#,
-        r#""unshare-child-perms":["consistent-read","write","resize","write-unchanged"],"#,
-    ] {
-        let (above, alone) = (
-            debug_raw(rules),
-            debug_raw(rules).replace("\"driver\":\"raw\",\"file\":{", "").replace("}}}'", "}}'"),
-        );
-        for options in ["", "-r"] {
-            pair.script(options, "read 0 512; write 0 512", &above);
-            pair.script(options, "read 0 512; write 0 512", &alone);
-        }
-        // Whether somebody else may open the image meanwhile, to read and to write.
+    let one = |key: &str, permission: &str| format!(r#""{key}":["{permission}"],"#);
+    let known = ["consistent-read", "write", "write-unchanged", "resize", "graph-mod"];
+    let mut rules = vec![
+        String::new(),
+        r#""take-child-perms":["write-unchanged"],"unshare-child-perms":["resize"],"#.to_owned(),
+        r#""unshare-child-perms":["consistent-read","write","resize","write-unchanged"],"#.to_owned(),
+    ];
+    rules.extend(known.map(|permission| one("take-child-perms", permission)));
+    rules.extend(known.map(|permission| one("unshare-child-perms", permission)));
+    for rules in &rules {
+        let above = debug_raw(rules);
+        let alone = above.replace("\"driver\":\"raw\",\"file\":{", "").replace("}}}'", "}}'");
         for image in [&above, &alone] {
-            for other in ["-r", ""] {
-                let held = |program: &str, folder: std::path::PathBuf| {
-                    held_up(program, &words(image), other, &folder)
-                };
-                let ours = held(env!("CARGO_BIN_EXE_drystone-io"), pair.ours(""));
-                let theirs = held("qemu-io", pair.theirs(""));
-                if ours != theirs {
-                    pair.complain(&format!("{image}, then {other:?}: ours {ours}, theirs {theirs}"));
-                }
+            for options in ["", "-r"] {
+                pair.script(options, "read 0 512; write 0 512; truncate 1M", image);
+                expect_held_alike(&mut pair, options, image);
             }
         }
     }
     pair.finish();
 }
 
-/// What the reference says to who opens the image while a tool has it open for reading.
-fn held_up(program: &str, image: &[String], other: &str, folder: &std::path::Path) -> String {
+/// Windows, filters and formats on a file, as other processes see them.
+#[test]
+fn nodes_without_metadata_let_others_write() {
+    let mut pair = Pair::new(&[RAW[0], "qemu-img create -q -f qcow2 -b a.raw -F raw a.qcow2"]);
+    for image in [
+        r#"{"driver":"file","filename":"a.raw"}"#,
+        r#"{"driver":"raw","file.filename":"a.raw"}"#,
+        r#"{"driver":"raw","offset":512,"file.filename":"a.raw"}"#,
+        r#"{"driver":"raw","size":512,"file":{"driver":"raw","file.filename":"a.raw"}}"#,
+        r#"{"driver":"copy-on-read","file":{"driver":"raw","file.filename":"a.raw"}}"#,
+        r#"{"driver":"preallocate","file.filename":"a.raw"}"#,
+        r#"{"driver":"qcow2","file.filename":"a.qcow2"}"#,
+    ] {
+        for options in ["", "-r", "-r -U"] {
+            expect_held_alike(&mut pair, options, &format!("'json:{image}'"));
+        }
+    }
+    pair.finish();
+}
+
+/// Has both tools hold an image, and both keep the same others out.
+fn expect_held_alike(pair: &mut Pair, options: &str, image: &str) {
+    let args = words(&format!("{options} {image}"));
+    let ours = held_up(env!("CARGO_BIN_EXE_drystone-io"), &args, &pair.ours(""));
+    let theirs = held_up("qemu-io", &args, &pair.theirs(""));
+    if ours != theirs {
+        pair.complain(&format!("{options} {image}:\n  ours: {ours:?}\ntheirs: {theirs:?}"));
+    }
+}
+
+/// What the reference says to those who open the file while a tool has an image in it open: to read, to write, and to change
+/// its length.
+fn held_up(program: &str, args: &[String], folder: &std::path::Path) -> Vec<String> {
     use std::io::{BufRead as _, BufReader, Write as _};
     use std::process::{Command, Stdio};
+    let other = |args: &str| {
+        let mut command = Command::new("qemu-io");
+        command.args(words(args)).arg("a.raw").current_dir(folder);
+        let output = command.output().expect("qemu-io is installed");
+        String::from_utf8_lossy(&output.stderr).lines().next().unwrap_or_default().to_owned()
+    };
     // Who had the image open before may not have let go of it.
     for _ in 0..100 {
-        let mut free = Command::new("qemu-io");
-        free.args(["-f", "raw", "-c", "length", "a.raw"]).current_dir(folder);
-        if free.output().expect("qemu-io is installed").stderr.is_empty() {
+        if other("-f raw -c length").is_empty() {
             break;
         }
         std::thread::sleep(std::time::Duration::from_millis(50));
     }
     let mut holder = Command::new(program);
-    holder.args(["-r"]).args(image).current_dir(folder);
+    holder.args(args).current_dir(folder);
     holder.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
     let mut holder = holder.spawn().expect("the tool runs");
     let mut stdin = holder.stdin.take().expect("a pipe");
@@ -512,12 +537,25 @@ fn held_up(program: &str, image: &[String], other: &str, folder: &std::path::Pat
     let _ = stdin.write_all(b"length\n");
     let mut line = String::new();
     let _ = stdout.read_line(&mut line);
-    let mut command = Command::new("qemu-io");
-    command.args(words(other)).args(["-f", "raw", "-c", "length", "a.raw"]).current_dir(folder);
-    let output = command.output().expect("qemu-io is installed");
+    let others = ["-r -f raw -c length", "-f raw -c length", "-f raw -c 'truncate 1M'"];
+    let said = others.into_iter().map(other).collect();
     drop(stdin);
     holder.wait().expect("it ends");
-    String::from_utf8_lossy(&output.stderr).lines().next().unwrap_or_default().to_owned()
+    said
+}
+
+/// Where the copy holds something is what the node tells of itself.
+#[test]
+fn a_verified_image_has_the_map_of_its_copy() {
+    let mut pair = Pair::new(&[
+        "qemu-img create -q -f raw a.raw 1M",
+        "qemu-img create -q -f qcow2 a.qcow2 1M",
+        "qemu-io -f raw -c 'write -P 5 64k 64k' a.raw",
+        "qemu-io -f qcow2 -c 'write -P 5 64k 64k' a.qcow2",
+    ]);
+    let options = "driver=blkverify,x-image=a.qcow2,x-raw=a.raw";
+    pair.script("--image-opts", "map; alloc 0 1M; read -P 5 64k 64k; write 0 4k; map", options);
+    pair.finish();
 }
 
 /// Names in options, as scripts of long ago have them.

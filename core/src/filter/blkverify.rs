@@ -119,8 +119,9 @@ impl Driver for Blkverify {
         Length::OfFileFrom(0)
     }
 
+    /// Tells of the copy what is stored where, as the reference does; requests go to both.
     fn lookup(&self, offset: u64, len: u64, _: Access) -> Result<Extent> {
-        Ok(Extent { len, mapping: Mapping::Own { child: Role::File, offset } })
+        Ok(Extent { len, mapping: Mapping::Own { child: Role::Raw, offset } })
     }
 
     fn serve<'a>(&'a self, io: &'a Io, request: &'a mut Request) -> LocalFuture<'a, Result<()>> {

@@ -13,7 +13,7 @@ use crate::error::Result;
 use crate::filter::DebugEvent;
 use crate::graph::NodeId;
 use crate::graph::driver::{Access, Driver, Extent, Length, Mapping, Role};
-use crate::intent::{Fua, ZeroFlags};
+use crate::intent::{Fua, Permissions, ZeroFlags};
 
 /// Bytes copied at once.
 const COPY_MAX: u64 = 1 << 20;
@@ -126,6 +126,11 @@ impl Driver for CopyOnRead {
 
     fn is_filter(&self) -> bool {
         true
+    }
+
+    /// What it stores reads as before.
+    fn child_permissions(&self) -> (Permissions, Permissions) {
+        (Permissions::WRITE_UNCHANGED, Permissions::NONE)
     }
 
     fn length(&self) -> Length {

@@ -10,7 +10,7 @@ use super::{
 use crate::engine::Io;
 use crate::error::{Error, Result};
 use crate::graph::driver::{Driver, Role};
-use crate::graph::open::{NodeSpec, Sharing, lock_child, open_child};
+use crate::graph::open::{NodeSpec, lock_child, open_child};
 use crate::graph::{CHAIN_MAX, Edges, NodeId};
 use crate::intent::Permissions;
 
@@ -83,13 +83,13 @@ pub(crate) async fn open(
         FilterSpec::Blklogwrites { log, options } => {
             let log = open_child(io, log, depth).await?;
             edges.set(Role::Log, Some(log));
-            lock_child(io, spec, edges, Role::Log, Sharing::Reads).await?;
+            lock_child(io, spec, edges, Role::Log).await?;
             Rc::new(Blklogwrites::open(io, log, options).await?)
         }
         FilterSpec::Blkverify { raw } => {
             let raw = open_child(io, raw, depth).await?;
             edges.set(Role::Raw, Some(raw));
-            lock_child(io, spec, edges, Role::Raw, Sharing::Reads).await?;
+            lock_child(io, spec, edges, Role::Raw).await?;
             Rc::new(Blkverify)
         }
         FilterSpec::Compress => {

@@ -61,6 +61,24 @@ impl ImageFormat {
         }
     }
 
+    /// The format of that name, with its options as they are where nothing else is said.
+    pub fn named(name: &str) -> Option<Self> {
+        let all = [
+            Self::Bochs,
+            Self::Cloop,
+            Self::Dmg,
+            Self::Luks(LuksOptions::default()),
+            Self::Parallels(ParallelsOptions::default()),
+            Self::Qcow,
+            Self::Qed,
+            Self::Vdi,
+            Self::Vhdx,
+            Self::Vmdk,
+            Self::Vpc { size: vpc::SizeRule::ByCreator },
+        ];
+        all.into_iter().find(|format| format.name() == name)
+    }
+
     /// Tells the format by a file's first bytes, up to 2048 of them.
     pub fn probe(head: &[u8]) -> Option<Self> {
         /// Tells the format, and names it.

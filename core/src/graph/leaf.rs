@@ -79,9 +79,11 @@ impl Leaf {
         }
     }
 
-    /// Takes note of a use, unless it does not go with one that there is; `leaf` is the leaf's name.
+    /// Takes note of a use, unless it does not go with one that there is; `leaf` is the leaf's name. What somebody denies
+    /// others is not denied to them.
     pub(crate) fn add_use(&self, leaf: &str, new: Use) -> Result<UseId> {
-        for (_, old) in self.uses.borrow().iter() {
+        let uses = self.uses.borrow();
+        for (_, old) in uses.iter().filter(|(_, old)| (&old.user, old.role) != (&new.user, new.role)) {
             for (needs, denies) in [(old, &new), (&new, old)] {
                 let both = Permissions(needs.holds.0 & denies.shares.complement().0);
                 if both != Permissions::NONE {
@@ -89,6 +91,7 @@ impl Leaf {
                 }
             }
         }
+        drop(uses);
         let id = UseId(self.next_use.get());
         self.next_use.set(id.0 + 1);
         self.uses.borrow_mut().push((id, new));

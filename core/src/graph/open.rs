@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 use super::driver::{Driver, Role};
 use super::opening::{Opening, allowed};
 pub use super::opening::{beside, names_protocol};
+use super::options::Format;
 use super::{DetectZeroes, Edges, NodeFlags, NodeId, Use, options};
 use crate::engine::{Io, LocalFuture};
 use crate::error::{Error, Result};
@@ -19,7 +20,7 @@ use crate::format::luks::Sectors;
 use crate::format::qcow2::layout::{Header, Incompatible};
 use crate::format::qcow2::{self, Qcow2Error, Qcow2Options};
 use crate::format::raw::Raw;
-use crate::intent::{Aio, Errno, LeafAccess, Location, Permissions};
+use crate::intent::{Aio, Errno, LeafAccess, LeafKind, Location, Permissions};
 
 /// A tree of nodes to open.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,6 +55,11 @@ pub struct OpenMode {
     pub force_share: bool,
     /// `locking`: whether image locks are taken at all. Only a leaf's own word counts.
     pub locking: bool,
+    /// What is done with the file of a raw image that is written to, beyond reading and writing. Formats say by themselves
+    /// what they do with their files.
+    pub takes: Permissions,
+    /// What nobody else may do meanwhile with the file of a raw image.
+    pub denies: Permissions,
     /// What names that images hold may open.
     pub names: ImageNames,
     /// How many images down the backing chain one is that is written to as well, by a commit; 0: none is.
@@ -85,6 +91,8 @@ impl Default for OpenMode {
             aio: Aio::Auto,
             force_share: false,
             locking: true,
+            takes: Permissions::RESIZE,
+            denies: Permissions::NONE,
             names: ImageNames::Follow,
             commits_down: 0,
         }
@@ -97,6 +105,8 @@ impl Default for OpenMode {
 pub enum DriverSpec {
     /// A file, a device, or a leaf without storage.
     Leaf(Location),
+    /// A block or character device by its path; a file is refused.
+    Device(String),
     /// A window on another node.
     Raw {
         /// What it is a window on.
@@ -134,8 +144,10 @@ pub enum DriverSpec {
         file: Box<NodeSpec>,
         /// As for [`Qcow2`](Self::Qcow2).
         backing: ChildSpec,
-        /// As for [`Qcow2`](Self::Qcow2).
+        /// What a qcow2 image is opened with, where [`unread`](Self::Probe::unread) does not say otherwise.
         options: Qcow2Options,
+        /// Options that are read once it is known which format they are for.
+        unread: Map<String, Value>,
     },
     /// A filter.
     Filter {
@@ -229,10 +241,12 @@ impl NodeSpec {
             ChildSpec::FromImage | ChildSpec::None => false,
         };
         match &self.driver {
-            DriverSpec::Leaf(_) => false,
+            DriverSpec::Leaf(_) | DriverSpec::Device(_) => false,
             DriverSpec::Node(_) => true,
             DriverSpec::Raw { file, .. } => file.refers_to_nodes(),
-            DriverSpec::Probe { file, backing, .. } => file.refers_to_nodes() || child(backing),
+            DriverSpec::Probe { file, backing, unread, .. } => {
+                file.refers_to_nodes() || child(backing) || options::refer_to_nodes(unread)
+            }
             DriverSpec::Image { file, backing, format, .. } => {
                 file.refers_to_nodes() || child(backing) || format.children().any(Self::refers_to_nodes)
             }
@@ -265,7 +279,7 @@ impl NodeSpec {
 pub fn open<'a>(io: &'a Io, spec: &'a NodeSpec) -> LocalFuture<'a, Result<NodeId>> {
     Box::pin(async move {
         let root = open_child(io, spec, 0).await?;
-        match lock_below_filters(io, spec, root).await {
+        match lock_root(io, spec, root).await {
             Ok(()) => Ok(root),
             Err(error) => Err(undo(io, root, error).await),
         }
@@ -302,6 +316,7 @@ pub(crate) fn open_child<'a>(
                     _ => error,
                 })
             }
+            DriverSpec::Device(path) => open_device(io, spec, path).await,
             DriverSpec::Raw { file, offset, size } => {
                 let file = open_child(io, file, depth).await?;
                 open_raw(io, spec, file, raw_window(io, file, *offset, *size)).await
@@ -314,22 +329,8 @@ pub(crate) fn open_child<'a>(
                 let file = open_child(io, file, depth).await?;
                 open_image(io, spec, file, depth, (format, backing, *metadata_only)).await
             }
-            DriverSpec::Probe { file, backing, options } => {
-                let file = open_child(io, file, depth).await?;
-                match probe(io, file).await {
-                    Ok(Format::Raw) => open_raw(io, spec, file, Ok(Raw::guessed())).await,
-                    Ok(Format::Image(mut format)) => {
-                        if options.for_check {
-                            format.for_check();
-                        }
-                        let metadata_only = options.metadata_only;
-                        open_image(io, spec, file, depth, (&format, backing, metadata_only)).await
-                    }
-                    Ok(Format::Qcow2) => {
-                        open_qcow2(io, spec, file, (backing, &ChildSpec::FromImage, options), depth).await
-                    }
-                    Err(error) => Err(undo(io, file, error).await),
-                }
+            DriverSpec::Probe { file, backing, options, unread } => {
+                open_guessed(io, spec, file, (backing, options, unread), depth).await
             }
             DriverSpec::Filter { file, filter } => {
                 let file = open_child(io, file, depth).await?;
@@ -342,16 +343,21 @@ pub(crate) fn open_child<'a>(
     })
 }
 
+/// Opens a device, and nothing else.
+async fn open_device(io: &Io, spec: &NodeSpec, path: &str) -> Result<NodeId> {
+    let leaf = NodeSpec { driver: DriverSpec::Leaf(Location::Path(path.into())), ..spec.clone() };
+    let node = open_child(io, &leaf, 0).await?;
+    if io.leaf_info(node).is_some_and(|leaf| leaf.kind == LeafKind::HostDevice) {
+        return Ok(node);
+    }
+    let text = format!("'host_device' driver requires '{path}' to be either a character or block device");
+    Err(undo(io, node, Box::new(Error::Options(text))).await)
+}
+
 /// Closes what a failed open leaves. The first error is the one that the caller needs to know.
 async fn undo(io: &Io, node: NodeId, error: Box<Error>) -> Box<Error> {
     let _ = io.close(node).await;
     error
-}
-
-enum Format {
-    Raw,
-    Qcow2,
-    Image(ImageFormat),
 }
 
 /// The format that the first bytes of a file tell; none, and it is raw.
@@ -375,16 +381,42 @@ async fn probe(io: &Io, file: NodeId) -> Result<Format> {
     Ok(ImageFormat::probe_name(&io.title(file)).map_or(Format::Raw, Format::Image))
 }
 
+/// Opens an image in the format that it looks like.
+async fn open_guessed(
+    io: &Io,
+    spec: &NodeSpec,
+    below: &NodeSpec,
+    (backing, options, unread): (&ChildSpec, &Qcow2Options, &Map<String, Value>),
+    depth: usize,
+) -> Result<NodeId> {
+    let file = open_child(io, below, depth).await?;
+    let read = async {
+        let format = probe(io, file).await?;
+        options::guessed(format, unread.clone(), below.clone(), options.clone())
+    };
+    match read.await {
+        Err(error) => Err(undo(io, file, error).await),
+        Ok(DriverSpec::Raw { offset, size, .. }) => {
+            open_raw(io, spec, file, raw_window(io, file, offset, size).map(Raw::guessed)).await
+        }
+        Ok(DriverSpec::Qcow2 { data_file, options, .. }) => {
+            open_qcow2(io, spec, file, (backing, &data_file, &options), depth).await
+        }
+        Ok(DriverSpec::Image { mut format, .. }) => {
+            if options.for_check {
+                format.for_check();
+            }
+            open_image(io, spec, file, depth, (&format, backing, options.metadata_only)).await
+        }
+        Ok(other) => unreachable!("no format: {other:?}"),
+    }
+}
+
 async fn open_raw(io: &Io, spec: &NodeSpec, file: NodeId, made: Result<Raw>) -> Result<NodeId> {
     let edges = Edges::default();
     edges.set(Role::File, Some(file));
     let made = match made {
-        Ok(driver) => {
-            let driver: Rc<dyn Driver> = Rc::new(driver);
-            // As the reference: who reads raw bytes does not have them change underneath; who writes them lets others.
-            let sharing = if spec.mode.writable { Sharing::Everything } else { Sharing::Reads };
-            lock_child(io, spec, &edges, Role::File, sharing).await.map(|()| driver)
-        }
+        Ok(driver) => Ok(Rc::new(driver) as Rc<dyn Driver>),
         Err(error) => Err(error),
     };
     add_or_undo(io, spec, file, edges, made).await
@@ -400,7 +432,7 @@ async fn open_image(
     let edges = Edges::default();
     edges.set(Role::File, Some(file));
     let opened = async {
-        lock_child(io, spec, &edges, Role::File, Sharing::Reads).await?;
+        lock_child(io, spec, &edges, Role::File).await?;
         format.open(&Opening { io, spec, file, edges: &edges, backing, metadata_only, depth }).await
     };
     let opened = opened.await;
@@ -450,14 +482,14 @@ async fn open_qcow2(
     let edges = Edges::default();
     edges.set(Role::File, Some(file));
     let opened = async {
-        lock_child(io, spec, &edges, Role::File, Sharing::Reads).await?;
+        lock_child(io, spec, &edges, Role::File).await?;
         let header = qcow2::read_header(io, file).await?;
         if !options.metadata_only
             && let Some(child) = data_file_spec(io, spec, file, &header, data_file)?
         {
             let child = open_child(io, &child, depth).await?;
             edges.set(Role::DataFile, Some(child));
-            lock_child(io, spec, &edges, Role::DataFile, Sharing::Reads).await?;
+            lock_child(io, spec, &edges, Role::DataFile).await?;
         }
         let metadata_only = options.metadata_only;
         let opening = Opening { io, spec, file, edges: &edges, backing, metadata_only, depth };
@@ -544,49 +576,58 @@ fn raw_window(io: &Io, file: NodeId, offset: u64, size: Option<u64>) -> Result<R
     Ok(Raw::new(offset, size))
 }
 
-/// What a node tolerates that other processes do with its file.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Sharing {
-    /// All: there is no metadata that could go stale.
-    Everything,
-    /// Reading.
-    Reads,
-}
-
-/// Takes the byte-range locks on the leaf that holds an image, as QEMU does, so that both keep out of each other's way.
-/// What the nodes above a shared leaf do is added up.
-pub(crate) async fn lock_child(
-    io: &Io,
-    spec: &NodeSpec,
-    edges: &Edges,
-    role: Role,
-    sharing: Sharing,
-) -> Result<()> {
+/// Takes the byte-range locks on the leaf that holds a part of an image, as QEMU does, so that both keep out of each other's
+/// way: nobody else writes to an image while it is open. What the nodes above a shared leaf do is added up.
+pub(crate) async fn lock_child(io: &Io, spec: &NodeSpec, edges: &Edges, role: Role) -> Result<()> {
     let Some(child) = edges.at(role) else { return Ok(()) };
     let below = below_filters(io, child);
-    let holds = match spec.mode.writable {
-        true => Permissions::CONSISTENT_READ.with(Permissions::WRITE).with(Permissions::RESIZE),
-        false => Permissions::CONSISTENT_READ,
-    };
-    let shares = match sharing {
-        Sharing::Reads if !below.force_share => Permissions::WRITE.with(Permissions::RESIZE).complement(),
-        _ => Permissions::ALL,
-    };
-    let (holds, shares) = (holds.with(below.takes), Permissions(shares.0 & below.unshares.complement().0));
-    declare_use(io, spec, edges, below.leaf, (role, holds, shares)).await
+    let changes = Permissions::WRITE.with(Permissions::RESIZE);
+    let used = below.used(spec.mode.writable, changes, changes);
+    declare_use(io, user(io, spec), edges, below.leaf, (role, used)).await
 }
 
-/// What a filter at the top takes on the leaf by itself. A format above filters declares it for them, see [`lock_child`].
-async fn lock_below_filters(io: &Io, spec: &NodeSpec, root: NodeId) -> Result<()> {
-    if !matches!(spec.driver, DriverSpec::Filter { .. }) {
-        return Ok(());
-    }
+/// The same, of a backing file that is no format and does not say by itself how it is used.
+pub(super) async fn lock_backing(io: &Io, image: &NodeSpec, edges: &Edges, mode: OpenMode) -> Result<()> {
+    let Some(child) = edges.at(Role::Backing) else { return Ok(()) };
+    let below = below_filters(io, child);
+    let used = below.used(mode.writable, Permissions::WRITE.with(mode.takes), mode.denies);
+    declare_use(io, user(io, image), edges, below.leaf, (Role::Backing, used)).await
+}
+
+/// What whoever opened a tree does with the leaf below it, where no format stands between.
+async fn lock_root(io: &Io, spec: &NodeSpec, root: NodeId) -> Result<()> {
     let below = below_filters(io, root);
-    if below.takes.with(below.unshares) == Permissions::NONE {
-        return Ok(());
+    let used = below.used(spec.mode.writable, Permissions::WRITE.with(spec.mode.takes), spec.mode.denies);
+    match io.driver(root) {
+        // A node that was open already; and one that has a name, so that others may come to use it in their own way.
+        _ if matches!(spec.driver, DriverSpec::Node(_)) => Ok(()),
+        None if spec.node_name.is_some() => Ok(()),
+        _ => declare_own_use(io, root, below.leaf, used).await,
     }
-    let edges = Rc::clone(&io.shared().graph.node(root).edges);
-    declare_use(io, spec, &edges, below.leaf, (Role::File, below.takes, below.unshares.complement())).await
+}
+
+/// Has whoever opened a node do more with the leaf below it, where no format stands between, until the node is closed.
+///
+/// # Errors
+/// When others let nobody do that.
+pub async fn take(io: &Io, node: NodeId, more: Permissions) -> Result<()> {
+    declare_own_use(io, node, below_filters(io, node).leaf, (more, Permissions::ALL)).await
+}
+
+/// Declares what whoever opened a node does with the leaf below it, until the node is closed.
+async fn declare_own_use(
+    io: &Io,
+    node: NodeId,
+    leaf: NodeId,
+    (holds, shares): (Permissions, Permissions),
+) -> Result<()> {
+    let here = io.shared().graph.node(node);
+    if node == leaf {
+        // It goes with the leaf.
+        let used = Use { user: here.name.clone(), role: Role::File, holds, shares };
+        return io.use_leaf(leaf, used).await.map(|_| ());
+    }
+    declare_use(io, here.name.clone(), &here.edges, leaf, (Role::File, (holds, shares))).await
 }
 
 /// The node below all filters.
@@ -597,6 +638,17 @@ struct BelowFilters {
     /// What the filters on the way take, and let nobody else take.
     takes: Permissions,
     unshares: Permissions,
+}
+
+impl BelowFilters {
+    /// What a user does with the leaf who reads it, and takes `changes` where it writes, and what it shares then; together
+    /// with what the filters do.
+    fn used(&self, writable: bool, changes: Permissions, denies: Permissions) -> (Permissions, Permissions) {
+        let changes = if writable { changes } else { Permissions::NONE };
+        let denies = if self.force_share { Permissions::NONE } else { denies.with(self.unshares) };
+        let holds = Permissions::CONSISTENT_READ.with(changes).with(self.takes);
+        (holds, denies.complement())
+    }
 }
 
 fn below_filters(io: &Io, child: NodeId) -> BelowFilters {
@@ -616,14 +668,18 @@ fn below_filters(io: &Io, child: NodeId) -> BelowFilters {
     found
 }
 
+/// The name of who uses a leaf, for what is said when two do not go together.
+fn user(io: &Io, spec: &NodeSpec) -> String {
+    spec.node_name.clone().unwrap_or_else(|| io.shared().graph.next_name())
+}
+
 async fn declare_use(
     io: &Io,
-    spec: &NodeSpec,
+    user: String,
     edges: &Edges,
     leaf: NodeId,
-    (role, holds, shares): (Role, Permissions, Permissions),
+    (role, (holds, shares)): (Role, (Permissions, Permissions)),
 ) -> Result<()> {
-    let user = spec.node_name.clone().unwrap_or_else(|| io.shared().graph.next_name());
     let used = io.use_leaf(leaf, Use { user, role, holds, shares }).await?;
     if let Some(id) = used {
         edges.add_use(leaf, id);

@@ -5,7 +5,7 @@
 use serde_json::Map;
 
 use super::driver::Role;
-use super::open::{ChildSpec, ImageNames, NodeSpec, OpenMode, Sharing, lock_child, open_child};
+use super::open::{ChildSpec, ImageNames, NodeSpec, OpenMode, lock_backing, lock_child, open_child};
 use super::{CHAIN_MAX, Edges, NodeId, options};
 use crate::engine::Io;
 use crate::error::{Error, Result};
@@ -44,9 +44,10 @@ impl Opening<'_> {
             let location = self.io.title(self.file);
             return Err(Box::new(Error::ChainTooDeep { location, max: CHAIN_MAX }));
         }
+        let mode = child.mode;
         let child = open_child(self.io, &child, self.depth + 1).await.map_err(backing_file)?;
         self.edges.set(Role::Backing, Some(child));
-        Ok(())
+        lock_backing(self.io, self.spec, self.edges, mode).await.map_err(backing_file)
     }
 
     /// Opens a file beside the image that it names as a part of itself, such as an extent, and locks it as the image.
@@ -59,7 +60,7 @@ impl Opening<'_> {
         let path = beside(&self.io.title(self.file), name);
         let part = open_child(self.io, &NodeSpec::file(path, self.spec.mode.below()), self.depth).await?;
         self.edges.set(role, Some(part));
-        lock_child(self.io, self.spec, self.edges, role, Sharing::Reads).await?;
+        lock_child(self.io, self.spec, self.edges, role).await?;
         Ok(part)
     }
 
@@ -70,7 +71,7 @@ impl Opening<'_> {
     pub async fn open_child(&self, role: Role, spec: &NodeSpec) -> Result<NodeId> {
         let child = open_child(self.io, spec, self.depth).await?;
         self.edges.set(role, Some(child));
-        lock_child(self.io, self.spec, self.edges, role, Sharing::Reads).await?;
+        lock_child(self.io, self.spec, self.edges, role).await?;
         Ok(child)
     }
 

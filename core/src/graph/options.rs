@@ -22,6 +22,7 @@ use crate::error::{Error, Result};
 use crate::filter::{FilterSpec, NullName};
 use crate::format::qcow2::{Protect, Qcow2Options};
 use crate::intent::{Aio, Location};
+pub(super) use formats::Format;
 use values::Options;
 
 /// Nesting of options at the most; no honest description comes near.
@@ -61,7 +62,7 @@ pub fn from_filename_and(
             if let Some(format) = format {
                 options.put("driver", format);
             }
-            node(options, None, mode, 0)
+            usable(node(options, None, mode, 0)?, mode)
         }
     }
 }
@@ -95,7 +96,7 @@ fn named(name: &str, format: Option<&str>, options: Map<String, Value>, mode: Op
         };
     }
     map.extend(options);
-    node(Options::flat(map), path, mode, 0)
+    usable(node(Options::flat(map), path, mode, 0)?, mode)
 }
 
 /// Reads the options of a node. What they do not say is as in `mode`.
@@ -103,7 +104,15 @@ fn named(name: &str, format: Option<&str>, options: Map<String, Value>, mode: Op
 /// # Errors
 /// [`Error::Options`] with what is wrong.
 pub fn from_options(map: Map<String, Value>, mode: OpenMode) -> Result<NodeSpec> {
-    node(Options::flat(map), None, mode, 0)
+    usable(node(Options::flat(map), None, mode, 0)?, mode)
+}
+
+/// Refuses a node that its options open for reading where it is to be written to.
+fn usable(spec: NodeSpec, mode: OpenMode) -> Result<NodeSpec> {
+    match mode.writable && !spec.mode.writable {
+        true => Err(refused("Block node is read-only".into())),
+        false => Ok(spec),
+    }
 }
 
 fn refused(text: String) -> Box<Error> {
@@ -138,34 +147,45 @@ fn node(options: Options, path: Option<&str>, mode: OpenMode, depth: usize) -> R
         options.finish(protocol)?;
         return Ok(NodeSpec { node_name, ..spec });
     }
-    let format = driver.as_deref();
-    if !format.is_none_or(|format| matches!(format, "raw" | "qcow2") || formats::is_image(format)) {
-        return Err(refused(format!("Unknown driver '{}'", format.unwrap_or_default())));
-    }
+    let format = match driver {
+        None => None,
+        Some(name) => match Format::named(&name) {
+            None => return Err(refused(format!("Unknown driver '{name}'"))),
+            format => format,
+        },
+    };
     let below = mode.below();
     let file = Box::new(child(&mut options, "file", path, below, depth)?);
     let driver = match format {
-        Some("raw") => {
-            let size = options.size("size")?;
-            let offset = options.size("offset")?.unwrap_or(0);
-            if size.is_some_and(|size| !size.is_multiple_of(512)) {
-                return Err(refused("Specified size is not multiple of 512".into()));
-            }
-            DriverSpec::Raw { file, offset, size }
+        Some(format) => {
+            let name = format.name();
+            let driver = format.read(&mut options, file, below, depth, Qcow2Options::default())?;
+            options.finish(name)?;
+            driver
         }
-        Some("qcow2") => {
-            let data_file = data_file_child(&mut options, below, depth)?;
-            let backing = backing_child(&mut options, below)?;
-            DriverSpec::Qcow2 { file, backing, data_file, options: qcow2_options(&mut options)? }
-        }
-        Some(format) => formats::image(&mut options, format, file, below, depth)?,
         None => {
             let backing = backing_child(&mut options, below)?;
-            DriverSpec::Probe { file, backing, options: qcow2_options(&mut options)? }
+            DriverSpec::Probe { file, backing, options: Qcow2Options::default(), unread: options.into_map() }
         }
     };
-    options.finish(format.unwrap_or("raw"))?;
     Ok(NodeSpec { node_name, mode, driver })
+}
+
+/// Reads what was said of an image in a format that is known only now. `file` stands for what holds it, and the backing
+/// file was read before.
+///
+/// # Errors
+/// [`Error::Options`] with what is wrong, above all what the format does not have.
+pub(super) fn guessed(
+    format: Format,
+    unread: Map<String, Value>,
+    file: NodeSpec,
+    usual: Qcow2Options,
+) -> Result<DriverSpec> {
+    let (mut options, name, below) = (Options::flat(unread), format.name(), file.mode);
+    let driver = format.read(&mut options, Box::new(file), below, 0, usual)?;
+    options.finish(name)?;
+    Ok(driver)
 }
 
 /// What every node has.
@@ -249,14 +269,17 @@ fn leaf(options: &mut Options, driver: &str, path: Option<&str>, mode: OpenMode)
     let filename = match options.word("filename") {
         Some(filename) => filename,
         None => match path {
-            Some(path) => path_of(path)?.to_owned(),
+            Some(path) => path_of(path)?,
             None => String::new(),
         },
     };
     if filename.is_empty() {
         return Err(refused(format!("The '{driver}' block driver requires a file name")));
     }
-    Ok(NodeSpec::file(filename, mode))
+    match driver {
+        "host_device" => Ok(NodeSpec { node_name: None, mode, driver: DriverSpec::Device(filename) }),
+        _ => Ok(NodeSpec::file(filename, mode)),
+    }
 }
 
 /// What a file name means as a leaf that an image is made in: a path, an NVMe namespace, or an export of a server.
@@ -318,19 +341,20 @@ fn child(
         return Err(no_child(key));
     }
     if file.has("driver") {
-        return node(file, path, mode, depth + 1);
+        return usable(node(file, path, mode, depth + 1)?, mode);
     }
     if path.is_none() && !file.has("filename") {
         return Err(refused("Must specify either driver or file".into()));
     }
     let node_name = file.text("node-name");
-    let mode = read_mode(&mut file, mode)?;
+    let above = mode;
+    let mode = read_mode(&mut file, above)?;
     let spec = match path.map(|path| filters::named(path, mode, depth + 1)).transpose()?.flatten() {
         Some(spec) => spec,
         None => leaf(&mut file, "file", path, mode)?,
     };
     file.finish("file")?;
-    Ok(NodeSpec { node_name, ..spec })
+    usable(NodeSpec { node_name, ..spec }, above)
 }
 
 /// What is said about the backing file; the image may add its name and its format.
@@ -372,36 +396,38 @@ fn data_file_child(options: &mut Options, mode: OpenMode, depth: usize) -> Resul
 }
 
 /// The path that a file name means.
-fn path_of(name: &str) -> Result<&str> {
+fn path_of(name: &str) -> Result<String> {
     if let Some(path) = name.strip_prefix("file:") {
-        return Ok(path);
+        // As a name, it has to stay one.
+        return Ok(if names_protocol(path) { format!("./{path}") } else { path.into() });
     }
     if names_protocol(name) {
         let protocol = name.split(':').next().unwrap_or_default();
         return Err(refused(format!("Unknown protocol '{protocol}'")));
     }
-    Ok(name)
+    Ok(name.into())
 }
 
-fn qcow2_options(options: &mut Options) -> Result<Qcow2Options> {
-    let mut read = Qcow2Options::default();
+fn qcow2_options(options: &mut Options, usual: Qcow2Options) -> Result<Qcow2Options> {
+    let mut read = usual;
     let mut encrypt = options.below("encrypt");
-    read.encrypt.format = encrypt.text("format");
-    read.encrypt.key_secret = encrypt.text("key-secret");
+    read.encrypt.format = encrypt.text("format").or(read.encrypt.format);
+    read.encrypt.key_secret = encrypt.text("key-secret").or(read.encrypt.key_secret);
     if let Some((key, _)) = encrypt.into_texts().first() {
         return Err(refused(format!("Parameter '{key}' is unexpected")));
     }
     cache_sizes(options, &mut read)?;
-    read.l2_cache_entry_len = options.size("l2-cache-entry-size")?;
+    read.l2_cache_entry_len = options.size("l2-cache-entry-size")?.or(read.l2_cache_entry_len);
     read.cache_clean_interval = match options.number("cache-clean-interval")? {
-        None | Some(0) => None,
+        None => read.cache_clean_interval,
+        Some(0) => None,
         Some(seconds) if seconds > u64::from(u32::MAX) => {
             return Err(refused("Cache clean interval too big".into()));
         }
         Some(seconds) => Some(Duration::from_secs(seconds)),
     };
-    read.lazy_refcounts = options.switch("lazy-refcounts")?.unwrap_or(false);
-    read.protect = overlap_checks(options)?;
+    read.lazy_refcounts = options.switch("lazy-refcounts")?.unwrap_or(read.lazy_refcounts);
+    read.protect = overlap_checks(options, read.protect)?;
     let discards = &mut read.discards;
     for (key, passed) in [
         ("pass-discard-request", &mut discards.request),
@@ -410,7 +436,7 @@ fn qcow2_options(options: &mut Options) -> Result<Qcow2Options> {
     ] {
         *passed = options.switch(key)?.unwrap_or(*passed);
     }
-    read.discard_no_unref = options.switch("discard-no-unref")?.unwrap_or(false);
+    read.discard_no_unref = options.switch("discard-no-unref")?.unwrap_or(read.discard_no_unref);
     Ok(read)
 }
 
@@ -438,7 +464,7 @@ fn cache_sizes(options: &mut Options, read: &mut Qcow2Options) -> Result<()> {
 }
 
 /// A level decides what is protected, and single switches what differs from it.
-fn overlap_checks(options: &mut Options) -> Result<Protect> {
+fn overlap_checks(options: &mut Options, usual: Protect) -> Result<Protect> {
     let plain = options.text("overlap-check");
     let template = options.text("overlap-check.template");
     if let (Some(plain), Some(template)) = (&plain, &template)
@@ -450,7 +476,8 @@ fn overlap_checks(options: &mut Options) -> Result<Protect> {
         )));
     }
     let mut protect = match plain.or(template).as_deref() {
-        None | Some("cached") => Protect::CACHED,
+        None => usual,
+        Some("cached") => Protect::CACHED,
         Some("none") => Protect::NONE,
         Some("constant") => Protect::CONSTANT,
         Some("all") => Protect::ALL,

@@ -114,15 +114,8 @@ async fn in_new_file(
 /// Makes an empty file that nobody else uses, and opens it.
 async fn create_file(io: &Io, location: &Location) -> Result<NodeId> {
     io.create_leaf(location, 0, Preallocation::Off).await?;
-    let mode = OpenMode { writable: true, ..OpenMode::default() };
-    let file = open(io, &NodeSpec::leaf(location.clone(), mode)).await?;
-    match io.lock(file, Permissions::WRITE.with(Permissions::RESIZE), Permissions::NONE).await {
-        Ok(()) => Ok(file),
-        Err(error) => {
-            let _ = io.close(file).await;
-            Err(error)
-        }
-    }
+    let mode = OpenMode { writable: true, denies: Permissions::ALL, ..OpenMode::default() };
+    open(io, &NodeSpec::leaf(location.clone(), mode)).await
 }
 
 /// Opens the new image, without its backing file, and reserves space for its disk.

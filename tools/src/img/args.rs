@@ -48,7 +48,7 @@ use std::ffi::OsString;
 use crate::docs;
 use crate::getopt::{Getopt, OptionSpec, Order};
 use crate::message::Failure;
-use crate::trace::{EVENTS, Tracing};
+use crate::trace::{Added, EVENTS, Tracing};
 
 /// What a command line asks for.
 #[derive(Clone, Debug, PartialEq)]
@@ -204,10 +204,12 @@ pub fn parse(argv: &[String]) -> Result<Invocation, Failure> {
                 let script = docs().completions(name, &shell)?;
                 return invocation(warnings, tracing, Action::Print(script));
             }
-            (_, trace) if matches!(trace.as_str(), "help" | "?") => {
-                return invocation(warnings, tracing, Action::Print(EVENTS.into()));
-            }
-            (_, trace) => warnings.extend(tracing.add(&trace)?),
+            (_, trace) => match tracing.add(&trace)? {
+                Added::Help => {
+                    return invocation(warnings, Tracing::default(), Action::Print(EVENTS.into()));
+                }
+                Added::Warnings(more) => warnings.extend(more),
+            },
         }
     }
     let operands = getopt.take_operands();

@@ -155,6 +155,9 @@ fn check_compression(format: Option<&str>, options: Option<&CreateOptions>) -> R
     if !format.is_some_and(|format| COMPRESSING.contains(&format)) {
         return Err(cannot_compress());
     }
+    if options.text("data_file").is_some() {
+        return Err(Failure::new("Compression and an external data file not supported at the same time"));
+    }
     if options.switch("encryption") == Some(true) || options.text("encrypt.format").is_some() {
         return Err(Failure::new("Compression and encryption not supported at the same time"));
     }

@@ -10,7 +10,7 @@ use crate::img::args::CacheMode;
 use crate::img::args::{Executor, parse_executor, parse_image_names};
 use crate::message::Failure;
 use crate::object::{ObjectArg, ObjectDef, add_object, parse_object};
-use crate::trace::{EVENTS, Tracing};
+use crate::trace::{Added, EVENTS, Tracing};
 
 /// What a command line asks for.
 #[derive(Clone, Debug, PartialEq)]
@@ -130,8 +130,10 @@ pub fn parse(argv: &[String], name: &str) -> Result<Invocation, Failure> {
             "version" => return print(help::version(name)),
             "man" => return print(docs().man(name)),
             "completions" => return print(docs().completions(name, &value)?),
-            "trace" if matches!(value.as_str(), "help" | "?") => return print(EVENTS.into()),
-            "trace" => warnings.extend(tracing.add(&value)?),
+            "trace" => match tracing.add(&value)? {
+                Added::Help => return print(EVENTS.into()),
+                Added::Warnings(more) => warnings.extend(more),
+            },
             "object" => match parse_object(&value).map_err(Failure::new)? {
                 ObjectArg::Help(text) => return print(text),
                 ObjectArg::Define(object) => {
@@ -155,7 +157,7 @@ pub fn parse(argv: &[String], name: &str) -> Result<Invocation, Failure> {
 fn set(args: &mut IoArgs, option: &str, value: String) -> Result<(), Failure> {
     let refused = |refusal| match refusal {
         Refusal::Reported(text) | Refusal::Said(text) | Refusal::Complained(text) => Failure::new(text),
-        Refusal::Usage(_) => unreachable!("values have no usage"),
+        Refusal::Usage(_) | Refusal::After(..) => unreachable!("a value alone is refused"),
     };
     match option {
         "cmd" => args.commands.push(value),

@@ -9,6 +9,7 @@ use super::number::{milliseconds, number};
 use super::transfer::{self, DiscardArgs, ReadArgs, Vectored, WriteArgs};
 use super::zones;
 use crate::img::args::CacheMode;
+use crate::options::switch_warnings;
 
 /// What a line asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -101,9 +102,19 @@ pub enum Refusal {
     Reported(String),
     /// How the command is used is said on the standard output, and this on the error stream before.
     Usage(Option<String>),
+    /// The warnings that lists of options deserve, and then why.
+    After(Vec<String>, Box<Refusal>),
 }
 
 impl Refusal {
+    /// The same, behind the warnings that lists of options deserve.
+    fn after(self, lists: &[String]) -> Self {
+        match switch_warnings(lists) {
+            none if none.is_empty() => self,
+            warnings => Self::After(warnings, Box::new(self)),
+        }
+    }
+
     /// Refuses a flag that the command does not have.
     pub(super) fn of_bad(flags: &Flags) -> Result<(), Self> {
         match &flags.bad {
@@ -375,6 +386,13 @@ fn truncate(flags: Flags) -> Result<Command, Refusal> {
 
 fn open(flags: Flags) -> Result<Command, Refusal> {
     let mut open = OpenCommand::default();
+    match read_open(&mut open, &flags) {
+        Ok(()) => Ok(Command::Open(open)),
+        Err(refusal) => Err(refusal.after(&open.options)),
+    }
+}
+
+fn read_open(open: &mut OpenCommand, flags: &Flags) -> Result<(), Refusal> {
     for (flag, value) in &flags.flags {
         match flag {
             's' => open.snapshot = true,
@@ -389,17 +407,24 @@ fn open(flags: Flags) -> Result<Command, Refusal> {
             _ => open.force_share = true,
         }
     }
-    Refusal::of_bad(&flags)?;
+    Refusal::of_bad(flags)?;
     match flags.operands.as_slice() {
         [] => {}
         [path] => open.path = Some(path.clone()),
         _ => return Err(Refusal::Usage(None)),
     }
-    Ok(Command::Open(open))
+    Ok(())
 }
 
 fn reopen(flags: Flags) -> Result<Command, Refusal> {
     let mut reopen = ReopenCommand::default();
+    match read_reopen(&mut reopen, &flags) {
+        Ok(()) => Ok(Command::Reopen(reopen)),
+        Err(refusal) => Err(refusal.after(&reopen.options)),
+    }
+}
+
+fn read_reopen(reopen: &mut ReopenCommand, flags: &Flags) -> Result<(), Refusal> {
     for (flag, value) in &flags.flags {
         match flag {
             'c' => reopen.cache = Some(cache(value)?),
@@ -410,9 +435,9 @@ fn reopen(flags: Flags) -> Result<Command, Refusal> {
             flag => reopen.writable = Some(*flag == 'w'),
         }
     }
-    Refusal::of_bad(&flags)?;
+    Refusal::of_bad(flags)?;
     match flags.operands.is_empty() {
-        true => Ok(Command::Reopen(reopen)),
+        true => Ok(()),
         false => Err(Refusal::Usage(None)),
     }
 }

@@ -1,7 +1,7 @@
 //! Numbers of commands: offsets, lengths, patterns.
 
 use super::command::Refusal;
-use crate::size::{SizeError, parse_size};
+use crate::size::{SizeError, parse_number, parse_size};
 
 /// Bytes that one request moves at the most: the reference's limit, whole sectors below 2^31.
 pub(super) const REQUEST_MAX: u64 = 2_147_483_136;
@@ -26,17 +26,17 @@ pub(super) fn number(text: &str) -> Result<u64, Refusal> {
 
 /// Reads a byte: decimal, hexadecimal with `0x`, octal with `0`.
 pub(super) fn pattern(text: &str) -> Result<u8, Refusal> {
-    let byte = crate::size::parse_number(text).ok().and_then(|number| u8::try_from(number).ok());
+    let byte = parse_number(text).ok().and_then(|number| u8::try_from(number).ok());
     byte.ok_or_else(|| Refusal::Said(format!("{text} is not a valid pattern byte")))
 }
 
-/// Reads a whole number as C's `strtol` in base 10 does, which is held at its ends.
+/// Reads a whole number as C's `strtol` does, which is held at its end.
 pub(super) fn milliseconds(text: &str) -> Result<u64, Refusal> {
-    let digits = text.strip_prefix('+').unwrap_or(text);
-    let well_formed = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
-    match well_formed {
-        true => Ok(digits.parse().unwrap_or(u64::MAX)),
-        false => Err(Refusal::Said(format!("{text} is not a valid number"))),
+    match (parse_number(text), text.starts_with('-')) {
+        (Ok(0), _) => Ok(0),
+        (Ok(number), false) => Ok(number),
+        (Err(SizeError::OutOfRange), false) => Ok(u64::MAX),
+        _ => Err(Refusal::Said(format!("{text} is not a valid number"))),
     }
 }
 

@@ -12,7 +12,7 @@ use crate::img::args::{CacheMode, SnapshotName, append_options, parse_image_name
 use crate::io::command::{Refusal, aio};
 use crate::message::Failure;
 use crate::object::{ObjectArg, ObjectDef, add_object, parse_object};
-use crate::trace::{EVENTS, Tracing};
+use crate::trace::{Added, EVENTS, Tracing};
 
 /// The port where none is said.
 const PORT: &str = "10809";
@@ -237,8 +237,10 @@ pub fn parse(argv: &[String], name: &str) -> Result<Invocation, Failure> {
             "version" => return print(crate::io::help::version(name)),
             "man" => return print(docs().man(name)),
             "completions" => return print(docs().completions(name, &value)?),
-            "trace" if matches!(value.as_str(), "help" | "?") => return print(EVENTS.into()),
-            "trace" => warnings.extend(tracing.add(&value)?),
+            "trace" => match tracing.add(&value)? {
+                Added::Help => return print(EVENTS.into()),
+                Added::Warnings(more) => warnings.extend(more),
+            },
             "object" => match parse_object(&value).map_err(Failure::new)? {
                 ObjectArg::Help(text) => return print(text),
                 ObjectArg::Define(object) => {

@@ -78,9 +78,7 @@ impl ImageName {
     #[must_use]
     pub fn backing_warning(&self) -> Option<String> {
         let Self::Options { options, .. } = self else { return None };
-        let qcow2 = options.get("driver").is_none_or(|driver| driver == "qcow2");
-        let empty = qcow2 && options.get("backing").is_some_and(|backing| backing == "");
-        empty.then(|| r#"Use of "backing": "" is deprecated; use "backing": null instead"#.to_owned())
+        backing_warning(options)
     }
 
     /// The text that the user wrote.
@@ -105,6 +103,14 @@ impl ImageName {
 #[must_use]
 pub fn json_filename(options: &Map<String, Value>) -> String {
     format!("json:{}", to_line(&Value::Object(options.clone())))
+}
+
+/// The warning that an outdated way to leave out the backing file deserves.
+#[must_use]
+pub fn backing_warning(options: &Map<String, Value>) -> Option<String> {
+    let qcow2 = options.get("driver").is_none_or(|driver| driver == "qcow2");
+    let empty = qcow2 && options.get("backing").is_some_and(|backing| backing == "");
+    empty.then(|| r#"Use of "backing": "" is deprecated; use "backing": null instead"#.to_owned())
 }
 
 #[cfg(test)]

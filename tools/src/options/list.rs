@@ -27,6 +27,12 @@ impl Pair {
     }
 }
 
+/// The warnings that lists of options without an implied key deserve.
+#[must_use]
+pub fn switch_warnings(lists: &[String]) -> Vec<String> {
+    lists.iter().flat_map(|list| parse_list(list, None)).filter_map(|pair| pair.switch_warning()).collect()
+}
+
 /// Splits an option list.
 ///
 /// When the first entry has no `=`, it is the value of `implied` (if there is such a key), so that `a.img,x=y` can mean

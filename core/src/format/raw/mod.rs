@@ -15,6 +15,7 @@ use crate::engine::{Io, LocalFuture, Request};
 use crate::error::Result;
 use crate::filter::DebugEvent;
 use crate::graph::driver::{Access, Driver, Extent, Length, Mapping, Role};
+use crate::intent::Permissions;
 
 /// A window of the `file` child.
 #[derive(Debug)]
@@ -31,9 +32,10 @@ impl Raw {
         Self { offset, size, guessed: false }
     }
 
-    /// All of a file that was guessed to be no image.
-    pub fn guessed() -> Self {
-        Self { offset: 0, size: None, guessed: true }
+    /// The same, of a file that was guessed to be no image.
+    #[must_use]
+    pub fn guessed(self) -> Self {
+        Self { guessed: true, ..self }
     }
 }
 
@@ -45,6 +47,14 @@ impl Driver for Raw {
 
     fn is_filter(&self) -> bool {
         true
+    }
+
+    /// A window must stay within its file.
+    fn child_permissions(&self) -> (Permissions, Permissions) {
+        match self {
+            Self { offset: 0, size: None, .. } => (Permissions::NONE, Permissions::NONE),
+            _ => (Permissions::NONE, Permissions::RESIZE),
+        }
     }
 
     fn length(&self) -> Length {
@@ -63,7 +73,7 @@ impl Driver for Raw {
     }
 
     fn serve<'a>(&'a self, io: &'a Io, request: &'a mut Request) -> LocalFuture<'a, Result<()>> {
-        Box::pin(guard::write(io, request))
+        Box::pin(guard::write(io, request, self.offset))
     }
 
     fn flush<'a>(&'a self, io: &'a Io) -> LocalFuture<'a, Result<()>> {

@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use serde_json::Map;
+
 use super::values::Options;
 use super::{child, leaf, nbd, refused};
 use crate::error::Result;
@@ -102,6 +104,10 @@ pub(super) fn named(name: &str, mode: OpenMode, depth: usize) -> Result<Option<N
             let spec = leaf(&mut Options::flat(Default::default()), protocol, Some(name), mode)?;
             return Ok(Some(spec));
         }
+        Some(("host_device", path)) => {
+            let spec = leaf(&mut Options::flat(Default::default()), "host_device", Some(path), mode)?;
+            return Ok(Some(spec));
+        }
         Some(("nvme", _)) => {
             let spec = leaf(&mut Options::flat(Default::default()), "nvme", Some(name), mode)?;
             return Ok(Some(spec));
@@ -127,7 +133,7 @@ fn below(name: &str, mode: OpenMode, depth: usize) -> Result<NodeSpec> {
 /// The same, with a format that is looked for in it.
 fn probed(name: &str, mode: OpenMode, depth: usize) -> Result<NodeSpec> {
     let (file, backing) = (Box::new(below(name, mode, depth)?), ChildSpec::FromImage);
-    let driver = DriverSpec::Probe { file, backing, options: Qcow2Options::default() };
+    let driver = DriverSpec::Probe { file, backing, options: Qcow2Options::default(), unread: Map::new() };
     Ok(NodeSpec { node_name: None, mode, driver })
 }
 

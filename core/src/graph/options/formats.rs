@@ -1,4 +1,4 @@
-//! The options of the formats that have a row in [`ImageFormat`].
+//! What formats there are, and the options of each.
 
 use super::values::Options;
 use super::{OpenMode, refused};
@@ -6,36 +6,78 @@ use crate::error::Result;
 use crate::format::ImageFormat;
 use crate::format::luks::LuksOptions;
 use crate::format::parallels::{ParallelsOptions, PreallocMode};
+use crate::format::qcow2::Qcow2Options;
 use crate::format::vpc::SizeRule;
 use crate::graph::open::{ChildSpec, DriverSpec, NodeSpec};
 
-/// Reads what a format has beside its file.
-pub(super) fn image(
-    options: &mut Options,
-    driver: &str,
-    file: Box<NodeSpec>,
-    below: OpenMode,
-    depth: usize,
-) -> Result<DriverSpec> {
-    let format = match driver {
-        "bochs" => ImageFormat::Bochs,
-        "cloop" => ImageFormat::Cloop,
-        "dmg" => ImageFormat::Dmg,
-        "parallels" => ImageFormat::Parallels(parallels(options)?),
-        "luks" => ImageFormat::Luks(luks(options, below, depth)?),
-        "qcow" => ImageFormat::Qcow,
-        "qed" => ImageFormat::Qed,
-        "vdi" => ImageFormat::Vdi,
-        "vmdk" => ImageFormat::Vmdk,
-        "vhdx" => ImageFormat::Vhdx,
-        "vpc" => ImageFormat::Vpc { size: vpc_size(options)? },
-        unknown => return Err(refused(format!("Unknown driver '{unknown}'"))),
-    };
-    let backing = match format.has_backing() {
-        true => super::backing_child(options, below)?,
-        false => ChildSpec::None,
-    };
-    Ok(DriverSpec::Image { format, file, backing, metadata_only: false })
+/// A format, with its options as they are where nothing else is said.
+#[derive(Clone, Debug)]
+pub(in crate::graph) enum Format {
+    /// Bytes that are no image.
+    Raw,
+    Qcow2,
+    Image(ImageFormat),
+}
+
+impl Format {
+    /// The format of that name.
+    pub(super) fn named(name: &str) -> Option<Self> {
+        match name {
+            "raw" => Some(Self::Raw),
+            "qcow2" => Some(Self::Qcow2),
+            name => ImageFormat::named(name).map(Self::Image),
+        }
+    }
+
+    pub(super) fn name(&self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Qcow2 => "qcow2",
+            Self::Image(format) => format.name(),
+        }
+    }
+
+    /// Reads what the format has beside its file. `usual` is what a qcow2 image is opened with unless the options say
+    /// otherwise.
+    pub(super) fn read(
+        self,
+        options: &mut Options,
+        file: Box<NodeSpec>,
+        below: OpenMode,
+        depth: usize,
+        usual: Qcow2Options,
+    ) -> Result<DriverSpec> {
+        let mut format = match self {
+            Self::Raw => return raw(options, file),
+            Self::Qcow2 => {
+                let data_file = super::data_file_child(options, below, depth)?;
+                let backing = super::backing_child(options, below)?;
+                let options = super::qcow2_options(options, usual)?;
+                return Ok(DriverSpec::Qcow2 { file, backing, data_file, options });
+            }
+            Self::Image(format) => format,
+        };
+        match &mut format {
+            ImageFormat::Parallels(has) => parallels(options, has)?,
+            ImageFormat::Luks(has) => *has = luks(options, below, depth)?,
+            ImageFormat::Vpc { size } => *size = vpc_size(options)?,
+            _ => {}
+        }
+        let backing = match format.has_backing() {
+            true => super::backing_child(options, below)?,
+            false => ChildSpec::None,
+        };
+        Ok(DriverSpec::Image { format, file, backing, metadata_only: false })
+    }
+}
+
+fn raw(options: &mut Options, file: Box<NodeSpec>) -> Result<DriverSpec> {
+    let size = options.size("size")?;
+    let offset = options.size("offset")?.unwrap_or(0);
+    if size.is_some_and(|size| !size.is_multiple_of(512)) {
+        return Err(refused("Specified size is not multiple of 512".into()));
+    }
+    Ok(DriverSpec::Raw { file, offset, size })
 }
 
 /// Which of the two sizes in a VHD image counts.
@@ -48,21 +90,11 @@ fn vpc_size(options: &mut Options) -> Result<SizeRule> {
     }
 }
 
-/// Whether a driver is one of these formats.
-pub(super) fn is_image(driver: &str) -> bool {
-    const IMAGES: [&str; 11] =
-        ["bochs", "cloop", "dmg", "luks", "parallels", "qcow", "qed", "vdi", "vhdx", "vmdk", "vpc"];
-    IMAGES.contains(&driver)
-}
-
-fn parallels(options: &mut Options) -> Result<ParallelsOptions> {
+fn parallels(options: &mut Options, read: &mut ParallelsOptions) -> Result<()> {
     let modes = [("falloc", PreallocMode::Falloc), ("truncate", PreallocMode::Truncate)];
-    let usual = ParallelsOptions::default();
-    Ok(ParallelsOptions {
-        prealloc_mode: options.one_of("prealloc-mode", &modes)?.unwrap_or(usual.prealloc_mode),
-        prealloc_size: options.size("prealloc-size")?.unwrap_or(usual.prealloc_size),
-        ..usual
-    })
+    read.prealloc_mode = options.one_of("prealloc-mode", &modes)?.unwrap_or(read.prealloc_mode);
+    read.prealloc_size = options.size("prealloc-size")?.unwrap_or(read.prealloc_size);
+    Ok(())
 }
 
 fn luks(options: &mut Options, below: OpenMode, depth: usize) -> Result<LuksOptions> {

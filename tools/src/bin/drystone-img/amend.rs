@@ -54,7 +54,7 @@ async fn change(client: &Client, args: &AmendArgs, disk: &Image) -> Result<(), F
 
 fn wanted(options: &AmendOptions, force: bool) -> Result<Amend, Failure> {
     let version = match options.text("compat") {
-        None | Some("") => None,
+        None => None,
         Some("0.10" | "v2") => Some(2),
         Some("1.1" | "v3") => Some(3),
         Some(other) => return Err(Failure::new(format!("Unknown compatibility level {other}"))),

@@ -7,6 +7,7 @@ use std::rc::Rc;
 use drystone_core::engine::Io;
 use drystone_core::graph::open::{OpenMode, beside, names_protocol};
 use drystone_core::graph::{CHAIN_MAX, NodeId, Role};
+use drystone_core::intent::Permissions;
 use drystone_core::job::{Commit, Count, Doing, Stopped, commit};
 use drystone_exec_linux::{Client, Image};
 use drystone_tools::img::args::CommitArgs;
@@ -23,8 +24,12 @@ pub async fn run(client: &Client, args: &CommitArgs, tool: &str) -> Result<u8, F
         None => 1,
         Some(base) => depth_of(client, args, base).await?,
     };
-    let mode =
-        OpenMode { writable: true, commits_down: depth, ..image::reading(&args.common, args.cache, false) };
+    let mode = OpenMode {
+        writable: true,
+        commits_down: depth,
+        takes: Permissions::RESIZE,
+        ..image::reading(&args.common, args.cache, false)
+    };
     let disk = image::open(client, &args.source, mode).await?;
     image::warn_of_guess(client, &disk, &args.source, tool);
     let Some(base) = backing_at(client, &disk, depth).await? else {

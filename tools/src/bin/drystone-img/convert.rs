@@ -6,7 +6,7 @@ use std::rc::Rc;
 use drystone_core::graph::Role;
 use drystone_core::graph::open::{DriverSpec, NodeSpec, OpenMode};
 use drystone_core::graph::options::{from_filename_and, from_options};
-use drystone_core::intent::ZeroFlags;
+use drystone_core::intent::{Permissions, ZeroFlags};
 use drystone_core::job::{Convert, Count, Doing, Stopped, convert};
 use drystone_exec_linux::{Client, Image};
 use drystone_tools::img::args::{ConvertArgs, ConvertTarget};
@@ -39,7 +39,10 @@ pub async fn run(client: &Client, args: &ConvertArgs, tool: &str) -> Result<u8, 
     let progress = Progress::new(args.progress && !args.quiet, crate::on_terminal(), 1.0);
     let mut sources = Vec::new();
     for source in &args.sources {
-        let mode = image::reading(&args.common, args.source_cache, args.force_share);
+        let reading = image::reading(&args.common, args.source_cache, args.force_share);
+        // What is copied must not change meanwhile.
+        let denies = Permissions::WRITE.with(Permissions::RESIZE);
+        let mode = OpenMode { denies, ..reading };
         sources.push(image::open_at(client, source, mode, args.snapshot.as_ref()).await?);
     }
     let bitmaps = match (args.bitmaps, sources.first()) {

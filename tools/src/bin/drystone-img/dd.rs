@@ -3,6 +3,7 @@
 use std::rc::Rc;
 
 use drystone_core::graph::open::OpenMode;
+use drystone_core::intent::Permissions;
 use drystone_core::job::{Dd, Doing, dd};
 use drystone_exec_linux::{Client, Image};
 use drystone_tools::img::args::{CacheMode, DdArgs, Source};
@@ -65,6 +66,11 @@ fn range(args: &DdArgs, size: u64) -> (u64, u64) {
 async fn open_target(client: &Client, args: &DdArgs) -> Result<Image, Failure> {
     let source =
         Source { name: ImageName::File(args.output.clone()), format: Some(args.output_format.clone()) };
-    let mode = OpenMode { writable: true, names: args.common.image_names, ..OpenMode::default() };
+    let mode = OpenMode {
+        writable: true,
+        takes: Permissions::NONE,
+        names: args.common.image_names,
+        ..OpenMode::default()
+    };
     image::open(client, &source, mode).await
 }

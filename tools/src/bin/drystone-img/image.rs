@@ -8,7 +8,7 @@ use drystone_core::format::qcow2::SnapshotChoice;
 use drystone_core::graph::open::{DriverSpec, NodeSpec, OpenMode};
 use drystone_core::graph::options::{from_filename, from_options};
 use drystone_core::graph::{NodeId, Role};
-use drystone_core::intent::LeafKind;
+use drystone_core::intent::{LeafKind, Permissions};
 use drystone_exec_linux::{Client, Image};
 use drystone_tools::img::args::{CacheMode, Common, SnapshotName, Source};
 use drystone_tools::img::convert::{no_snapshot, no_snapshots_in};
@@ -25,6 +25,7 @@ pub fn reading(common: &Common, cache: CacheMode, force_share: bool) -> OpenMode
         no_flush: cache.no_flush,
         write_through: cache.writethrough,
         force_share,
+        takes: Permissions::NONE,
         names: common.image_names,
         ..OpenMode::default()
     }

@@ -3,6 +3,7 @@
 use drystone_core::error::Error;
 use drystone_core::graph::Preallocate;
 use drystone_core::graph::open::OpenMode;
+use drystone_core::intent::Permissions;
 use drystone_exec_linux::{Client, Image};
 use drystone_tools::img::args::{CacheMode, ResizeArgs};
 use drystone_tools::message::{Failure, Message};
@@ -15,7 +16,7 @@ const SHRINKS: &str = "Shrinking an image will delete all data beyond the shrunk
 
 pub async fn run(client: &Client, args: &ResizeArgs, name: &str) -> Result<u8, Failure> {
     let reading = image::reading(&args.common, CacheMode::WRITEBACK, false);
-    let mode = OpenMode { writable: true, ..reading };
+    let mode = OpenMode { writable: true, takes: Permissions::RESIZE, ..reading };
     let disk = image::open_writable(client, &args.source, mode, name).await?;
     let done = resize(client, args, &disk).await;
     let closed = image::close(disk).await;

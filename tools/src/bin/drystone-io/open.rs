@@ -3,15 +3,15 @@
 use drystone_core::filter::FilterSpec;
 use drystone_core::graph::open::{DriverSpec, ImageNames, NodeSpec, OpenMode};
 use drystone_core::graph::options::{from_filename_and, from_options};
-use drystone_core::graph::{NodeId, Role};
-use drystone_core::intent::Aio;
+use drystone_core::graph::{NodeId, NodeInfo, Role};
+use drystone_core::intent::{Aio, Permissions};
 use drystone_exec_linux::{Client, Image};
 use drystone_tools::img::args::CacheMode;
 use drystone_tools::img::open::guessed_raw;
 use drystone_tools::io::args::IoArgs;
 use drystone_tools::io::command::{OpenCommand, Refusal, ReopenCommand};
 use drystone_tools::message::Message;
-use drystone_tools::options::parse_list;
+use drystone_tools::options::{backing_warning, parse_list, switch_warnings};
 use serde_json::{Map, Value};
 
 use crate::overlay::open_overlay;
@@ -47,20 +47,18 @@ impl Opened {
         self.top
     }
 
-    /// The driver of the image's own node.
-    pub fn driver(&self, client: &Client) -> &'static str {
-        client.graph().into_iter().find(|info| info.id == self.top).map_or("raw", |info| info.driver)
+    /// The image's own node.
+    pub fn node(&self, client: &Client) -> NodeInfo {
+        client.graph().into_iter().find(|info| info.id == self.top).expect("the image is open")
     }
 }
 
 /// Adds lists of options, and returns the warnings that they deserve.
 fn add_options(options: &mut Map<String, Value>, lists: &[String]) -> Vec<String> {
-    let mut warnings = Vec::new();
     for pair in lists.iter().flat_map(|list| parse_list(list, None)) {
-        warnings.extend(pair.switch_warning());
         options.insert(pair.key, Value::String(pair.value));
     }
-    warnings
+    switch_warnings(lists)
 }
 
 impl How {
@@ -79,7 +77,8 @@ impl How {
     /// What `open` says, and the warnings that it deserves.
     pub fn of_command(command: &OpenCommand, image_names: ImageNames) -> (Self, Vec<String>) {
         let mut options = Map::new();
-        let warnings = add_options(&mut options, &command.options);
+        let mut warnings = add_options(&mut options, &command.options);
+        warnings.extend(backing_warning(&options));
         // Unlike all other tools, this one has every write durable at once.
         let cache = command.cache.unwrap_or(CacheMode { writethrough: true, ..CacheMode::WRITEBACK });
         let mode = OpenMode {
@@ -87,6 +86,7 @@ impl How {
             discard: command.discard.unwrap_or(true),
             aio: command.aio.unwrap_or(Aio::Auto),
             force_share: command.force_share,
+            takes: Permissions::NONE,
             names: image_names,
             ..with_cache(OpenMode::default(), cache)
         };
@@ -96,18 +96,18 @@ impl How {
         (how, warnings)
     }
 
-    /// The same, as `reopen` changes it, and the warnings that this deserves. `driver` is the image's.
-    pub fn changed(&self, command: &ReopenCommand, driver: &str) -> (Result<Self, Refusal>, Vec<String>) {
+    /// The same, as `reopen` changes it, and the warnings that this deserves. `node` is the image's own.
+    pub fn changed(&self, command: &ReopenCommand, node: &NodeInfo) -> (Result<Self, Refusal>, Vec<String>) {
         let mut options = Map::new();
         let warnings = add_options(&mut options, &command.options);
-        (self.changed_by(command, options, driver).map_err(Refusal::Reported), warnings)
+        (self.changed_by(command, options, node).map_err(Refusal::Reported), warnings)
     }
 
     fn changed_by(
         &self,
         command: &ReopenCommand,
         options: Map<String, Value>,
-        driver: &str,
+        node: &NodeInfo,
     ) -> Result<Self, String> {
         if self.snapshot {
             let text =
@@ -122,7 +122,7 @@ impl How {
         }
         let mut how = Self { again: true, ..self.clone() };
         for (key, value) in options {
-            if self.is_new(&key, &value, driver)? {
+            if self.is_new(&key, &value, node.driver)? {
                 how.options.insert(key, value);
             }
         }
@@ -132,6 +132,9 @@ impl How {
         }
         how.spec().map_err(|why| match why.rsplit_once("does not support the option ") {
             Some((_, key)) => format!("Cannot change the option {key}"),
+            None if why == "Block node is read-only" => {
+                format!("Read-only block node '{}' cannot support read-write users", node.name)
+            }
             None => why,
         })?;
         Ok(how)
@@ -167,9 +170,11 @@ impl How {
         if options.contains_key("detect-zeroes") && !options.contains_key("discard") && self.mode.discard {
             options.insert("discard".into(), "unmap".into());
         }
+        // What is below an overlay is only read.
+        let mode = OpenMode { writable: self.mode.writable && !self.snapshot, ..self.mode };
         let spec = match &self.path {
-            Some(path) => from_filename_and(Some(path), self.format.as_deref(), options, self.mode),
-            None => from_options(options, self.mode),
+            Some(path) => from_filename_and(Some(path), self.format.as_deref(), options, mode),
+            None => from_options(options, mode),
         };
         let mut spec = spec.map_err(|error| error.to_string())?;
         if let DriverSpec::Qcow2 { options, .. } | DriverSpec::Probe { options, .. } = &mut spec.driver {

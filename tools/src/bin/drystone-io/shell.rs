@@ -123,6 +123,10 @@ impl Shell {
             Refusal::Said(text) => print(&format!("{text}\n")),
             Refusal::Complained(text) => say(&format!("{text}\n")),
             Refusal::Reported(text) => self.report(&text),
+            Refusal::After(warnings, refusal) => {
+                self.warn(warnings);
+                return self.refuse(*refusal, spec);
+            }
             Refusal::Usage(complaint) => {
                 if let Some(complaint) = complaint {
                     say(&format!("{complaint}\n"));
@@ -257,8 +261,8 @@ impl Shell {
 
     async fn reopen(&mut self, command: &command::ReopenCommand) -> Outcome {
         let old = self.opened().how.clone();
-        let driver = self.opened().driver(&self.client);
-        let (changed, warnings) = old.changed(command, driver);
+        let node = self.opened().node(&self.client);
+        let (changed, warnings) = old.changed(command, &node);
         self.warn(warnings);
         let new = match changed {
             Ok(new) => new,

@@ -7,8 +7,9 @@ use std::time::Instant;
 use drystone_core::buf::{Buf, BufList};
 use drystone_core::engine::Op;
 use drystone_core::error::{Error, Result as CoreResult};
+use drystone_core::graph::open::take;
 use drystone_core::graph::{Access, NodeId, Preallocate};
-use drystone_core::intent::{Errno, Fua, ZeroFlags};
+use drystone_core::intent::{Errno, Fua, Permissions, ZeroFlags};
 use drystone_exec_linux::Image;
 use drystone_tools::io::report::{Report, dump};
 use drystone_tools::io::{DiscardArgs, Pattern, ReadArgs, Source, Vectored, WriteArgs};
@@ -345,7 +346,10 @@ pub async fn discard(shell: &Shell, args: &DiscardArgs) -> Outcome {
 
 pub async fn truncate(shell: &Shell, len: u64, preallocation: Preallocate) -> Outcome {
     let node = shell.opened().image.node();
-    let changed = shell.client.run(async move |io| io.resize(node, len, preallocation).await);
+    let changed = shell.client.run(async move |io| {
+        take(&io, node, Permissions::RESIZE).await?;
+        io.resize(node, len, preallocation).await
+    });
     match shell.wait(changed).await {
         Ok(()) => Outcome::Done,
         Err(error) => {

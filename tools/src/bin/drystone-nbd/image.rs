@@ -6,6 +6,7 @@ use drystone_core::format::qcow2::{DirtyBitmap, Qcow2, SnapshotChoice, find_bitm
 use drystone_core::graph::open::{DriverSpec, NodeSpec, OpenMode};
 use drystone_core::graph::options::{from_filename, from_options};
 use drystone_core::graph::{NodeInfo, Role};
+use drystone_core::intent::Permissions;
 use drystone_core::protocol::nbd::layout::BlockSizes;
 use drystone_core::protocol::nbd::limits::PAYLOAD_MAX;
 use drystone_core::protocol::nbd::server::{Context, Export};
@@ -64,6 +65,9 @@ fn spec(args: &ServeArgs) -> CoreResult<NodeSpec> {
         discard: args.discard,
         detect_zeroes: args.detect_zeroes,
         aio: args.aio,
+        takes: Permissions::NONE,
+        // Clients were told how long the disk is.
+        denies: Permissions::RESIZE,
         names: args.image_names,
         ..OpenMode::default()
     };

@@ -77,8 +77,13 @@ fn parse(getopt: &mut Getopt<'_>, mut scan: Scan) -> ParsedCommand {
     let (mut first_format, mut second_format, mut cache) = (None, None, None);
     let (mut image_opts, mut force_share, mut quiet, mut progress, mut strict) =
         (false, false, false, false, false);
+    // An object that cannot be made counts as what cannot be opened.
+    let cannot_make = |failure: Failure| match failure.try_help {
+        true => failure,
+        false => failure.with_code(CANNOT_OPEN),
+    };
     loop {
-        match scan.step(getopt)? {
+        match scan.step(getopt).map_err(cannot_make)? {
             Step::End => break,
             Step::Done(action) => return Ok((action, scan.warnings)),
             Step::Option(option, value) => match option {

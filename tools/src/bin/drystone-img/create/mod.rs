@@ -15,7 +15,7 @@ use std::path::Path;
 
 use drystone_core::error::Error;
 use drystone_core::format::{parallels, qcow, qed, vdi};
-use drystone_core::graph::open::{ImageNames, OpenMode, beside, names_protocol};
+use drystone_core::graph::open::{DriverSpec, ImageNames, NodeSpec, OpenMode, beside, names_protocol};
 use drystone_core::intent::{Errno, Preallocation};
 use drystone_core::job::{ImageSpec, create};
 use drystone_exec_linux::Client;
@@ -160,6 +160,7 @@ pub async fn make(client: &Client, path: &str, options: &CreateOptions) -> Resul
     {
         return Err(format!("the data file '{data}' and the image are the same file"));
     }
+    expect_existing(client, options.format(), &path).await?;
     let shown = path.clone();
     let made = client.run(move |io| async move { create(&io, &path, &image).await }).await;
     made.map_err(|error| match (&*error, std::fs::metadata(&shown)) {
@@ -167,6 +168,31 @@ pub async fn make(client: &Client, path: &str, options: &CreateOptions) -> Resul
             "Cannot grow device files".into()
         }
         _ => error.to_string(),
+    })
+}
+
+/// Refuses a name that a protocol which makes nothing does not have.
+async fn expect_existing(client: &Client, protocol: &str, path: &str) -> Result<(), String> {
+    let opened = match protocol {
+        "nbd" if known(path).protocol != Ok("nbd") => {
+            Err("File name string for NBD must start with 'nbd:'".to_owned())
+        }
+        "nvme" if known(path).protocol != Ok("nvme") => Err("'device' option is required".to_owned()),
+        "host_device" => {
+            let mode = OpenMode { writable: true, ..OpenMode::default() };
+            let spec = NodeSpec { node_name: None, mode, driver: DriverSpec::Device(path.into()) };
+            match client.open(&spec).await {
+                Ok(device) => device.close().await.map_err(|error| error.to_string()),
+                Err(error) => Err(error.to_string()),
+            }
+        }
+        _ => Ok(()),
+    };
+    opened.map_err(|why| {
+        format!(
+            "Protocol driver '{protocol}' does not support creating new images, so an existing image must be selected as \
+             the target; however, opening the given target as an existing image failed: {why}"
+        )
     })
 }
 
