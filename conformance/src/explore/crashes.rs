@@ -35,6 +35,8 @@ pub struct Crashes {
     sectors: Vec<u64>,
     paths: Vec<String>,
     templates: Vec<Disk>,
+    /// Without disks.
+    world: World,
 }
 
 /// A disk of which so many changes of length have survived.
@@ -90,6 +92,7 @@ impl Crashes {
                 .iter()
                 .map(|disk| Disk::new(disk.config.clone(), Sparse::default()))
                 .collect(),
+            world: World::after(frozen),
         }
     }
 
@@ -193,7 +196,7 @@ impl Crashes {
 
     /// Puts an outcome on disks.
     pub fn world(&self, outcome: &Outcome) -> World {
-        let mut world = World::new();
+        let mut world = self.world.clone();
         for (disk, (which, slots)) in outcome.choice.iter().enumerate() {
             let layout = &self.disks[disk][*which];
             let mut content = layout.base.clone();
@@ -420,7 +423,7 @@ mod tests {
         let unflushed = changes.into_iter().map(|(change, new_len)| Unflushed { change, new_len }).collect();
         let stable = Sparse::from_bytes(stable);
         let config = DiskConfig::default();
-        Frozen { disks: vec![FrozenDisk { path: "disk".into(), config, stable, unflushed }] }
+        Frozen { entropy: 0, disks: vec![FrozenDisk { path: "disk".into(), config, stable, unflushed }] }
     }
 
     fn outcomes(frozen: &Frozen, samples: u64) -> BTreeSet<Vec<u8>> {
