@@ -31,9 +31,9 @@ pub struct World {
     next_leaf: u32,
     /// Somebody else changed a file, so that core may ask for what is gone.
     changed_under: bool,
-    /// Where the bytes are that nobody foresees. A crash does not bring the earlier ones back: a format may tell what was
-    /// written before it by an identifier that is new each time.
-    entropy: u64,
+    /// Crashes so far. The bytes that nobody foresees are others after each: a format may tell what was written before by
+    /// an identifier that is new each time.
+    crashes: u8,
 }
 
 #[derive(Clone, Debug)]
@@ -54,7 +54,7 @@ enum Storage {
 #[derive(Clone, Debug)]
 pub struct Frozen {
     /// See `World`.
-    pub(crate) entropy: u64,
+    pub(crate) crashes: u8,
     /// The files by their paths.
     pub disks: Vec<FrozenDisk>,
 }
@@ -93,9 +93,9 @@ impl World {
         Self::default()
     }
 
-    /// A world without disks after the one in which something was frozen.
+    /// A world without disks after a crash.
     pub(crate) fn after(frozen: &Frozen) -> Self {
-        Self { entropy: frozen.entropy, ..Self::default() }
+        Self { crashes: frozen.crashes.wrapping_add(1), ..Self::default() }
     }
 
     /// The path of a file, by its name in the world's folder.
@@ -182,7 +182,7 @@ impl World {
                 unflushed: disk.unflushed(mine.collect()),
             }
         };
-        Frozen { entropy: self.entropy, disks: self.paths.iter().map(frozen).collect() }
+        Frozen { crashes: self.crashes, disks: self.paths.iter().map(frozen).collect() }
     }
 
     /// A number that differs whenever a disk does, or what of it is durable.
@@ -285,12 +285,12 @@ impl World {
             Action::Compute(work) => (Outcome::Computed(compute(*work)), Consequence::Nothing),
             Action::Sleep { .. } => done(Ok(())),
             Action::Entropy { mut data } => {
-                // Random enough for identifiers, and the same in every run. Source of the numbers: Knuth's MMIX.
+                // Random enough for identifiers, and the same in every run, also where something is done again.
+                let mut next = self.crashes.wrapping_mul(0x35).wrapping_add(0x9e);
                 for piece in data.windows_mut() {
                     piece.fill_with(|| {
-                        let next = self.entropy.wrapping_mul(6_364_136_223_846_793_005);
-                        self.entropy = next.wrapping_add(1_442_695_040_888_963_407);
-                        (self.entropy >> 56) as u8
+                        next = next.wrapping_mul(5).wrapping_add(0x3b);
+                        next
                     });
                 }
                 let result = failure.map(|()| data.len_bytes());

@@ -423,7 +423,7 @@ mod tests {
         let unflushed = changes.into_iter().map(|(change, new_len)| Unflushed { change, new_len }).collect();
         let stable = Sparse::from_bytes(stable);
         let config = DiskConfig::default();
-        Frozen { entropy: 0, disks: vec![FrozenDisk { path: "disk".into(), config, stable, unflushed }] }
+        Frozen { crashes: 0, disks: vec![FrozenDisk { path: "disk".into(), config, stable, unflushed }] }
     }
 
     fn outcomes(frozen: &Frozen, samples: u64) -> BTreeSet<Vec<u8>> {

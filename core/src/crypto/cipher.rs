@@ -11,6 +11,7 @@ use std::fmt;
 
 use aes::cipher::array::Array;
 use aes::cipher::consts::U16;
+use aes::cipher::inout::InOutBuf;
 use aes::cipher::{BlockCipherDecrypt, BlockCipherEncrypt, BlockSizeUser, KeyInit};
 
 use super::Hash;
@@ -209,27 +210,33 @@ impl Cipher {
     /// the number of the first.
     pub fn apply(&self, direction: Direction, first: u64, data: &mut [u8]) {
         assert!(data.len().is_multiple_of(self.sector_len), "whole sectors");
-        let step = self.sector_len as u64 / SECTOR;
-        let numbers = (0..).map(|nth: u64| first.wrapping_add(nth.wrapping_mul(step)));
-        match &self.mode {
-            Mode::Xts(tweaks) => self.xts(direction, tweaks.as_ref(), numbers, data),
-            _ => data
-                .chunks_exact_mut(self.sector_len)
-                .zip(numbers)
-                .for_each(|(sector, number)| self.apply_to_sector(direction, number, sector)),
+        if let Mode::Xts(tweaks) = &self.mode {
+            let (blocks, _) = Block::slice_as_chunks_mut(data);
+            return self.xts(direction, first, tweaks.as_ref(), blocks.into());
+        }
+        let sectors = data.chunks_exact_mut(self.sector_len).zip(self.numbers(first));
+        sectors.for_each(|(sector, number)| self.apply_to_sector(direction, number, sector));
+    }
+
+    /// Encrypts or decrypts whole sectors of `from` into `to`, which is as long.
+    pub fn apply_into(&self, direction: Direction, first: u64, from: &[u8], to: &mut [u8]) {
+        assert!(from.len() == to.len() && from.len().is_multiple_of(self.sector_len), "whole sectors");
+        if let Mode::Xts(tweaks) = &self.mode {
+            let ((from, _), (to, _)) = (Block::slice_as_chunks(from), Block::slice_as_chunks_mut(to));
+            let blocks = InOutBuf::new(from, to).expect("they are of one length");
+            return self.xts(direction, first, tweaks.as_ref(), blocks);
+        }
+        let sectors = from.chunks_exact(self.sector_len).zip(to.chunks_exact_mut(self.sector_len));
+        for ((from, to), number) in sectors.zip(self.numbers(first)) {
+            to.copy_from_slice(from);
+            self.apply_to_sector(direction, number, to);
         }
     }
 
-    /// Encrypts or decrypts whole sectors of `from` into `to`, which is as long: a few sectors are copied and worked on while
-    /// they are in the processor's first cache.
-    pub fn apply_into(&self, direction: Direction, first: u64, from: &[u8], to: &mut [u8]) {
-        assert!(from.len() == to.len() && from.len().is_multiple_of(self.sector_len), "whole sectors");
-        let len = (RUN * 16).next_multiple_of(self.sector_len);
-        let parts = from.chunks(len).zip(to.chunks_mut(len));
-        for ((from, to), nth) in parts.zip(0_u64..) {
-            to.copy_from_slice(from);
-            self.apply(direction, first.wrapping_add(nth * (len as u64 / SECTOR)), to);
-        }
+    /// The numbers of sectors from `first` on.
+    fn numbers(&self, first: u64) -> impl Iterator<Item = u64> + use<> {
+        let step = self.sector_len as u64 / SECTOR;
+        (0..).map(move |nth: u64| first.wrapping_add(nth.wrapping_mul(step)))
     }
 
     /// A sector in a mode other than XTS.
@@ -271,33 +278,37 @@ impl Cipher {
     fn xts(
         &self,
         direction: Direction,
+        first: u64,
         tweaks: &dyn Blocks,
-        mut numbers: impl Iterator<Item = u64>,
-        data: &mut [u8],
+        mut blocks: InOutBuf<'_, '_, Block>,
     ) {
+        let mut numbers = self.numbers(first);
         // A power of two.
         let of_sector = self.sector_len / 16;
-        let (blocks, _) = Block::slice_as_chunks_mut(data);
         // The tweak of each block of a run; the next block's place in its sector, and its tweak, unless it is the first.
         let (mut all, mut within, mut tweak) = ([0u128; RUN], 0, 0u128);
-        for run in blocks.chunks_mut(RUN) {
+        while !blocks.is_empty() {
+            let len = blocks.len().min(RUN);
+            let (mut run, rest) = blocks.split_at(len);
+            blocks = rest;
             let before = (of_sector - within) & (of_sector - 1);
             let mut starts = [Block::default(); STARTS];
-            let starts = &mut starts[..run.len().saturating_sub(before).div_ceil(of_sector)];
+            let starts = &mut starts[..len.saturating_sub(before).div_ceil(of_sector)];
             starts.iter_mut().zip(&mut numbers).for_each(|(start, number)| *start = self.vector(number));
             tweaks.encrypt(starts);
             let mut starts = starts.iter();
-            for (block, kept) in run.iter_mut().zip(&mut all) {
+            for (mut block, kept) in run.reborrow().into_iter().zip(&mut all) {
                 if within == 0 {
                     let start = starts.next().expect("as many as sectors begin here");
                     tweak = u128::from_le_bytes(start.0);
                 }
                 *kept = tweak;
-                block.0 = (u128::from_le_bytes(block.0) ^ tweak).to_le_bytes();
+                block.get_out().0 = (u128::from_le_bytes(block.get_in().0) ^ tweak).to_le_bytes();
                 // Times x in the field of 2^128 elements; without a branch that would depend on the key.
                 tweak = (tweak << 1) ^ ((tweak >> 127) * 0x87);
                 within = (within + 1) & (of_sector - 1);
             }
+            let run = run.get_out();
             match direction {
                 Direction::Encrypt => self.blocks.encrypt(run),
                 Direction::Decrypt => self.blocks.decrypt(run),
