@@ -228,7 +228,8 @@ impl OpenLeaf {
         matches!(self.storage, Storage::File { kind: LeafKind::File, .. })
     }
 
-    /// Whether the range is bytes of a file that the kernel has in memory, so that nothing that is done with them waits.
+    /// Whether the range is bytes of a file that the kernel has in memory now. Who uses them waits only for those that have
+    /// left it meanwhile.
     pub(crate) fn has_cached(&self, offset: u64, len: u64) -> bool {
         let buffered = self.is_regular() && self.block == 1;
         // Pages that are beyond the end of a file since it was cut may still count.

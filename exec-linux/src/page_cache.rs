@@ -26,8 +26,8 @@ struct Pages {
     recently_evicted: u64,
 }
 
-/// Whether all pages of a range are in memory now, which is not empty; nobody keeps them there. Not known to kernels
-/// before 6.5, for which none is.
+/// Whether all pages of a range are in memory now, which is not empty; nobody keeps them there. Where the kernel does not
+/// tell (before 6.5, or of files that are not ours to write), none is.
 pub(crate) fn is_cached(file: BorrowedFd<'_>, offset: u64, len: u64) -> bool {
     let range = Range { offset, len };
     let mut pages = Pages::default();

@@ -274,8 +274,8 @@ impl Session {
         Rc::clone(&self.finished)
     }
 
-    /// The files that hold a range of an image as it reads, where its bytes can be taken from them without waiting: the kernel
-    /// has them in memory, and they stay where they are.
+    /// The files that hold a range of an image as it reads, where its bytes may be taken from them: the kernel has them in
+    /// memory now, and they stay where they are.
     pub(crate) fn cached(&self, image: &Opened, offset: u64, len: u64) -> Option<InFile> {
         image.check_open().ok()?;
         let places = self.engine.places(image.node(), offset, len)?;

@@ -7,9 +7,9 @@ use std::fs::File;
 use std::io::{self, Write, stderr};
 use std::sync::{Mutex, OnceLock};
 
-use drystone_core::intent::{Errno, Intent};
+use drystone_core::intent::Intent;
 use drystone_core::trace::action;
-use drystone_exec_linux::Trace;
+use drystone_exec_linux::{Trace, io_error_words};
 
 use crate::message::Failure;
 use crate::options::parse_list;
@@ -78,28 +78,23 @@ impl Tracing {
     /// # Errors
     /// When a file of patterns cannot be read, or that of the lines not made.
     pub fn start(self) -> Result<Option<Trace>, Failure> {
-        let words = |error: io::Error| match error.raw_os_error() {
-            Some(code) => Errno(code).to_string(),
-            None => error.to_string(),
-        };
         let mut patterns = self.patterns;
         if let Some(name) = &self.events {
             let bytes = std::fs::read(name).or_else(|error| match error.kind() {
                 // A folder opens, and has no lines.
                 io::ErrorKind::IsADirectory => Ok(Vec::new()),
-                _ => Err(Failure::new(format!("{name}: {}", words(error)))),
+                _ => Err(Failure::new(format!("{name}: {}", io_error_words(&error)))),
             })?;
             let text = String::from_utf8_lossy(&bytes);
             let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
             patterns.extend(lines.map(str::to_owned));
         }
-        let out: Box<dyn Write + Send> =
-            match &self.file {
-                Some(name) => Box::new(File::create(name).map_err(|error| {
-                    Failure::new(format!("Error opening logfile {name}: {}", words(error)))
-                })?),
-                None => Box::new(stderr()),
-            };
+        let out: Box<dyn Write + Send> = match &self.file {
+            Some(name) => Box::new(File::create(name).map_err(|error| {
+                Failure::new(format!("Error opening logfile {name}: {}", io_error_words(&error)))
+            })?),
+            None => Box::new(stderr()),
+        };
         if patterns.is_empty() {
             return Ok(None);
         }

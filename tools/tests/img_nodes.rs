@@ -375,3 +375,14 @@ fn a_repair_says_the_same_on_one_stream() {
     }
     side.finish();
 }
+
+/// Neither node has a name, so that both are told by the same one while they are opened.
+#[test]
+fn two_formats_do_not_write_to_one_leaf() {
+    let side = images();
+    let both = r#"json:{"driver":"qcow2","file":{"driver":"file","node-name":"n","filename":"q"},"backing":{"driver":"qcow2","file":"n","backing":null}}"#;
+    for run in [side.ours(&format!("bench -w -c 1 {both}")), side.theirs(&format!("bench -w -c 1 {both}"))] {
+        let conflict = "Permission conflict on node 'n': permissions 'write, resize' are both required";
+        assert!(run.code == 1 && run.stderr.contains(conflict), "{}: {}", run.code, run.stderr);
+    }
+}

@@ -1,5 +1,7 @@
 //! Where ranges are that need no engine to be read: whoever holds the leaf may take them from there.
 
+use std::rc::Rc;
+
 use smallvec::SmallVec;
 
 use super::Engine;
@@ -56,7 +58,7 @@ impl Engine {
 }
 
 /// Whether a node passes everything on to a leaf.
-fn is_window(nodes: &[Option<std::rc::Rc<Node>>], node: &Node) -> bool {
+fn is_window(nodes: &[Option<Rc<Node>>], node: &Node) -> bool {
     match &node.kind {
         Kind::Leaf(_) => true,
         Kind::Driver(driver) => {

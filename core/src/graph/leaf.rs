@@ -4,6 +4,7 @@ use std::cell::{Cell, RefCell};
 
 use smallvec::SmallVec;
 
+use super::NodeId;
 use super::driver::Role;
 use crate::buf::BufList;
 use crate::engine::task::{Gate, WaitList};
@@ -37,6 +38,8 @@ pub(crate) struct Use {
     /// The node's name, and its edge.
     pub(crate) user: String,
     pub(crate) role: Role,
+    /// The node that whoever opened it uses, rather than a node above it: these uses add up.
+    pub(crate) own: Option<NodeId>,
     pub(crate) holds: Permissions,
     pub(crate) shares: Permissions,
 }
@@ -79,11 +82,11 @@ impl Leaf {
         }
     }
 
-    /// Takes note of a use, unless it does not go with one that there is; `leaf` is the leaf's name. What somebody denies
-    /// others is not denied to them.
+    /// Takes note of a use, unless it does not go with one that there is; `leaf` is the leaf's name. What who opened a node
+    /// denies others is not denied to them.
     pub(crate) fn add_use(&self, leaf: &str, new: Use) -> Result<UseId> {
         let uses = self.uses.borrow();
-        for (_, old) in uses.iter().filter(|(_, old)| (&old.user, old.role) != (&new.user, new.role)) {
+        for (_, old) in uses.iter().filter(|(_, old)| old.own.is_none() || old.own != new.own) {
             for (needs, denies) in [(old, &new), (&new, old)] {
                 let both = Permissions(needs.holds.0 & denies.shares.complement().0);
                 if both != Permissions::NONE {
@@ -100,6 +103,13 @@ impl Leaf {
 
     pub(crate) fn remove_use(&self, id: UseId) {
         self.uses.borrow_mut().retain(|(other, _)| *other != id);
+    }
+
+    /// What whoever opened a node does with the leaf below it.
+    pub(crate) fn held_by(&self, node: NodeId) -> Permissions {
+        let uses = self.uses.borrow();
+        let own = uses.iter().filter(|(_, one)| one.own == Some(node));
+        own.fold(Permissions::NONE, |holds, (_, one)| holds.with(one.holds))
     }
 
     /// What all uses together do, and tolerate.

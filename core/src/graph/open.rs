@@ -11,7 +11,7 @@ use super::driver::{Driver, Role};
 use super::opening::{Opening, allowed};
 pub use super::opening::{beside, names_protocol};
 use super::options::Format;
-use super::{DetectZeroes, Edges, NodeFlags, NodeId, Use, options};
+use super::{DetectZeroes, Edges, Kind, NodeFlags, NodeId, Use, options};
 use crate::engine::{Io, LocalFuture};
 use crate::error::{Error, Result};
 use crate::filter::{self, FilterSpec};
@@ -583,7 +583,7 @@ pub(crate) async fn lock_child(io: &Io, spec: &NodeSpec, edges: &Edges, role: Ro
     let below = below_filters(io, child);
     let changes = Permissions::WRITE.with(Permissions::RESIZE);
     let used = below.used(spec.mode.writable, changes, changes);
-    declare_use(io, user(io, spec), edges, below.leaf, (role, used)).await
+    declare_use(io, of_child(io, spec, role, used), edges, below.leaf).await
 }
 
 /// The same, of a backing file that is no format and does not say by itself how it is used.
@@ -591,7 +591,7 @@ pub(super) async fn lock_backing(io: &Io, image: &NodeSpec, edges: &Edges, mode:
     let Some(child) = edges.at(Role::Backing) else { return Ok(()) };
     let below = below_filters(io, child);
     let used = below.used(mode.writable, Permissions::WRITE.with(mode.takes), mode.denies);
-    declare_use(io, user(io, image), edges, below.leaf, (Role::Backing, used)).await
+    declare_use(io, of_child(io, image, Role::Backing, used), edges, below.leaf).await
 }
 
 /// What whoever opened a tree does with the leaf below it, where no format stands between.
@@ -611,7 +611,15 @@ async fn lock_root(io: &Io, spec: &NodeSpec, root: NodeId) -> Result<()> {
 /// # Errors
 /// When others let nobody do that.
 pub async fn take(io: &Io, node: NodeId, more: Permissions) -> Result<()> {
-    declare_own_use(io, node, below_filters(io, node).leaf, (more, Permissions::ALL)).await
+    let leaf = below_filters(io, node).leaf;
+    let held = match &io.shared().graph.node(leaf).kind {
+        Kind::Leaf(leaf) => leaf.held_by(node),
+        Kind::Driver(_) => return Ok(()),
+    };
+    if held.with(more) == held {
+        return Ok(());
+    }
+    declare_own_use(io, node, leaf, (more, Permissions::ALL)).await
 }
 
 /// Declares what whoever opened a node does with the leaf below it, until the node is closed.
@@ -622,12 +630,12 @@ async fn declare_own_use(
     (holds, shares): (Permissions, Permissions),
 ) -> Result<()> {
     let here = io.shared().graph.node(node);
+    let own = Use { user: here.name.clone(), role: Role::File, own: Some(node), holds, shares };
     if node == leaf {
         // It goes with the leaf.
-        let used = Use { user: here.name.clone(), role: Role::File, holds, shares };
-        return io.use_leaf(leaf, used).await.map(|_| ());
+        return io.use_leaf(leaf, own).await.map(|_| ());
     }
-    declare_use(io, here.name.clone(), &here.edges, leaf, (Role::File, (holds, shares))).await
+    declare_use(io, own, &here.edges, leaf).await
 }
 
 /// The node below all filters.
@@ -668,19 +676,15 @@ fn below_filters(io: &Io, child: NodeId) -> BelowFilters {
     found
 }
 
-/// The name of who uses a leaf, for what is said when two do not go together.
-fn user(io: &Io, spec: &NodeSpec) -> String {
-    spec.node_name.clone().unwrap_or_else(|| io.shared().graph.next_name())
+/// What a node that is being opened does with the leaf below its child; the name is for what is said when two do not go
+/// together.
+fn of_child(io: &Io, spec: &NodeSpec, role: Role, (holds, shares): (Permissions, Permissions)) -> Use {
+    let user = spec.node_name.clone().unwrap_or_else(|| io.shared().graph.next_name());
+    Use { user, role, own: None, holds, shares }
 }
 
-async fn declare_use(
-    io: &Io,
-    user: String,
-    edges: &Edges,
-    leaf: NodeId,
-    (role, (holds, shares)): (Role, (Permissions, Permissions)),
-) -> Result<()> {
-    let used = io.use_leaf(leaf, Use { user, role, holds, shares }).await?;
+async fn declare_use(io: &Io, new: Use, edges: &Edges, leaf: NodeId) -> Result<()> {
+    let used = io.use_leaf(leaf, new).await?;
     if let Some(id) = used {
         edges.add_use(leaf, id);
     }

@@ -96,7 +96,8 @@ impl Stream {
         self.encryption.is_some()
     }
 
-    /// Sends `len` bytes of a file without copying them, at least one.
+    /// Sends `len` bytes of a file without copying them, at least one. A peer that is gone raises SIGPIPE, for which this call
+    /// has no switch: the process has to ignore it, as Rust's programs do.
     ///
     /// # Errors
     /// [`Stuck::Ended`] where the file ends before.
