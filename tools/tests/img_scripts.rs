@@ -3,10 +3,9 @@
 
 mod side;
 
-use std::os::unix::process::CommandExt as _;
 use std::time::Duration;
 
-use side::{Run, Side, disk};
+use side::{Side, disk};
 
 /// Lines of a script; `io IMAGE COMMANDS` writes as a guest would.
 fn script(side: &Side, folder: &str, ours: bool, lines: &str) {
@@ -216,15 +215,7 @@ fn no_room_in_the_middle() {
         for mebibytes in [1, 5, 12, 18] {
             let side = large();
             side.make(&format!("convert -O raw {image} seen"));
-            let binary = env!("CARGO_BIN_EXE_drystone-img");
-            let shell = format!(
-                "trap '' XFSZ; ulimit -f {}; exec {binary} {}",
-                mebibytes << 10,
-                line.replace('_', "''")
-            );
-            let mut command = side.command("bash", "");
-            let output = command.arg0("bash").args(["-c", &shell]).output().expect("bash runs");
-            let run = Run::from(output);
+            let run = side.ours_with_room(mebibytes << 10, line);
             assert!(run.code < 1000, "{line}, {mebibytes} MiB: {run:?}");
             hold(&side, image, "seen", &format!("{line}, {mebibytes} MiB, exit {}", run.code));
         }

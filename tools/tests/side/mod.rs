@@ -83,6 +83,15 @@ impl Side {
         in_time(&mut self.our_command(args)).into()
     }
 
+    /// Runs our tool where the host lets no file grow beyond so many KiB.
+    pub fn ours_with_room(&self, kib: u64, args: &str) -> Run {
+        // A write beyond the limit sends SIGXFSZ, which would end the tool, unless it is ignored.
+        let script = format!("trap '' XFSZ; ulimit -f {kib}; exec \"$@\"");
+        let mut command = self.command("bash", "");
+        command.args(["-c", &script, "bash", env!("CARGO_BIN_EXE_drystone-img")]).args(words(args));
+        command.output().expect("bash runs").into()
+    }
+
     /// Runs the reference.
     pub fn theirs(&self, args: &str) -> Run {
         in_time(&mut self.command("qemu-img", args)).into()

@@ -65,7 +65,6 @@ impl Vmdk {
     }
 
     async fn write_levels(&self, io: &Io, changed: &[Changed<'_>]) -> Result<Vec<Role>> {
-        let mut flushed = Vec::new();
         for Changed { sparse, .. } in changed {
             // Grains are durable before a table points to them, and the mark is before a table differs from its copy.
             io.flush("vmdk.flush/before_grain_tables", io.child(sparse.role)).await?;
@@ -80,6 +79,7 @@ impl Vmdk {
                 copies.extend(copy.map(|copy| (file, copy, bytes)));
             }
         }
+        let mut flushed = Vec::new();
         for Changed { sparse, .. } in changed.iter().filter(|changed| !changed.sparse.copies.is_empty()) {
             // A table is durable before its copy changes.
             io.flush("vmdk.flush/before_redundant_tables", io.child(sparse.role)).await?;
