@@ -10,8 +10,9 @@
 //!   unsplit  ^------------- a ------------^              neighbours grow together again
 //! ```
 //!
-//! This is the only module of core with `unsafe`. Its invariant: **no two live `Buf`s overlap**, so whoever
-//! holds one may read and write its window from any thread, and the region lives as long as any window of it.
+//! Beside `crypto/wide.rs`, which is about instructions, this is the only module of core with `unsafe`. Its invariant:
+//! **no two live `Buf`s overlap**, so whoever holds one may read and write its window from any thread, and the region lives as
+//! long as any window of it.
 #![allow(unsafe_code)]
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};

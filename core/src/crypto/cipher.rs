@@ -15,6 +15,8 @@ use aes::cipher::inout::InOutBuf;
 use aes::cipher::{BlockCipherDecrypt, BlockCipherEncrypt, BlockSizeUser, KeyInit};
 
 use super::Hash;
+#[cfg(target_arch = "x86_64")]
+use super::wide::WideXts;
 
 /// Bytes that initialisation vectors count.
 pub const SECTOR: u64 = 512;
@@ -142,9 +144,27 @@ fn keyed(cipher: &str, key: &[u8]) -> Result<Box<dyn Blocks>, CipherError> {
     made.ok_or_else(|| CipherError::Algorithm { cipher: cipher.into(), bits: key.len() * 8 })
 }
 
+/// What no other processor has.
+#[cfg(not(target_arch = "x86_64"))]
+enum WideXts {}
+
+#[cfg(not(target_arch = "x86_64"))]
+impl WideXts {
+    fn new(_: &[u8]) -> Option<Self> {
+        None
+    }
+
+    fn apply(&self, _: Direction, _: &[Block], _: InOutBuf<'_, '_, Block>) {
+        match *self {}
+    }
+}
+
 enum Mode {
-    /// With the cipher of the tweaks.
-    Xts(Box<dyn Blocks>),
+    /// With the cipher of the tweaks, and what does AES in this mode by itself where the processor can.
+    Xts {
+        tweaks: Box<dyn Blocks>,
+        wide: Option<Box<WideXts>>,
+    },
     Cbc,
     Ctr,
     Ecb,
@@ -183,7 +203,8 @@ impl Cipher {
         let (data_key, mode) = match name.mode.as_str() {
             "xts" => {
                 let (data, tweak) = key.split_at(key.len() / 2);
-                (data, Mode::Xts(keyed(&name.cipher, tweak)?))
+                let wide = (name.cipher == "aes").then(|| WideXts::new(data)).flatten().map(Box::new);
+                (data, Mode::Xts { tweaks: keyed(&name.cipher, tweak)?, wide })
             }
             "cbc" => (key, Mode::Cbc),
             "ctr" => (key, Mode::Ctr),
@@ -210,9 +231,9 @@ impl Cipher {
     /// the number of the first.
     pub fn apply(&self, direction: Direction, first: u64, data: &mut [u8]) {
         assert!(data.len().is_multiple_of(self.sector_len), "whole sectors");
-        if let Mode::Xts(tweaks) = &self.mode {
+        if let Mode::Xts { tweaks, wide } = &self.mode {
             let (blocks, _) = Block::slice_as_chunks_mut(data);
-            return self.xts(direction, first, tweaks.as_ref(), blocks.into());
+            return self.xts(direction, first, tweaks.as_ref(), wide.as_deref(), blocks.into());
         }
         let sectors = data.chunks_exact_mut(self.sector_len).zip(self.numbers(first));
         sectors.for_each(|(sector, number)| self.apply_to_sector(direction, number, sector));
@@ -221,10 +242,10 @@ impl Cipher {
     /// Encrypts or decrypts whole sectors of `from` into `to`, which is as long.
     pub fn apply_into(&self, direction: Direction, first: u64, from: &[u8], to: &mut [u8]) {
         assert!(from.len() == to.len() && from.len().is_multiple_of(self.sector_len), "whole sectors");
-        if let Mode::Xts(tweaks) = &self.mode {
+        if let Mode::Xts { tweaks, wide } = &self.mode {
             let ((from, _), (to, _)) = (Block::slice_as_chunks(from), Block::slice_as_chunks_mut(to));
             let blocks = InOutBuf::new(from, to).expect("they are of one length");
-            return self.xts(direction, first, tweaks.as_ref(), blocks);
+            return self.xts(direction, first, tweaks.as_ref(), wide.as_deref(), blocks);
         }
         let sectors = from.chunks_exact(self.sector_len).zip(to.chunks_exact_mut(self.sector_len));
         for ((from, to), number) in sectors.zip(self.numbers(first)) {
@@ -244,7 +265,7 @@ impl Cipher {
         let (blocks, _) = Block::slice_as_chunks_mut(sector);
         let mut vector = self.vector(number);
         match (&self.mode, direction) {
-            (Mode::Xts(_), _) => unreachable!("XTS works on many sectors at once"),
+            (Mode::Xts { .. }, _) => unreachable!("XTS works on many sectors at once"),
             (Mode::Cbc, Direction::Encrypt) => {
                 for block in blocks {
                     xor(block, &vector);
@@ -274,8 +295,32 @@ impl Cipher {
         }
     }
 
-    /// Whole sectors, in runs of blocks that may end within one.
+    /// Whole sectors in XTS.
     fn xts(
+        &self,
+        direction: Direction,
+        first: u64,
+        tweaks: &dyn Blocks,
+        wide: Option<&WideXts>,
+        mut blocks: InOutBuf<'_, '_, Block>,
+    ) {
+        let Some(wide) = wide else { return self.xts_in_passes(direction, first, tweaks, blocks) };
+        let mut numbers = self.numbers(first);
+        let of_sector = self.sector_len / 16;
+        while !blocks.is_empty() {
+            let sectors = (blocks.len() / of_sector).min(STARTS);
+            let (run, rest) = blocks.split_at(sectors * of_sector);
+            blocks = rest;
+            let mut starts = [Block::default(); STARTS];
+            let starts = &mut starts[..sectors];
+            starts.iter_mut().zip(&mut numbers).for_each(|(start, number)| *start = self.vector(number));
+            tweaks.encrypt(starts);
+            wide.apply(direction, starts, run);
+        }
+    }
+
+    /// Whole sectors, in runs of blocks that may end within one.
+    fn xts_in_passes(
         &self,
         direction: Direction,
         first: u64,
@@ -413,6 +458,14 @@ mod tests {
                 let mut back = vec![0; all.len()];
                 cipher.apply_into(Direction::Decrypt, 1 << 33, &all, &mut back);
                 assert_eq!(back, plain, "{name} {sector_len}");
+                // The way of processors that do it in passes.
+                let Mode::Xts { tweaks, .. } = cipher.mode else { continue };
+                let cipher = Cipher { mode: Mode::Xts { tweaks, wide: None }, ..cipher };
+                let mut passes = plain.clone();
+                cipher.apply(Direction::Encrypt, 1 << 33, &mut passes);
+                assert_eq!(passes, all, "{name} {sector_len}");
+                cipher.apply(Direction::Decrypt, 1 << 33, &mut passes);
+                assert_eq!(passes, plain, "{name} {sector_len}");
             }
         }
     }

@@ -9,6 +9,8 @@ mod cipher;
 mod hash;
 mod kdf;
 mod secret;
+#[cfg(target_arch = "x86_64")]
+mod wide;
 
 pub use af::{af_merge, af_split};
 pub use cipher::{Cipher, CipherError, CipherName, Direction, SECTOR};
