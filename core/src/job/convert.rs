@@ -139,7 +139,7 @@ pub async fn convert(
     let state = State {
         io,
         plan,
-        chunk: if plan.compress { unit.max(1) } else { CHUNK.next_multiple_of(unit.max(1)) },
+        chunk: plan.chunk(unit.max(1)),
         starts,
         run: RefCell::new(Run { range: 0..0, begun: 0, kind: Kind::Zero, place: None }),
         walking: Gate::default(),
@@ -161,6 +161,20 @@ pub async fn convert(
     results.into_iter().collect::<Result<(), Stopped>>()?;
     (state.progress)(1, 1);
     io.flush("convert/flush", plan.target).await.map_err(Doing::Flush.failed(0, state.total()))
+}
+
+impl Convert {
+    /// Bytes of a chunk, where the target allocates `unit` at a time: whole units, where a part of one has the rest copied
+    /// from below. Where nothing is below, larger units are filled chunk by chunk, and only the first finds them
+    /// unallocated.
+    fn chunk(&self, unit: u64) -> u64 {
+        let copies_rest = self.target_has_backing || self.above.is_some();
+        match (self.compress, copies_rest) {
+            (true, _) => unit,
+            (false, false) if unit.is_multiple_of(CHUNK) => CHUNK,
+            (false, _) => CHUNK.next_multiple_of(unit),
+        }
+    }
 }
 
 /// The status of what no source holds.

@@ -64,6 +64,8 @@ pub struct Vdi {
 struct Space {
     /// The first block behind all that the map names; `None` until the map was read through for it.
     end: Option<u32>,
+    /// From this byte on, the file reads as zeros until it is written to.
+    zeros_from: u64,
     /// Blocks that were given back.
     free: Vec<u32>,
 }
@@ -173,14 +175,14 @@ impl Vdi {
         let mut space = self.space.borrow_mut();
         let Some(end) = space.end else { return Ok(Ready::Miss(Missing::End.miss())) };
         let header = self.header.borrow();
-        let (index, count) = match space.free.pop() {
-            Some(index) => (index, 1),
+        let (index, count, zeroed) = match space.free.pop() {
+            Some(index) => (index, 1, false),
             // Leaks may have used up what the map has room for.
             None if end >= header.blocks => return Err(VdiError::Full { blocks: header.blocks }),
             None => {
                 let count = run.min(header.blocks - end);
                 space.end = Some(end + count);
-                (end, count)
+                (end, count, header.place_of(end).0 >= space.zeros_from)
             }
         };
         let guest_end = ((block + u64::from(count)) * BLOCK_LEN).min(header.size);
@@ -189,7 +191,7 @@ impl Vdi {
             host_offset: header.place_of(index).0,
             guest_start: block * BLOCK_LEN,
             guest_end,
-            zeroed: false,
+            zeroed,
             fresh: true,
         }))
     }

@@ -95,10 +95,13 @@ impl Vdi {
             }
             at += len;
         }
+        let file = io.child(Role::File);
+        let zeros_from = if io.starts_as_zeroes(file) { io.len(file) } else { u64::MAX };
         let mut space = self.space.borrow_mut();
         // Somebody who waited as well may have taken blocks meanwhile; nobody publishes any before this is known.
         if space.end.is_none() {
             space.end = Some(end);
+            space.zeros_from = zeros_from;
             // What a crash lost is used again.
             let lost = (0..end).rev().filter(|index| used[*index as usize / 64] & 1 << (index % 64) == 0);
             space.free = lost.take(FREE_MAX).collect();
