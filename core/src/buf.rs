@@ -26,6 +26,10 @@ use smallvec::SmallVec;
 /// Alignment of buffers from [`Buf::zeroed`], in bytes: the largest that direct I/O asks for in practice.
 pub const BUF_ALIGN: usize = 4096;
 
+/// Bytes from which a buffer is aligned by hand: an allocator that is asked for more than its own alignment writes the zeros
+/// that it could have left to the host, and all of the memory is taken before anything is in it.
+const UNTOUCHED_MIN: usize = 64 << 10;
+
 /// Memory that buffers are windows of.
 ///
 /// The heap is one ([`Buf::zeroed`]); an executor or driver supplies others: registered buffers, huge pages,
@@ -40,8 +44,10 @@ pub unsafe trait Region: Send + Sync + 'static {
 }
 
 struct Heap {
-    start: NonNull<u8>,
+    memory: NonNull<u8>,
     layout: Layout,
+    /// Bytes of the window that all others are made of.
+    len: usize,
 }
 
 // SAFETY: the memory is owned by this value, and handed out only as disjoint windows.
@@ -58,7 +64,7 @@ enum Owner {
 impl Owner {
     fn len(&self) -> usize {
         match self {
-            Self::Heap(heap) => heap.layout.size(),
+            Self::Heap(heap) => heap.len,
             Self::Region(region) => region.bytes().1,
         }
     }
@@ -67,7 +73,7 @@ impl Owner {
 impl Drop for Heap {
     fn drop(&mut self) {
         // SAFETY: allocated in `Buf::zeroed_aligned` with this very layout; windows hold the region alive.
-        unsafe { dealloc(self.start.as_ptr(), self.layout) }
+        unsafe { dealloc(self.memory.as_ptr(), self.layout) }
     }
 }
 
@@ -111,11 +117,19 @@ impl Buf {
         if len == 0 {
             return Self::empty();
         }
-        let layout = Layout::from_size_align(len, align).expect("a buffer length fits in the address space");
+        let layout = match len < UNTOUCHED_MIN {
+            true => Layout::from_size_align(len, align),
+            false => Layout::from_size_align(len.saturating_add(align), 1),
+        };
+        let layout = layout.expect("a buffer length fits in the address space");
         // SAFETY: the layout has a size above zero.
         let memory = unsafe { alloc_zeroed(layout) };
-        let Some(start) = NonNull::new(memory) else { handle_alloc_error(layout) };
-        Self { start, len, owner: Some(Arc::new(Owner::Heap(Heap { start, layout }))) }
+        let Some(memory) = NonNull::new(memory) else { handle_alloc_error(layout) };
+        let before = memory.as_ptr().align_offset(align);
+        assert!(before <= layout.size() - len, "there is room for the alignment");
+        // SAFETY: within the allocation, as was just asked.
+        let start = unsafe { memory.add(before) };
+        Self { start, len, owner: Some(Arc::new(Owner::Heap(Heap { memory, layout, len }))) }
     }
 
     /// Wraps the whole of `region` in one window.

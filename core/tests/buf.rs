@@ -176,3 +176,25 @@ fn alignments_are_kept_and_nothing_is_allocated_for_nothing() {
         assert_eq!(none.len(), 2);
     }
 }
+
+/// Pages of memory that this process really has, by the host's count.
+#[cfg(target_os = "linux")]
+fn resident() -> i64 {
+    let said = std::fs::read_to_string("/proc/self/statm").expect("Linux says it");
+    said.split(' ').nth(1).expect("a second figure").parse().expect("a figure")
+}
+
+/// Not under Miri, which has no memory of its own to count.
+#[test]
+#[cfg(target_os = "linux")]
+#[cfg_attr(miri, ignore)]
+fn a_large_buffer_takes_memory_once_something_is_in_it() {
+    const LEN: usize = 256 << 20;
+    let before = resident();
+    let mut buf = Buf::zeroed(LEN);
+    assert_eq!(buf.as_ptr().align_offset(drystone_core::buf::BUF_ALIGN), 0);
+    assert!(resident() - before < (LEN as i64 / 4096) / 16, "nothing was touched");
+    assert_eq!((buf[0], buf[LEN / 2], buf[LEN - 1]), (0, 0, 0));
+    buf[..LEN / 2].fill(1);
+    assert!(resident() - before > (LEN as i64 / 4096) / 4, "a half was");
+}

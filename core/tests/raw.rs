@@ -179,6 +179,20 @@ fn a_discard_that_zeroes_stands_in_for_zeros() {
 }
 
 #[test]
+fn zeros_keep_their_space_where_discards_are_ignored() {
+    let mut disk = Disk::new(1, vec![9; 100]);
+    disk.discard_zeroes = true;
+    let ignoring = OpenMode { discard: false, ..WRITABLE };
+    let node = disk.open_as(0, None, ignoring, WRITABLE);
+    let zeroes = Op::WriteZeroes(ZeroFlags { may_unmap: true, no_fallback: false }, Fua::No);
+    disk.fail.insert(disk.log.len(), Errno::ENOTSUP);
+    disk.run(node, zeroes, 10, 50, BufList::new()).result.expect("as data");
+    disk.run(node, Op::Discard, 0, 100, BufList::new()).result.expect("advice");
+    assert!(disk.log.iter().all(|did| !did.starts_with("discard")), "{:?}", disk.log);
+    assert_eq!((disk.bytes[9], disk.bytes[10], disk.bytes[59], disk.bytes[60]), (9, 0, 0, 9));
+}
+
+#[test]
 fn flushes_go_out_only_where_something_was_written_and_stay_failed() {
     let mut disk = Disk::new(1, vec![0; 100]);
     let node = disk.open(0, None);

@@ -466,6 +466,32 @@ fn zeros_are_looked_for() {
     }
 }
 
+/// `discard`: the host keeps as much of the file as with the reference, for discards and for zeros that may be unmapped.
+#[test]
+fn what_is_not_to_be_discarded_keeps_its_space() {
+    use std::os::unix::fs::MetadataExt;
+    let commands = "write -z -u 2M 1M; write -z 5M 1M; discard 6M 1M; write -c -P 1 7M 64k; write -z -u 7M 64k";
+    for format in ["raw", "qcow2"] {
+        for options in ["-d ignore", "-d unmap", "", "discard=ignore", "discard=unmap", "file.discard=ignore"] {
+            let mut pair = Pair::new(&[
+                &format!("qemu-img create -q -f {format} a 8M"),
+                &format!("qemu-io -f {format} -c 'write -P 5 0 8M' a"),
+            ]);
+            if options.contains('=') {
+                pair.script("--image-opts", commands, &format!("driver={format},file.filename=a,{options}"));
+            } else {
+                pair.script(&format!("{options} -f {format}"), commands, "a");
+            }
+            let kept = |path: std::path::PathBuf| std::fs::metadata(path).expect("it is there").blocks();
+            let (ours, theirs) = (kept(pair.ours("a")), kept(pair.theirs("a")));
+            if ours != theirs {
+                pair.complain(&format!("{format} {options:?}: {ours} sectors, theirs {theirs}"));
+            }
+            pair.finish();
+        }
+    }
+}
+
 #[test]
 fn requests_in_the_background_run_side_by_side() {
     let pair = Pair::new(RAW);
