@@ -27,7 +27,9 @@ pub struct Commit {
     pub empty: bool,
     /// Bytes a second at the most; 0 for no limit.
     pub rate: u64,
-    /// What the progress counts.
+    /// What the progress counts. [`Count::Data`] is as near as it goes to the reference, which tells how much it finished
+    /// whenever it has waited for something: two of its runs on the same images print different steps. Ours tell each piece of
+    /// data as a worker takes it on, so that two runs are alike.
     pub count: Count,
 }
 

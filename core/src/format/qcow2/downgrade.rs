@@ -14,6 +14,7 @@ use super::layout::{GuestOffset, HostOffset, Incompatible, L1Entry, L2Entry, Sna
 use super::lookup::be_u64;
 use super::open::metadata_clusters;
 use super::refcount::Freed;
+use super::stages::Stages;
 use super::{Qcow2, Qcow2Error};
 use crate::buf::Buf;
 use crate::compute::Codec;
@@ -47,7 +48,7 @@ struct Expanded {
 }
 
 impl Qcow2 {
-    pub(super) async fn downgrade(&self, io: &Io) -> Result<()> {
+    pub(super) async fn downgrade(&self, io: &Io, stages: &Stages) -> Result<()> {
         let header = self.header();
         let refuse = |text: &str| Err(self.fail(Qcow2Error::Option(text.into())));
         if header.refcount_width.bits() != 16 {
@@ -73,9 +74,12 @@ impl Qcow2 {
         }
         // From here on nothing new is said that version 2 cannot say.
         self.writes_version.set(2);
-        self.expand_zeros(io).await?;
+        let active = self.l1.borrow().entries.len() as u64;
+        let all = active + snapshots.iter().map(|snapshot| u64::from(snapshot.l1_entries)).sum::<u64>();
+        self.expand_zeros(io, &|table| stages.tell(table..=table, all)).await?;
         self.flush_all(io).await?;
         self.expand_snapshots(io, &snapshots).await?;
+        stages.tell(active + 1..=all, all);
         self.change_header(io, |header| {
             header.version = 2;
             (header.incompatible, header.compatible, header.autoclear) = (0, 0, 0);
@@ -87,8 +91,13 @@ impl Qcow2 {
     }
 
     /// Replaces clusters of zeros by nothing where nothing reads as zeros, and by zeros elsewhere.
-    async fn expand_zeros(&self, io: &Io) -> Result<()> {
+    ///
+    /// Calls `tell` with the number of each entry of the L1 table that is done with, counted from 1.
+    async fn expand_zeros(&self, io: &Io, tell: &dyn Fn(u64)) -> Result<()> {
         let end = self.header.borrow().size;
+        let (entries, covered) =
+            (self.l1.borrow().entries.len() as u64, self.geometry.cluster_size << self.geometry.l2_bits);
+        let mut told = 0;
         let below = self.end_of_backing(io);
         let unit = self.geometry.cluster_size;
         let mut at = 0;
@@ -110,7 +119,12 @@ impl Qcow2 {
                 }
                 _ => at += extent.len,
             }
+            if at < end {
+                (told + 1..=at / covered).for_each(tell);
+                told = at / covered;
+            }
         }
+        (told + 1..=entries).for_each(tell);
         Ok(())
     }
 

@@ -158,9 +158,14 @@ fn print(text: &str) -> Result<(), Failure> {
     console::put(&legible(text, true))
 }
 
-/// Shows how far a command is. What cannot be written does not stop it.
+/// Shows how far a command is.
 fn tell(progress: &mut Progress, done: u64, of: u64) {
-    match progress.update(done, of) {
+    show(progress.update(done, of));
+}
+
+/// Writes a line of progress, where one is due. What cannot be written does not stop the command.
+fn show(line: Option<Line>) {
+    match line {
         Some(Line::Output(text)) => drop(print(&text)),
         Some(Line::Error(text)) => drop(std::io::stderr().lock().write_all(text.as_bytes())),
         None => {}
