@@ -14,7 +14,7 @@ use drystone_tools::message::Failure;
 
 use crate::{FORMATS, image};
 
-pub async fn run(client: &Client, args: &AmendArgs, name: &str) -> Result<u8, Failure> {
+pub async fn run(client: &Client, args: &AmendArgs) -> Result<u8, Failure> {
     let Some(source) = &args.source else {
         let format = args.format.as_deref().unwrap_or_default();
         crate::print(&amend_help(format, FORMATS)?)?;
@@ -22,7 +22,7 @@ pub async fn run(client: &Client, args: &AmendArgs, name: &str) -> Result<u8, Fa
     };
     let reading = image::reading(&args.common, args.cache, false);
     let mode = OpenMode { writable: true, ..reading };
-    let disk = image::open_writable(client, source, mode, name).await?;
+    let disk = image::open(client, source, mode).await?;
     let done = change(client, args, &disk).await;
     let closed = image::close(disk).await;
     done?;

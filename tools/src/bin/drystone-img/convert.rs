@@ -17,7 +17,7 @@ use drystone_tools::img::create::option_help;
 use drystone_tools::img::open::cannot_open;
 use drystone_tools::img::progress::Progress;
 use drystone_tools::message::Failure;
-use drystone_tools::options::ImageName;
+use drystone_tools::options::{ImageName, refusal};
 
 use crate::create::known;
 use crate::interrupt::Interrupt;
@@ -101,7 +101,8 @@ async fn open_target(client: &Client, args: &ConvertArgs, plan: &TargetPlan) -> 
         Some(ConvertTarget::Options(name)) => (name.clone(), from_options(name.options(), mode)),
         None => return Err(Failure::new("Must specify image file name")),
     };
-    let mut spec: NodeSpec = spec.map_err(|error| cannot_open(&name, &error.to_string()))?;
+    let mut spec: NodeSpec =
+        spec.map_err(|error| cannot_open(&name, &refusal(&error, None, &name.options())))?;
     if args.compress
         && let DriverSpec::Qcow2 { options, .. } | DriverSpec::Probe { options, .. } = &mut spec.driver
     {

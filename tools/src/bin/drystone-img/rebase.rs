@@ -21,10 +21,9 @@ use crate::create::DRIVERS;
 use crate::image;
 use crate::interrupt::Interrupt;
 
-pub async fn run(client: &Client, args: &RebaseArgs, tool: &str) -> Result<u8, Failure> {
+pub async fn run(client: &Client, args: &RebaseArgs) -> Result<u8, Failure> {
     let interrupt = Rc::new(Interrupt::watch()?);
     let disk = open_image(client, args).await?;
-    image::warn_of_guess(client, &disk, &args.source, tool);
     let rebased = run_on(client, args, &disk, &interrupt).await;
     let closed = image::close(disk).await;
     if rebased.is_err() {
