@@ -31,9 +31,16 @@ fn programs_read_the_same_steps() {
             side.both("steps", &format!("convert -p {how} {source} target"));
         }
     }
-    for line in
-        ["full sparse", "full image", "packed image", "sparse empty", "empty empty", "-s image packed"]
-    {
+    for line in [
+        "full sparse",
+        "full image",
+        "packed image",
+        "sparse empty",
+        "empty empty",
+        "-s image packed",
+        "-s full empty",
+        "-s empty image",
+    ] {
         side.both("steps", &format!("compare -p {line}"));
         side.both("none", &format!("compare -p -q {line}"));
     }

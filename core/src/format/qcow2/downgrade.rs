@@ -10,7 +10,9 @@
 
 use std::collections::BTreeMap;
 
-use super::layout::{GuestOffset, HostOffset, Incompatible, L1Entry, L2Entry, Snapshot, extension_kind};
+use super::layout::{
+    COMPRESSED, GuestOffset, HostOffset, Incompatible, L1Entry, L2Entry, Snapshot, extension_kind,
+};
 use super::lookup::be_u64;
 use super::open::metadata_clusters;
 use super::refcount::Freed;
@@ -64,13 +66,18 @@ impl Qcow2 {
                 return refuse("Internal snapshots prevent downgrade of image");
             }
         }
-        let incompatible = header.incompatible & !Incompatible::DIRTY;
+        let incompatible = header.incompatible & !(Incompatible::DIRTY | Incompatible::COMPRESSION);
         if incompatible != 0 {
             let text = format!("Cannot downgrade an image with incompatible features {incompatible:#x} set");
             return refuse(&text);
         }
         if header.extension(extension_kind::BITMAPS).is_some() {
             return refuse("Cannot downgrade an image with dirty bitmaps");
+        }
+        if header.compression != Codec::Zlib && self.holds_compressed(io, &snapshots).await? {
+            return refuse(
+                "Cannot downgrade an image with zstd compression type and existing compressed clusters",
+            );
         }
         // From here on nothing new is said that version 2 cannot say.
         self.writes_version.set(2);
@@ -88,6 +95,29 @@ impl Qcow2 {
             header.extensions.retain(|extension| extension.kind != extension_kind::FEATURE_NAMES);
         })
         .await
+    }
+
+    /// Whether the disk, or a snapshot, has a compressed cluster: version 2 knows zlib alone. The reference looks at the disk
+    /// alone, and makes a snapshot's clusters unreadable.
+    async fn holds_compressed(&self, io: &Io, snapshots: &[Snapshot]) -> Result<bool> {
+        let (end, mut at) = (self.header.borrow().size, 0);
+        while at < end {
+            let extent = self.extent(GuestOffset(at), end - at, Access::Read)?;
+            match extent.mapping {
+                Mapping::Miss(miss) => self.load_missing(io, miss).await?,
+                Mapping::Special { compressed: true } => return Ok(true),
+                _ => at += extent.len,
+            }
+        }
+        let (file, len) = (io.child(Role::File), self.geometry.cluster_size as usize);
+        for table in self.tables_of_snapshots(io, snapshots).await?.into_keys() {
+            let bytes = io.read_bytes("qcow2.downgrade/l2_table", file, table, len).await?;
+            if bytes.chunks_exact(self.geometry.l2_entry_len).any(|entry| be_u64(entry, 0) & COMPRESSED != 0)
+            {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Replaces clusters of zeros by nothing where nothing reads as zeros, and by zeros elsewhere.

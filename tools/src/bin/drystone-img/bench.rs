@@ -22,10 +22,7 @@ pub async fn run(client: &Client, args: &BenchArgs) -> Result<u8, Failure> {
     };
     let mode =
         OpenMode { writable: args.write, aio, ..image::reading(&args.common, args.cache, args.force_share) };
-    let disk = match args.write {
-        true => image::open(client, &args.source, mode).await?,
-        false => image::open(client, &args.source, mode).await?,
-    };
+    let disk = image::open(client, &args.source, mode).await?;
     let plan = Bench {
         node: disk.node(),
         count: u64::from(args.count),

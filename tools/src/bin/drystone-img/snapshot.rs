@@ -21,11 +21,7 @@ pub async fn run(client: &Client, args: &SnapshotArgs) -> Result<u8, Failure> {
     let writes = args.action != SnapshotAction::List;
     let reading = image::reading(&args.common, CacheMode::WRITEBACK, args.force_share);
     let mode = OpenMode { writable: writes, discard: writes, ..reading };
-    let disk = if writes {
-        image::open(client, &args.source, mode).await?
-    } else {
-        image::open(client, &args.source, mode).await?
-    };
+    let disk = image::open(client, &args.source, mode).await?;
     let done = act(client, args, &disk).await;
     let closed = image::close(disk).await;
     done?;
