@@ -678,6 +678,12 @@ fn options_of_what_is_opened_say_the_same() {
     ] {
         pair.script("", &format!("open {line}; length; write -P 3 0 512; read -P 3 0 512"), "");
     }
+    for line in ["-o foo=1", "-o offset=1", "-o lazy-refcounts=x", "-r -o foo=1"] {
+        pair.script("", &format!("reopen {line}; length"), "top");
+    }
+    for name in ["blkdebug::a.raw", "blkdebug:nowhere:a.raw"] {
+        pair.script("", "length", name);
+    }
     for line in ["-o x -Z", "-o x -c y", "-o x -r -w", "-o x y"] {
         pair.script("-f raw", &format!("reopen {line}; length"), "a.raw");
     }

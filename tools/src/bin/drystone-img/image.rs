@@ -17,7 +17,7 @@ use drystone_tools::message::Failure;
 use drystone_tools::options::{ImageName, refusal};
 
 use crate::FORMATS;
-use crate::events::tell_events;
+use crate::events::tell_events_of;
 
 /// How an image is opened for reading with a cache mode.
 pub fn reading(common: &Common, cache: CacheMode, force_share: bool) -> OpenMode {
@@ -89,7 +89,7 @@ pub async fn open_at(
 /// Opens what was read from a name.
 pub async fn open_spec(client: &Client, name: &ImageName, spec: &NodeSpec) -> Result<Image, Failure> {
     let opened = client.open(spec).await;
-    tell_events(client);
+    tell_events_of(client, Some(name.text()));
     opened.map_err(|error| cannot_open(name, &error.to_string()))
 }
 

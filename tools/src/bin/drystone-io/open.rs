@@ -12,7 +12,7 @@ use drystone_tools::io::command::{OpenCommand, Refusal, ReopenCommand};
 use drystone_tools::options::{ImageName, backing_warning, parse_list, refusal, switch_warnings};
 use serde_json::{Map, Value};
 
-use crate::events::tell_events;
+use crate::events::tell_events_of;
 use crate::overlay::open_overlay;
 
 /// How an image is opened.
@@ -129,7 +129,11 @@ impl How {
         if let Some(cache) = command.cache {
             how.mode = with_cache(how.mode, cache);
         }
-        how.spec().map_err(|why| match why.rsplit_once("does not support the option ") {
+        // What was guessed when it was opened is known by now.
+        let named = how.format.is_some() || how.options.contains_key("driver") || how.path.is_none();
+        let known =
+            if named { how.clone() } else { Self { format: Some(node.driver.to_owned()), ..how.clone() } };
+        known.spec().map_err(|why| match why.rsplit_once("does not support the option ") {
             Some((_, key)) => format!("Cannot change the option {key}"),
             None if why == "Block node is read-only" => {
                 format!("Read-only block node '{}' cannot support read-write users", node.name)
@@ -226,7 +230,7 @@ pub async fn open(client: &Client, how: How, args: &IoArgs) -> Result<Opened, St
             client.open(&spec).await.map(|image| (image.node(), image)).map_err(|error| error.to_string())
         }
     };
-    tell_events(client);
+    tell_events_of(client, how.path.as_deref());
     let (top, image) = opened.map_err(|why| how.cannot(why))?;
     let graph = client.graph();
     let about = |node| graph.iter().find(|info| info.id == node).expect("the image is open");

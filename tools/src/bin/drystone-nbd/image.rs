@@ -18,7 +18,7 @@ use drystone_tools::nbd::args::ServeArgs;
 use drystone_tools::options::{parse_list, refusal};
 use serde_json::{Map, Value};
 
-use crate::events::tell_events;
+use crate::events::tell_events_of;
 use crate::overlay::open_overlay;
 
 /// Opens the image; also returns it as it is served.
@@ -42,7 +42,7 @@ pub async fn open(client: &Client, args: &ServeArgs) -> Result<NbdExport, Failur
         true => open_overlay(client, spec, mode).await.map(|(_, image)| image),
         false => client.open(&windowed(spec, args.offset)).await.map_err(|error| error.to_string()),
     };
-    tell_events(client);
+    tell_events_of(client, Some(&args.file));
     let image = top.map_err(|error| match error.as_str() {
         "Can't find snapshot" => no_snapshot(),
         _ => cannot(&error),
