@@ -16,7 +16,7 @@ use drystone_core::format::qcow2::check::check;
 use drystone_core::graph::open::{OpenMode, open};
 use drystone_core::graph::options::from_filename;
 use drystone_core::intent::Errno;
-use drystone_core::job::{Rebase, change_backing, rebase};
+use drystone_core::job::{Count, Rebase, change_backing, rebase};
 
 /// Guest's disk in bytes.
 const LEN: usize = 1 << 20;
@@ -91,14 +91,18 @@ async fn work(io: Io, job: Job) -> Result<()> {
             let spec = from_filename("other", Some("qcow2"), OpenMode { writable: false, ..WRITABLE })?;
             match open(&io, &spec).await {
                 Ok(other) => {
-                    let plan = Rebase { image: top, backing: Some(other), compress: false };
+                    let plan =
+                        Rebase { image: top, backing: Some(other), compress: false, count: Count::Disk };
                     let done = put_onto(&io, plan, Some(("other", Some("qcow2")))).await;
                     done.and(io.close(other).await)
                 }
                 Err(error) => Err(error),
             }
         }
-        _ => put_onto(&io, Rebase { image: top, backing: None, compress: true }, None).await,
+        _ => {
+            put_onto(&io, Rebase { image: top, backing: None, compress: true, count: Count::Disk }, None)
+                .await
+        }
     };
     done.and(io.close(top).await)
 }

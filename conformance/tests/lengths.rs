@@ -20,7 +20,7 @@ fn resize(len: u64, how: Preallocate) -> Operation {
 fn amended(to: Amend) -> Operation {
     Rc::new(move |io, node| {
         let to = to.clone();
-        Box::pin(async move { amend(&io, node, &to).await })
+        Box::pin(async move { amend(&io, node, &to, Rc::new(|_, _| {})).await })
     })
 }
 

@@ -165,6 +165,9 @@ pub enum Error {
     /// An option, or a name that an image holds, was refused.
     #[error("{0}")]
     Options(String),
+    /// A driver does not have an option that it was given.
+    #[error("{0}")]
+    UnknownOption(String),
     /// The host has no random bytes.
     #[error("{location}: no random bytes for identifiers: {errno}")]
     Entropy {

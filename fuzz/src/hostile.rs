@@ -4,6 +4,7 @@
 //! end in an answer. Where `check` finds nothing wrong, the image must behave as a flat disk, and `check` must find nothing wrong
 //! afterwards. Start at [`exercise`].
 
+use std::rc::Rc;
 use std::time::Duration;
 
 use drystone_conformance::meter::peak_of;
@@ -126,7 +127,8 @@ fn keep_up(runner: &mut SimRunner) {
         let longer = size.saturating_add(100_000) / 512 * 512;
         let _ = io.resize(node, longer, Preallocate::Metadata).await;
         let _ = apply_snapshot(&io, node, &any).await;
-        let _ = amend(&io, node, &Amend { refcount_bits: Some(32), ..Amend::default() }).await;
+        let _ = amend(&io, node, &Amend { refcount_bits: Some(32), ..Amend::default() }, Rc::new(|_, _| {}))
+            .await;
         let _ = io.resize(node, size / 1024 * 512, Preallocate::Off).await;
         let _ = delete_snapshot(&io, node, &any).await;
         let _ = io.close(node).await;

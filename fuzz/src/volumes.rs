@@ -3,6 +3,8 @@
 //! and closing it end in an answer, in bounded steps and memory; what opens and reads before does so afterwards. Start at
 //! [`volumes`].
 
+use std::rc::Rc;
+
 use arbitrary::Unstructured;
 use drystone_conformance::cases::WRITABLE;
 use drystone_conformance::explore::{TOP, image_in};
@@ -247,8 +249,8 @@ fn change(world: World, format: &'static str, seed: u64) -> (bool, bool) {
                     let done = match format {
                         "luks" => amend_keyslots(&io, node, &change).await,
                         _ => {
-                            amend(&io, node, &qcow2::Amend { encrypt: Some(change), ..Default::default() })
-                                .await
+                            let to = qcow2::Amend { encrypt: Some(change), ..Default::default() };
+                            amend(&io, node, &to, Rc::new(|_, _| {})).await
                         }
                     };
                     tell(|| format!("{done:?}"));

@@ -3,6 +3,7 @@
 
 mod side;
 
+use std::process::Stdio;
 use std::time::Instant;
 
 use side::{Side, once_free};
@@ -57,6 +58,20 @@ const CASES: &[Case] = &[
         disk: Disk::Same,
         kept: &["first", "second", "b1"],
     },
+    Case { line: "bitmap --clear full b0", image: "full", disk: Disk::Same, kept: NAMES },
+    Case { line: "bitmap --disable --enable full b0", image: "full", disk: Disk::Same, kept: NAMES },
+    Case {
+        line: "resize -q --preallocation=metadata full 9M",
+        image: "full",
+        disk: Disk::Either,
+        kept: NAMES,
+    },
+    Case { line: "amend -o size=9M full", image: "full", disk: Disk::Either, kept: NAMES },
+    Case { line: "snapshot -c third dirty", image: "dirty", disk: Disk::Same, kept: &["first", "second"] },
+    Case { line: "commit -q -d top", image: "top", disk: Disk::Same, kept: &[] },
+    Case { line: "rebase -u -b base -F qcow2 top", image: "top", disk: Disk::Either, kept: &[] },
+    Case { line: "check -q -r leaks leaky", image: "leaky", disk: Disk::Same, kept: &["first"] },
+    Case { line: "check -q -r all lost", image: "lost", disk: Disk::Same, kept: &["first"] },
     Case { line: "commit -q top", image: "top", disk: Disk::Same, kept: &[] },
     Case { line: "commit -q -b base top", image: "top", disk: Disk::Same, kept: &[] },
     Case { line: "rebase -b base -F qcow2 top", image: "top", disk: Disk::Same, kept: &[] },
@@ -67,7 +82,8 @@ const CASES: &[Case] = &[
     Case { line: "convert -n -O qcow2 plain top", image: "top", disk: Disk::Any, kept: &[] },
 ];
 
-const IMAGES: &[&str] = &["full", "plain", "old", "base", "middle", "top", "leaking", "wrong"];
+const IMAGES: &[&str] =
+    &["full", "plain", "old", "base", "middle", "top", "leaking", "wrong", "dirty", "lost", "leaky"];
 
 /// What a command may change.
 fn images_of(case: &Case) -> &'static [&'static str] {
@@ -77,6 +93,9 @@ fn images_of(case: &Case) -> &'static [&'static str] {
         "old" => &["old"],
         "leaking" => &["leaking"],
         "wrong" => &["wrong"],
+        "dirty" => &["dirty"],
+        "lost" => &["lost"],
+        "leaky" => &["leaky"],
         _ => &["top", "middle", "base"],
     }
 }
@@ -104,13 +123,23 @@ fn images(side: &Side) {
     side.make("create -q -f qcow2 -o cluster_size=512 -b middle -F qcow2 top");
     side.io("top", "write -P 3 1M 1M; write -P 4 3M 200k");
     // Refcounts that are too high leak; those that are too low are errors.
-    for (image, value) in [("leaking", 2_u8), ("wrong", 0)] {
+    for (image, value) in [("leaking", 2_u8), ("leaky", 4), ("wrong", 0), ("dirty", 0), ("lost", 0)] {
         side.write(image, &side.read("plain"));
         let mut bytes = side.read(image);
         let at = |at: usize| u64::from_be_bytes(bytes[at..at + 8].try_into().expect("eight bytes")) as usize;
-        let block = at(at(48) + 8 * 4);
+        let (table, block) = (at(48), at(at(48) + 8 * 4));
         for entry in 0..64 {
             bytes[block + 2 * entry + 1] = value;
+        }
+        match image {
+            // Whoever writes to it next repairs it first.
+            "dirty" => bytes[79] |= 1,
+            // No entry of the refcount table is left.
+            "lost" => {
+                let clusters = u32::from_be_bytes(bytes[56..60].try_into().expect("four bytes")) as usize;
+                bytes[table..table + 512 * clusters].fill(0);
+            }
+            _ => {}
         }
         side.write(image, &bytes);
     }
@@ -139,7 +168,9 @@ fn killed_anywhere_an_image_is_before_or_after() {
         let after = shown(&side, case.image);
         for kill in 0..KILLS {
             put_back(&side, case);
-            let mut child = side.our_command(case.line).spawn().expect("our own tool runs");
+            let mut command = side.our_command(case.line);
+            let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+            let mut child = child.expect("our own tool runs");
             // The same fractions for every command would miss what they all do in the same moment.
             let parts = kill * CASES.len() as u32 + number as u32;
             std::thread::sleep(whole * parts / (KILLS * CASES.len() as u32));
@@ -222,7 +253,8 @@ fn a_killed_create_leaves_no_half_image() {
 
 /// What a killed command left.
 fn look(side: &mut Side, case: &Case, about: &str, (before, after): (&[u8], &[u8])) {
-    let repairs = if case.line.starts_with("check") { "all" } else { "leaks" };
+    let broken = case.line.starts_with("check") || case.image == "dirty";
+    let repairs = if broken { "all" } else { "leaks" };
     let image = case.image;
     for image in images_of(case) {
         // The repair is ours: QEMU 10.0.2's own loses the snapshots of an image that has bitmaps too.

@@ -63,6 +63,68 @@ fn options_of_nodes() {
 }
 
 #[test]
+fn files_that_are_missing_come_before_unknown_options() {
+    let mut side = with(&["create -q r 1M", "create -q -f qcow2 q 1M"]);
+    run(&mut side, UNKNOWN);
+    side.finish();
+}
+
+#[test]
+fn guesses_are_told_before_what_comes_of_them() {
+    let mut side =
+        with(&["create -q r 1M", "create -q -f qcow2 q 1M", "create -q -f qcow2 -b q -F qcow2 top"]);
+    run(&mut side, GUESSED);
+    side.finish();
+}
+
+const UNKNOWN: &str = r#"
+    info --image-opts driver=qcow2,file.filename=gone,foo=1
+    info --image-opts driver=qcow2,file.filename=q,foo=1
+    info --image-opts driver=qcow2,file.driver=file,file.filename=gone,file.foo=1
+    info --image-opts driver=qcow2,file.driver=file,file.filename=q,file.foo=1
+    info --image-opts driver=qcow2,file.filename=q/x,foo=1
+    info --image-opts driver=file,filename=gone,foo=1
+    info --image-opts driver=vmdk,file.filename=gone,foo=1
+    info --image-opts driver=compress,file.filename=gone,foo=1
+    info --image-opts driver=qcow2,file.driver=blkdebug,file.image.filename=gone,file.foo=1
+    info --image-opts driver=qcow2,file.filename=gone,cache.direct=bad
+    info --image-opts driver=none,file.filename=gone,foo=1
+    info --image-opts driver=null-co,foo=1
+    info --image-opts driver=qcow2,foo=1
+    info json:{"driver":"qcow2","file":{"driver":"file","filename":"gone"},"foo":1}
+    info json:{"driver":"qcow2","file.filename":"gone","foo":1}
+    check --image-opts driver=qcow2,file.filename=gone,foo=1
+    convert --image-opts driver=qcow2,file.filename=gone,foo=1 x
+    convert -n --target-image-opts q driver=qcow2,file.filename=gone,foo=1
+    resize --image-opts driver=qcow2,file.filename=gone,foo=1 1M
+    snapshot -l --image-opts driver=qcow2,file.filename=gone,foo=1
+"#;
+
+const GUESSED: &str = r#"
+    resize --image-opts file.filename=r,offset=0 2M
+    resize --image-opts file.filename=r,offset=2M 2M
+    resize --image-opts file.filename=r,offset=bad 2M
+    resize --image-opts file.filename=r,foo=1 2M
+    resize --image-opts file.filename=r 3M
+    amend --image-opts file.filename=r,foo=1 -o size=2M
+    commit --image-opts file.filename=r
+    commit r
+    commit top
+    snapshot -c a --image-opts file.filename=r
+    snapshot -l --image-opts file.filename=r
+    rebase --image-opts file.filename=r -b a
+    rebase -b r -F raw top
+    check -r all r
+    check -r all --image-opts file.filename=r
+    check r
+    bench -c 1 -w --image-opts file.filename=r,offset=2M
+    convert -n --target-image-opts q file.filename=r
+    convert -n --target-image-opts q file.filename=r,offset=2M
+    convert -n q r
+    map --image-opts file.filename=r
+"#;
+
+#[test]
 fn what_is_read_only_and_what_is_never_made() {
     let mut side =
         with(&["create -q r 1M", "create -q -f qcow2 q 1M", "create -q -f qcow2 -b q -F qcow2 top"]);

@@ -102,7 +102,7 @@ fn info_is_shown_alike() {
         let images: Vec<ImageInfo> = images;
         assert_eq!(render_json(&images, chain), expected, "{args}");
         let expected = reference.make(&format!("info {args}"));
-        assert_eq!(render_human(&images, &TimeZone::UTC), expected, "{args}");
+        assert_eq!(render_human(&images, || TimeZone::UTC), expected, "{args}");
     }
 }
 

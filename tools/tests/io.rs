@@ -688,8 +688,30 @@ fn options_of_what_is_opened_say_the_same() {
         "-o file.read-only=on,file.filename=top",
         "-o file.read-only=on,read-only=on,file.filename=top",
         "-o driver=blkdebug,read-only=on,image.filename=a.raw",
+        "-s -r top",
+        "-s -o read-only=on top",
+        "-s -o read-only=on,driver=raw a.raw",
+        "-s -o file.read-only=on,driver=raw,file.filename=a.raw",
+        "-s -o read-only=off,driver=raw a.raw",
+        r#"-s json:{"driver":"raw","read-only":true,"file":{"driver":"file","filename":"a.raw"}}"#,
+        "-r -o read-only=off top",
+        "-o offset=2M a.raw",
+        "-r -o offset=2M a.raw",
+        "-s -o offset=2M a.raw",
+        "-o foo=1 a.raw",
+        "-o foo=1 gone",
+        "-o driver=raw,foo=1 gone",
+        "-o driver=qcow2,file.filename=gone,file.foo=1",
+        "-o driver=blkdebug,image.filename=gone,foo=1",
+        "-o driver=qcow2,cache.direct=foo gone",
     ] {
         pair.script("", &format!("open {line}; length; write -P 3 0 512; read -P 3 0 512"), "");
+    }
+    for line in ["-o foo=1", "-o offset=1", "-o lazy-refcounts=x", "-r -o foo=1"] {
+        pair.script("", &format!("reopen {line}; length"), "top");
+    }
+    for name in ["blkdebug::a.raw", "blkdebug:nowhere:a.raw"] {
+        pair.script("", "length", name);
     }
     for line in ["-o x -Z", "-o x -c y", "-o x -r -w", "-o x y"] {
         pair.script("-f raw", &format!("reopen {line}; length"), "a.raw");
@@ -701,6 +723,46 @@ fn options_of_what_is_opened_say_the_same() {
     }
     pair.same_disks("top");
     pair.same_bytes("a.raw");
+    pair.finish();
+}
+
+/// What images say of themselves while they are opened, repaired and used.
+#[test]
+fn images_that_are_damaged_say_so() {
+    let mut pair = Pair::new(&[
+        "qemu-img create -q -f qcow2 -o lazy_refcounts=on whole 1M",
+        "qemu-io -f qcow2 -c 'write -P 1 0 128k' whole",
+    ]);
+    let whole = std::fs::read(pair.ours("whole")).expect("a file of the test");
+    let damaged = |places: &[(usize, &[u8])]| {
+        let mut image = whole.clone();
+        places.iter().for_each(|(at, bytes)| image[*at..at + bytes.len()].copy_from_slice(bytes));
+        image
+    };
+    // A data cluster on the refcount table; an offset inside a cluster; a refcount of 0 in an image that was not closed.
+    pair.write("overlap", &damaged(&[(0x40000, &[0x80, 0, 0, 0, 0, 1, 0, 0])]));
+    pair.write("unaligned", &damaged(&[(0x40000, &[0x80, 0, 0, 0, 0, 5, 2, 0])]));
+    pair.write("dirty", &damaged(&[(79, &[1]), (0x2000a, &[0, 0])]));
+    for image in ["overlap", "unaligned", "dirty"] {
+        for options in ["-r", ""] {
+            // An image that was marked goes on being read here, and is gone there; entries without sense are refused
+            // where they are read, and there where their cluster is to be used.
+            let commands = match image {
+                "overlap" => {
+                    &["read 0 64k", "write -P 3 0 512", "write -z 0 64k", "discard 0 64k", "alloc 0 1M"]
+                }
+                "unaligned" => &["read 0 64k", "alloc 0 1M", "map", "alloc 64k 64k", "length"],
+                _ => {
+                    &["read 0 64k", "write -P 3 0 512; read 0 64k", "write -z 0 64k", "discard 0 64k", "map"]
+                }
+            };
+            for command in commands {
+                let bytes = std::fs::read(pair.ours(image)).expect("a file of the test");
+                pair.script(&format!("-f qcow2 {options}"), command, image);
+                pair.write(image, &bytes);
+            }
+        }
+    }
     pair.finish();
 }
 

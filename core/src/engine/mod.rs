@@ -80,6 +80,11 @@ pub enum Op {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Event {
+    /// An image that is opened for writing was taken for raw, because nobody said what it is, and nothing else fits.
+    GuessedRaw {
+        /// What it is in.
+        node: String,
+    },
     /// An image that was not closed properly is repaired as it is opened: a line of the check, in the words of
     /// `qemu-img check`.
     Repair {

@@ -36,6 +36,20 @@ impl Io {
     /// # Errors
     /// When metadata is damaged or cannot be read.
     pub async fn status(&self, node: NodeId, offset: u64, len: u64, base: Option<NodeId>) -> Result<Status> {
+        let found = self.status_down_to(node, offset, len, base).await;
+        if found.is_err() {
+            self.shared().after_failure();
+        }
+        found
+    }
+
+    async fn status_down_to(
+        &self,
+        node: NodeId,
+        offset: u64,
+        len: u64,
+        base: Option<NodeId>,
+    ) -> Result<Status> {
         let _counted = self.shared().epochs.count(&self.shared().tasks);
         let (mut node, mut offset, mut len, mut depth) = (node, offset, len, 0);
         loop {

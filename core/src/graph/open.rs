@@ -12,7 +12,7 @@ use super::opening::{Opening, allowed};
 pub use super::opening::{beside, names_protocol};
 use super::options::Format;
 use super::{DetectZeroes, Edges, Kind, NodeFlags, NodeId, Use, options};
-use crate::engine::{Io, LocalFuture};
+use crate::engine::{Event, Io, LocalFuture};
 use crate::error::{Error, Result};
 use crate::filter::{self, FilterSpec};
 use crate::format::ImageFormat;
@@ -392,7 +392,15 @@ async fn open_guessed(
     let file = open_child(io, below, depth).await?;
     let read = async {
         let format = probe(io, file).await?;
-        options::guessed(format, unread.clone(), below.clone(), options.clone())
+        let raw = matches!(format, Format::Raw);
+        let read = options::guessed(format, unread.clone(), below.clone(), options.clone());
+        // The reference says so before it looks at what the options mean, but not where one cannot be read; and what is
+        // below an image is not opened for writing at first.
+        let legible = !matches!(&read, Err(error) if matches!(**error, Error::Options(_)));
+        if raw && legible && depth == 0 && spec.mode.writable {
+            io.report(Event::GuessedRaw { node: io.title(file) });
+        }
+        read
     };
     match read.await {
         Err(error) => Err(undo(io, file, error).await),

@@ -4,6 +4,7 @@
 //! emptied. A crash at any point leaves the image as it was, over a base that differs from the old one only where the
 //! image hides it, or empty over the whole result. Guests see the same disk throughout.
 
+use super::above::{Above, above};
 use super::convert::{Convert, Count, convert};
 use super::{Doing, Progress, Stopped};
 use crate::engine::Io;
@@ -11,6 +12,9 @@ use crate::error::Error;
 use crate::graph::NodeId;
 use crate::graph::Preallocate;
 use crate::intent::ZeroFlags;
+
+/// Bytes of a sector.
+const SECTOR: u64 = 512;
 
 /// Chunks in flight.
 const WORKERS: usize = 8;
@@ -27,7 +31,9 @@ pub struct Commit {
     pub empty: bool,
     /// Bytes a second at the most; 0 for no limit.
     pub rate: u64,
-    /// What the progress counts.
+    /// What the progress counts. [`Count::Data`] is as near as it goes to the reference, which tells how much it finished
+    /// whenever it has waited for something: two of its runs on the same images print different steps. Ours tell each piece of
+    /// data as a worker takes it on, so that two runs are alike.
     pub count: Count,
 }
 
@@ -43,7 +49,13 @@ pub async fn commit(
     stop: &dyn Fn() -> bool,
 ) -> Result<(), Stopped> {
     let (len, old) = (io.len(plan.image), io.len(plan.base));
-    if old < len {
+    // A disk is whole sectors; a raw base may lack some of its last one, and grows only where that is held above.
+    let grows = old.next_multiple_of(SECTOR) < len
+        || old < len && {
+            let rest = above(io, plan.image, plan.base, old, len - old).await;
+            rest.map_err(Doing::Status.failed(0, old))?.1 != Above::Nothing
+        };
+    if grows {
         let grown = io.resize(plan.base, len, Preallocate::Off).await;
         grown.map_err(Doing::Write.failed(0, len))?;
         if !io.starts_as_zeroes(plan.base) {

@@ -105,6 +105,8 @@ struct State<'a> {
     walking: Gate,
     /// One worker at a time waits for the rate, so that it holds for all of them.
     pacing: Gate,
+    /// Bytes that are yet to be waited for.
+    owed: Cell<u64>,
     /// Where the next write begins; the turn goes from chunk to chunk.
     turn: Cell<u64>,
     turned: WaitList,
@@ -134,7 +136,8 @@ pub async fn convert(
         starts.push(end.next_multiple_of(SECTOR));
         end = end.next_multiple_of(SECTOR) + io.len(*source);
     }
-    starts.push(end);
+    // The last sector of a target is written whole, too.
+    starts.push(end.next_multiple_of(SECTOR).min(io.len(plan.target)).max(end));
     let unit = io.granularity(plan.target);
     let state = State {
         io,
@@ -144,6 +147,7 @@ pub async fn convert(
         run: RefCell::new(Run { range: 0..0, begun: 0, kind: Kind::Zero, place: None }),
         walking: Gate::default(),
         pacing: Gate::default(),
+        owed: Cell::new(0),
         turn: Cell::new(0),
         turned: WaitList::default(),
         done: Cell::new(0),
@@ -196,6 +200,9 @@ impl State<'_> {
             let Some(run) = self.next_chunk().await? else { return Ok(()) };
             let (start, end) = (run.range.start, run.range.end);
             let kind = run.kind;
+            if self.plan.rate > 0 && kind == Kind::Data {
+                self.pace(end - start).await?;
+            }
             let result = self.copy(&mut buf, run).await;
             // The turn passes on even after a failure: others must not wait for it.
             self.pass_turn(end);
@@ -207,13 +214,15 @@ impl State<'_> {
             if self.plan.count == Count::Disk {
                 self.did(end - start);
             }
-            if self.plan.rate > 0 && kind == Kind::Data {
-                let _all_together = self.pacing.enter(&self.io.shared().tasks).await;
-                let nanoseconds = (end - start) as u128 * 1_000_000_000 / u128::from(self.plan.rate);
-                self.rest(Duration::from_nanos(nanoseconds as u64)).await?;
-            }
         }
         Ok(())
+    }
+
+    /// Waits for the time that data before this took by the rate; nothing is waited for after the last.
+    async fn pace(&self, len: u64) -> Result<(), Stopped> {
+        let _all_together = self.pacing.enter(&self.io.shared().tasks).await;
+        let nanoseconds = u128::from(self.owed.replace(len)) * 1_000_000_000 / u128::from(self.plan.rate);
+        self.rest(Duration::from_nanos(u64::try_from(nanoseconds).unwrap_or(u64::MAX))).await
     }
 
     /// Sleeps, and looks up now and then.
@@ -521,7 +530,13 @@ impl State<'_> {
     }
 
     async fn write_zeroes(&self, range: Range<u64>) -> Result<()> {
-        if self.plan.target_is_zero && !self.plan.target_has_backing {
+        let mut range = range;
+        if self.plan.target_is_zero {
+            // What shows through the backing file ends there.
+            let shown = if self.plan.target_has_backing { self.plan.backing_len } else { 0 };
+            range.end = range.end.min(shown);
+        }
+        if range.is_empty() {
             return Ok(());
         }
         let flags = ZeroFlags { may_unmap: true, no_fallback: false };

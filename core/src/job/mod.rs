@@ -8,6 +8,7 @@ mod amend;
 mod bench;
 mod commit;
 mod compare;
+mod compared;
 mod convert;
 mod create;
 mod dd;

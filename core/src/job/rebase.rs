@@ -7,7 +7,8 @@ use std::cell::Cell;
 use std::ops::Range;
 
 use super::above::{Above, above};
-use super::{Doing, Progress, Stopped};
+use super::compared::Compared;
+use super::{Count, Doing, Progress, Stopped};
 use crate::buf::{Buf, BufList, is_zero};
 use crate::engine::Io;
 use crate::engine::task::{Gate, join, join_all};
@@ -32,6 +33,9 @@ pub struct Rebase {
     pub backing: Option<NodeId>,
     /// Write what is copied in compressed form.
     pub compress: bool,
+    /// What the progress counts. [`Count::Data`]: pieces that the reference compares, of as many as make a whole disk; there
+    /// can be more of them.
+    pub count: Count,
 }
 
 /// Copies into the image what it needs so that it shows the same over the new backing file. Nothing is durable yet.
@@ -52,14 +56,18 @@ pub async fn rebase(
         Some(driver) => driver.zero_granularity(),
         None => 1,
     };
+    let (size, shared) = (io.len(plan.image), plan.backing.filter(|new| is_below(io, old, *new)));
+    let (at, done) = (Cell::new(0), Cell::new(0));
+    let compared = Compared { image: plan.image, old, shared, unit, size, at, done };
     let copy = Copy {
         io,
         plan,
         old,
-        shared: plan.backing.filter(|new| is_below(io, old, *new)),
+        shared,
         unit,
         piece: PIECE.next_multiple_of(unit),
-        size: io.len(plan.image),
+        size,
+        compared: Some(compared).filter(|_| plan.count == Count::Data),
         at: Cell::new(0),
         walking: Gate::default(),
         failed: Cell::new(false),
@@ -129,6 +137,7 @@ struct Copy<'a> {
     at: Cell<u64>,
     walking: Gate,
     failed: Cell<bool>,
+    compared: Option<Compared>,
     progress: Progress,
     stop: &'a dyn Fn() -> bool,
 }
@@ -158,10 +167,16 @@ impl Copy<'_> {
             if (self.stop)() {
                 return Err(Doing::Write.failed(0, at)(Box::new(Error::Cancelled)));
             }
-            (self.progress)(at, self.size);
+            if self.compared.is_none() {
+                (self.progress)(at, self.size);
+            }
             let (len, piece) = self.look(at).await.map_err(Doing::Status.failed(0, at))?;
             let end = piece.as_ref().map_or(at + len, |piece| piece.range.end);
             self.at.set(end);
+            if let Some(compared) = &self.compared {
+                let counted = compared.go_to(self.io, end, &*self.progress).await;
+                counted.map_err(Doing::Status.failed(0, at))?;
+            }
             if piece.is_some() {
                 return Ok(piece);
             }

@@ -44,7 +44,7 @@ impl Progress {
         let asked = Arc::new(AtomicBool::new(false));
         // Where this fails, the signal ends the command, as it does by default.
         let _ = signal_hook::flag::register(SIGUSR1, Arc::clone(&asked));
-        let steps = Steps { step, written: 0.0 };
+        let steps = Steps { step, written: 0.0, sum: 0.0 };
         match (wanted, terminal) {
             (false, _) => Self::Hidden { steps, asked },
             (true, false) => Self::Text(steps),
@@ -60,7 +60,19 @@ impl Progress {
 
     /// Notes that `done` of `total` are done, and returns what is to be written.
     pub fn update(&mut self, done: u64, total: u64) -> Option<Line> {
-        let percent = percent(done, total);
+        self.show(percent(done, total), done, total)
+    }
+
+    /// Notes that one more of `total` is done. Percents are added up in single precision: the reference does so where its
+    /// steps are pieces, and what that loses decides which of them are written.
+    pub fn add(&mut self, total: u64) -> Option<Line> {
+        let Self::Text(steps) = self else { return None };
+        steps.sum = (steps.sum + percent(1, total)).min(100.0);
+        let sum = steps.sum;
+        self.show(sum, 0, 0)
+    }
+
+    fn show(&mut self, percent: f32, done: u64, total: u64) -> Option<Line> {
         match self {
             Self::Hidden { steps, asked } => {
                 let due = steps.update(percent)?;
@@ -96,6 +108,8 @@ impl Progress {
 pub struct Steps {
     step: f32,
     written: f32,
+    /// What was added up.
+    sum: f32,
 }
 
 impl Steps {

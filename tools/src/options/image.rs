@@ -1,5 +1,8 @@
 //! What a FILENAME argument names: a path, a `json:{…}` text, or (with `--image-opts`) an option list.
 
+use drystone_core::error::Error;
+use drystone_core::graph::open::names_protocol;
+use drystone_core::intent::Errno;
 use serde_json::{Map, Value, json};
 
 use super::dotted::{NestError, flatten, nest};
@@ -103,6 +106,38 @@ impl ImageName {
 #[must_use]
 pub fn json_filename(options: &Map<String, Value>) -> String {
     format!("json:{}", to_line(&Value::Object(options.clone())))
+}
+
+/// What is said of options that were refused. As the reference opens what is below a driver before it looks at what the
+/// driver does not have, a file that is not there comes first. `path` is the file's where the options do not name it.
+#[must_use]
+pub fn refusal(error: &Error, path: Option<&str>, options: &Map<String, Value>) -> String {
+    let missing = || match path.map(ImageName::from_filename) {
+        Some(Ok(ImageName::File(path))) if names_protocol(&path) => None,
+        Some(Ok(ImageName::File(path))) => missing(&path),
+        Some(Ok(ImageName::Options { options, .. })) => missing_file(&options),
+        Some(Err(_)) => None,
+        None => missing_file(&nest(flatten(options.clone())).ok()?),
+    };
+    match error {
+        Error::UnknownOption(text) => missing().unwrap_or_else(|| text.clone()),
+        _ => error.to_string(),
+    }
+}
+
+/// What is wrong with the file at the bottom of a node that is to be opened, where the host does not have it.
+fn missing_file(options: &Map<String, Value>) -> Option<String> {
+    if let Some(Value::Object(below)) = options.get("file").or_else(|| options.get("image")) {
+        return missing_file(below);
+    }
+    let on_host = options.get("driver").is_none_or(|driver| driver == "file" || driver == "host_device");
+    let path = options.get("filename").and_then(Value::as_str).filter(|_| on_host)?;
+    missing(path)
+}
+
+fn missing(path: &str) -> Option<String> {
+    let errno = std::fs::metadata(path).err()?.raw_os_error()?;
+    Some(format!("Could not open '{path}': {}", Errno(errno)))
 }
 
 /// The warning that an outdated way to leave out the backing file deserves.

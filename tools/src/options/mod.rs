@@ -17,6 +17,6 @@ mod keyval;
 mod list;
 
 pub use dotted::{NestError, flatten, nest};
-pub use image::{ImageName, ImageNameError, backing_warning, json_filename};
+pub use image::{ImageName, ImageNameError, backing_warning, json_filename, refusal};
 pub use keyval::{KeyvalError, parse_keyval};
 pub use list::{IdError, Pair, asks_for_help, is_valid_list, is_well_formed_id, parse_list, switch_warnings};

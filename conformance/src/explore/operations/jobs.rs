@@ -67,7 +67,7 @@ fn commits() -> Vec<Operation> {
 
 fn rebases() -> Vec<Operation> {
     let onto_nothing = |guest: Guest| async move {
-        let plan = Rebase { image: guest.node(), backing: None, compress: true };
+        let plan = Rebase { image: guest.node(), backing: None, compress: true, count: Count::Disk };
         copied(&guest, plan).await?;
         change_backing(&guest.io(), guest.node(), None).await
     };
@@ -192,7 +192,8 @@ pub async fn commit_top(io: &Io, down: usize) -> Result<()> {
 async fn rebased(guest: &Guest, onto: &str) -> Result<()> {
     let (io, image) = (guest.io(), guest.node());
     let other = open(&io, &from_filename(onto, Some("qcow2"), OpenMode::default())?).await?;
-    let done = copied(guest, Rebase { image, backing: Some(other), compress: false }).await;
+    let done =
+        copied(guest, Rebase { image, backing: Some(other), compress: false, count: Count::Disk }).await;
     let closed = io.close(other).await;
     done.and(closed)?;
     change_backing(&io, image, Some((onto, Some("qcow2")))).await

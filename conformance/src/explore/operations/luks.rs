@@ -1,5 +1,7 @@
 //! Operations on encrypted volumes of both versions, and on encrypted qcow2 images: writes, new ones, keyslots that come and go.
 
+use std::rc::Rc;
+
 use drystone_core::crypto::Argon2Kind;
 use drystone_core::engine::Io;
 use drystone_core::error::Result;
@@ -74,7 +76,7 @@ pub(super) fn operations() -> Vec<Operation> {
             .doing(|guest| async move { create(&guest.io(), TOP, &encrypted_qcow2()).await }),
         encrypted("a keyslot is added to an encrypted qcow2 image").doing(|guest| async move {
             let change = qcow2::Amend { encrypt: Some(add()), ..qcow2::Amend::default() };
-            amend(&guest.io(), guest.node(), &change).await?;
+            amend(&guest.io(), guest.node(), &change, Rc::new(|_, _| {})).await?;
             guest.promise(|world| opens(world, "qcow2", "encrypt.key-secret", "new"));
             Ok(())
         }),

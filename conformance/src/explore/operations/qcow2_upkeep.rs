@@ -1,5 +1,7 @@
 //! Operations that change a qcow2 image as a whole: snapshots, lengths, options, bitmaps.
 
+use std::rc::Rc;
+
 use drystone_core::buf::Buf;
 use drystone_core::engine::Io;
 use drystone_core::error::Result;
@@ -276,7 +278,7 @@ async fn grow(guest: &Guest, len: u64, how: Preallocate) -> Result<()> {
 }
 
 async fn change(guest: &Guest, to: Amend) -> Result<()> {
-    amend(&guest.io(), guest.node(), &to).await
+    amend(&guest.io(), guest.node(), &to, Rc::new(|_, _| {})).await
 }
 
 fn named(name: &str) -> SnapshotChoice {

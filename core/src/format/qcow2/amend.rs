@@ -9,11 +9,13 @@ use super::generation::{Change, SnapshotTable};
 use super::layout::{
     Autoclear, Compatible, Crypt, Header, Incompatible, RefcountWidth, Snapshot, extension_kind,
 };
+use super::stages::Stages;
 use super::{Qcow2, Qcow2Error};
 use crate::engine::Io;
 use crate::error::{Error, Result};
 use crate::format::luks::{AmendKeyslots, Volume};
 use crate::graph::driver::{Preallocate, Role};
+use crate::job::Progress;
 
 /// Clusters above this size have room for a table of feature names.
 const FEATURE_NAMES_ABOVE: u64 = 4096;
@@ -46,22 +48,27 @@ impl Qcow2 {
     ///
     /// # Errors
     /// The first thing that cannot be; what was changed before it stays changed.
-    pub(crate) async fn amend(&self, io: &Io, to: &Amend) -> Result<()> {
+    pub(crate) async fn amend(&self, io: &Io, to: &Amend, progress: Progress) -> Result<()> {
         if io.flags(io.node()).read_only {
             return Err(Box::new(Error::ReadOnly { node: self.name.clone() }));
         }
         let header = self.header();
         let version = to.version.unwrap_or(header.version);
         to.check(&header, version).map_err(|text| self.fail(Qcow2Error::Option(text.into())))?;
+        let width = to.refcount_bits.filter(|bits| *bits != u64::from(header.refcount_width.bits()));
+        let changes = [version != header.version, to.encrypt.is_some(), width.is_some()];
+        let stages = Stages::new(changes.into_iter().filter(|change| *change).count() as u64, progress);
         if version > header.version {
-            self.upgrade(io).await?;
+            self.upgrade(io, &stages).await?;
+            stages.end();
         }
         if let Some(change) = &to.encrypt {
             self.amend_keyslots(io, &header, change).await?;
         }
-        if let Some(bits) = to.refcount_bits.filter(|bits| *bits != u64::from(header.refcount_width.bits())) {
+        if let Some(bits) = width {
             let width = RefcountWidth::new(bits.trailing_zeros()).expect("a power of two up to 64");
-            self.change_width(io, width).await?;
+            self.change_width(io, width, &stages).await?;
+            stages.end();
         }
         let raw = to.data_file_raw.unwrap_or(true);
         if to.data_file.is_some() || !raw {
@@ -81,7 +88,7 @@ impl Qcow2 {
             self.change_len(io, size, Preallocate::Off).await?;
         }
         if version < self.header.borrow().version {
-            self.downgrade(io).await?;
+            self.downgrade(io, &stages).await?;
         }
         Ok(())
     }
@@ -94,19 +101,28 @@ impl Qcow2 {
     }
 
     /// Writes every refcount with another number of bits.
-    async fn change_width(&self, io: &Io, width: RefcountWidth) -> Result<()> {
+    ///
+    /// The progress is the reference's, which goes through the refcount table three times: to take clusters for new blocks,
+    /// to see that these are all, and to fill them. Ours are two steps, and are told as one and as two of its three.
+    async fn change_width(&self, io: &Io, width: RefcountWidth, stages: &Stages) -> Result<()> {
+        let entries = self.refcounts.borrow().table.len() as u64;
         let node = io.shared().graph.node(io.node());
         let still = self.stand_still(io, &node).await?;
+        stages.tell(0..=entries, 3 * entries);
         let change = Change { width, ..Change::of(self) };
-        self.switch(io, &still, change).await
+        self.switch(io, &still, change).await?;
+        stages.tell(entries + 1..=3 * entries, 3 * entries);
+        Ok(())
     }
 
     /// Version 3 knows all that version 2 says; but its snapshots say how long the disk was.
-    async fn upgrade(&self, io: &Io) -> Result<()> {
+    async fn upgrade(&self, io: &Io, stages: &Stages) -> Result<()> {
+        stages.tell(0..=0, 2);
         let snapshots = self.snapshots(io, io.child(Role::File)).await?;
         if snapshots.iter().any(|snapshot| snapshot.disk_size.is_none()) {
             self.lengthen_snapshots(io).await?;
         }
+        stages.tell(1..=1, 2);
         self.change_header(io, |header| {
             header.version = 3;
             let named = header.extension(extension_kind::FEATURE_NAMES).is_some();
@@ -114,7 +130,9 @@ impl Qcow2 {
                 header.extensions.push(Header::feature_name_table());
             }
         })
-        .await
+        .await?;
+        stages.tell(2..=2, 2);
+        Ok(())
     }
 
     /// Rewrites the snapshot table with all the extra data of version 3.

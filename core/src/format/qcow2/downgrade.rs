@@ -10,10 +10,13 @@
 
 use std::collections::BTreeMap;
 
-use super::layout::{GuestOffset, HostOffset, Incompatible, L1Entry, L2Entry, Snapshot, extension_kind};
+use super::layout::{
+    COMPRESSED, GuestOffset, HostOffset, Incompatible, L1Entry, L2Entry, Snapshot, extension_kind,
+};
 use super::lookup::be_u64;
 use super::open::metadata_clusters;
 use super::refcount::Freed;
+use super::stages::Stages;
 use super::{Qcow2, Qcow2Error};
 use crate::buf::Buf;
 use crate::compute::Codec;
@@ -47,7 +50,7 @@ struct Expanded {
 }
 
 impl Qcow2 {
-    pub(super) async fn downgrade(&self, io: &Io) -> Result<()> {
+    pub(super) async fn downgrade(&self, io: &Io, stages: &Stages) -> Result<()> {
         let header = self.header();
         let refuse = |text: &str| Err(self.fail(Qcow2Error::Option(text.into())));
         if header.refcount_width.bits() != 16 {
@@ -63,7 +66,7 @@ impl Qcow2 {
                 return refuse("Internal snapshots prevent downgrade of image");
             }
         }
-        let incompatible = header.incompatible & !Incompatible::DIRTY;
+        let incompatible = header.incompatible & !(Incompatible::DIRTY | Incompatible::COMPRESSION);
         if incompatible != 0 {
             let text = format!("Cannot downgrade an image with incompatible features {incompatible:#x} set");
             return refuse(&text);
@@ -71,11 +74,19 @@ impl Qcow2 {
         if header.extension(extension_kind::BITMAPS).is_some() {
             return refuse("Cannot downgrade an image with dirty bitmaps");
         }
+        if header.compression != Codec::Zlib && self.holds_compressed(io, &snapshots).await? {
+            return refuse(
+                "Cannot downgrade an image with zstd compression type and existing compressed clusters",
+            );
+        }
         // From here on nothing new is said that version 2 cannot say.
         self.writes_version.set(2);
-        self.expand_zeros(io).await?;
+        let active = self.l1.borrow().entries.len() as u64;
+        let all = active + snapshots.iter().map(|snapshot| u64::from(snapshot.l1_entries)).sum::<u64>();
+        self.expand_zeros(io, &|table| stages.tell(table..=table, all)).await?;
         self.flush_all(io).await?;
         self.expand_snapshots(io, &snapshots).await?;
+        stages.tell(active + 1..=all, all);
         self.change_header(io, |header| {
             header.version = 2;
             (header.incompatible, header.compatible, header.autoclear) = (0, 0, 0);
@@ -86,9 +97,37 @@ impl Qcow2 {
         .await
     }
 
+    /// Whether the disk, or a snapshot, has a compressed cluster: version 2 knows zlib alone. The reference looks at the disk
+    /// alone, and makes a snapshot's clusters unreadable.
+    async fn holds_compressed(&self, io: &Io, snapshots: &[Snapshot]) -> Result<bool> {
+        let (end, mut at) = (self.header.borrow().size, 0);
+        while at < end {
+            let extent = self.extent(GuestOffset(at), end - at, Access::Read)?;
+            match extent.mapping {
+                Mapping::Miss(miss) => self.load_missing(io, miss).await?,
+                Mapping::Special { compressed: true } => return Ok(true),
+                _ => at += extent.len,
+            }
+        }
+        let (file, len) = (io.child(Role::File), self.geometry.cluster_size as usize);
+        for table in self.tables_of_snapshots(io, snapshots).await?.into_keys() {
+            let bytes = io.read_bytes("qcow2.downgrade/l2_table", file, table, len).await?;
+            if bytes.chunks_exact(self.geometry.l2_entry_len).any(|entry| be_u64(entry, 0) & COMPRESSED != 0)
+            {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// Replaces clusters of zeros by nothing where nothing reads as zeros, and by zeros elsewhere.
-    async fn expand_zeros(&self, io: &Io) -> Result<()> {
+    ///
+    /// Calls `tell` with the number of each entry of the L1 table that is done with, counted from 1.
+    async fn expand_zeros(&self, io: &Io, tell: &dyn Fn(u64)) -> Result<()> {
         let end = self.header.borrow().size;
+        let (entries, covered) =
+            (self.l1.borrow().entries.len() as u64, self.geometry.cluster_size << self.geometry.l2_bits);
+        let mut told = 0;
         let below = self.end_of_backing(io);
         let unit = self.geometry.cluster_size;
         let mut at = 0;
@@ -110,7 +149,12 @@ impl Qcow2 {
                 }
                 _ => at += extent.len,
             }
+            if at < end {
+                (told + 1..=at / covered).for_each(tell);
+                told = at / covered;
+            }
         }
+        (told + 1..=entries).for_each(tell);
         Ok(())
     }
 

@@ -36,6 +36,7 @@ mod refcount;
 mod resize;
 mod snapshot_table;
 mod snapshots;
+mod stages;
 mod vmstate;
 mod write;
 mod zero;
@@ -241,6 +242,12 @@ impl Qcow2 {
             Ready::Yes(None) => return self.read_compressed(io, offset, data).await,
         }
         Box::pin(self.read_special_cluster(io, offset, data)).await
+    }
+
+    /// Bytes of the disk that one slice of an L2 table covers.
+    pub(crate) fn slice_covers(&self) -> u64 {
+        let geometry = &self.geometry;
+        geometry.cluster_size * (geometry.l2_slice_len / geometry.l2_entry_len) as u64
     }
 
     /// The header as it is in the file, or will be after the next flush.

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 use super::refused;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// What the reference says below a size that it cannot read.
 const SIZE_HINT: &str = "Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\n\
@@ -128,12 +128,12 @@ impl Options {
     /// Refuses what nobody has read.
     pub(super) fn finish(self, driver: &str) -> Result<()> {
         let Some(key) = self.0.keys().next() else { return Ok(()) };
-        Err(refused(match driver {
+        Err(Box::new(Error::UnknownOption(match driver {
             "file" | "host_device" | "null-co" | "null-aio" | "nvme" | "nbd" | "blkdebug" | "blkverify" => {
                 format!("Block protocol '{driver}' doesn't support the option '{key}'")
             }
             _ => format!("Block format '{driver}' does not support the option '{key}'"),
-        }))
+        })))
     }
 }
 

@@ -1,5 +1,8 @@
 //! `amend`.
 
+use std::cell::RefCell;
+use std::rc::Rc;
+
 use drystone_core::format::qcow2::Amend;
 use drystone_core::graph::open::OpenMode;
 use drystone_core::job::{amend, amend_keyslots};
@@ -11,7 +14,7 @@ use drystone_tools::message::Failure;
 
 use crate::{FORMATS, image};
 
-pub async fn run(client: &Client, args: &AmendArgs, name: &str) -> Result<u8, Failure> {
+pub async fn run(client: &Client, args: &AmendArgs) -> Result<u8, Failure> {
     let Some(source) = &args.source else {
         let format = args.format.as_deref().unwrap_or_default();
         crate::print(&amend_help(format, FORMATS)?)?;
@@ -19,7 +22,7 @@ pub async fn run(client: &Client, args: &AmendArgs, name: &str) -> Result<u8, Fa
     };
     let reading = image::reading(&args.common, args.cache, false);
     let mode = OpenMode { writable: true, ..reading };
-    let disk = image::open_writable(client, source, mode, name).await?;
+    let disk = image::open(client, source, mode).await?;
     let done = change(client, args, &disk).await;
     let closed = image::close(disk).await;
     done?;
@@ -32,8 +35,10 @@ async fn change(client: &Client, args: &AmendArgs, disk: &Image) -> Result<(), F
         return crate::print(&amend_help(format, FORMATS)?);
     }
     let options = AmendOptions::parse(format, &args.options)?;
-    let mut progress = Progress::new(args.progress, crate::on_terminal(), 1.0);
-    crate::tell(&mut progress, 0, 1);
+    let progress = Rc::new(RefCell::new(Progress::new(args.progress, crate::on_terminal(), 1.0)));
+    let shown = Rc::clone(&progress);
+    let tell = Rc::new(move |done, of| crate::tell(&mut shown.borrow_mut(), done, of));
+    tell(0, 1);
     let node = disk.node();
     let done = match format {
         "luks" => {
@@ -42,13 +47,13 @@ async fn change(client: &Client, args: &AmendArgs, disk: &Image) -> Result<(), F
         }
         _ => {
             let to = wanted(&options, args.force)?;
-            client.run(move |io| async move { amend(&io, node, &to).await }).await
+            let tell = Rc::clone(&tell);
+            client.run(move |io| async move { amend(&io, node, &to, tell).await }).await
         }
     };
-    if done.is_ok() {
-        crate::tell(&mut progress, 1, 1);
-    }
-    crate::print(progress.finish())?;
+    // Also after a failure, as the reference does.
+    tell(1, 1);
+    crate::print(progress.borrow_mut().finish())?;
     done.map_err(|error| Failure::new(error.to_string()))
 }
 

@@ -12,7 +12,7 @@ use drystone_tools::message::Failure;
 
 use crate::image;
 
-pub async fn run(client: &Client, args: &BenchArgs, tool: &str) -> Result<u8, Failure> {
+pub async fn run(client: &Client, args: &BenchArgs) -> Result<u8, Failure> {
     let aio = match args.aio {
         None if args.native => intent::Aio::Native,
         None => intent::Aio::Auto,
@@ -22,10 +22,7 @@ pub async fn run(client: &Client, args: &BenchArgs, tool: &str) -> Result<u8, Fa
     };
     let mode =
         OpenMode { writable: args.write, aio, ..image::reading(&args.common, args.cache, args.force_share) };
-    let disk = match args.write {
-        true => image::open_writable(client, &args.source, mode, tool).await?,
-        false => image::open(client, &args.source, mode).await?,
-    };
+    let disk = image::open(client, &args.source, mode).await?;
     let plan = Bench {
         node: disk.node(),
         count: u64::from(args.count),

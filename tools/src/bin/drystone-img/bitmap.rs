@@ -9,11 +9,10 @@ use drystone_tools::message::Failure;
 
 use crate::image;
 
-pub async fn run(client: &Client, args: &BitmapArgs, tool: &str) -> Result<u8, Failure> {
+pub async fn run(client: &Client, args: &BitmapArgs) -> Result<u8, Failure> {
     let mode = image::reading(&args.common, CacheMode::WRITEBACK, false);
     let writing = OpenMode { writable: true, ..mode };
     let disk = open_alone(client, &args.source, writing).await?;
-    image::warn_of_guess(client, &disk, &args.source, tool);
     let changed = change(client, args, &disk, mode).await;
     let closed = image::close(disk).await;
     changed?;

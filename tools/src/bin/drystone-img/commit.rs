@@ -17,7 +17,7 @@ use drystone_tools::message::Failure;
 use crate::image;
 use crate::interrupt::Interrupt;
 
-pub async fn run(client: &Client, args: &CommitArgs, tool: &str) -> Result<u8, Failure> {
+pub async fn run(client: &Client, args: &CommitArgs) -> Result<u8, Failure> {
     let interrupt = Rc::new(Interrupt::watch()?);
     let progress = Progress::new(args.progress, crate::on_terminal(), 1.0);
     let depth = match &args.base {
@@ -31,7 +31,6 @@ pub async fn run(client: &Client, args: &CommitArgs, tool: &str) -> Result<u8, F
         ..image::reading(&args.common, args.cache, false)
     };
     let disk = image::open(client, &args.source, mode).await?;
-    image::warn_of_guess(client, &disk, &args.source, tool);
     let Some(base) = backing_at(client, &disk, depth).await? else {
         image::close(disk).await?;
         return Err(Failure::new("Image does not have a backing file"));

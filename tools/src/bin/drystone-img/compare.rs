@@ -21,6 +21,7 @@ pub async fn run(client: &Client, args: &CompareArgs) -> Result<u8, Failure> {
     let first = image::open(client, &args.first, mode).await.map_err(trouble)?;
     let second = image::open(client, &args.second, mode).await.map_err(trouble)?;
     let result = if args.strict && first.len() != second.len() {
+        crate::tell(&mut progress.borrow_mut(), 0, 1);
         Ok(Comparison::SizesDiffer)
     } else {
         let nodes = (first.node(), second.node());

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use drystone_core::graph::Role;
 use drystone_core::graph::open::{DriverSpec, NodeSpec, OpenMode};
 use drystone_core::graph::options::{from_filename_and, from_options};
-use drystone_core::intent::{Permissions, ZeroFlags};
+use drystone_core::intent::Permissions;
 use drystone_core::job::{Convert, Count, Doing, Stopped, convert};
 use drystone_exec_linux::{Client, Image};
 use drystone_tools::img::args::{ConvertArgs, ConvertTarget};
@@ -17,7 +17,7 @@ use drystone_tools::img::create::option_help;
 use drystone_tools::img::open::cannot_open;
 use drystone_tools::img::progress::Progress;
 use drystone_tools::message::Failure;
-use drystone_tools::options::ImageName;
+use drystone_tools::options::{ImageName, refusal};
 
 use crate::create::known;
 use crate::interrupt::Interrupt;
@@ -101,7 +101,8 @@ async fn open_target(client: &Client, args: &ConvertArgs, plan: &TargetPlan) -> 
         Some(ConvertTarget::Options(name)) => (name.clone(), from_options(name.options(), mode)),
         None => return Err(Failure::new("Must specify image file name")),
     };
-    let mut spec: NodeSpec = spec.map_err(|error| cannot_open(&name, &error.to_string()))?;
+    let mut spec: NodeSpec =
+        spec.map_err(|error| cannot_open(&name, &refusal(&error, None, &name.options())))?;
     if args.compress
         && let DriverSpec::Qcow2 { options, .. } | DriverSpec::Probe { options, .. } = &mut spec.driver
     {
@@ -135,15 +136,6 @@ async fn copy(
     });
     let (empty, backing_len, only_compresses) =
         about.await.map_err(|error| Failure::new(error.to_string()))?;
-    // What a last part of a sector shares its sector with reads as zeros; in a file it does so by itself.
-    let end = sources.iter().fold(0, |end: u64, source| end.next_multiple_of(512) + source.len());
-    let pad = end.next_multiple_of(512).min(target.len()).saturating_sub(end);
-    if pad > 0 && !empty && image::driver_of(client, target) == "luks" {
-        let padded = client.run(move |io| async move {
-            io.write_zeroes("convert/pad", node, end, pad, ZeroFlags::default()).await
-        });
-        padded.await.map_err(|error| Failure::new(format!("error while writing at byte {end}: {error}")))?;
-    }
     let work = Convert {
         sources: sources.iter().map(Image::node).collect(),
         target: target.node(),

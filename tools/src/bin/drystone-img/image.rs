@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::MetadataExt;
 
-use drystone_core::engine::{Event, Io};
+use drystone_core::engine::Io;
 use drystone_core::error::Error;
 use drystone_core::format::qcow2::SnapshotChoice;
 use drystone_core::graph::open::{DriverSpec, NodeSpec, OpenMode};
@@ -12,11 +12,12 @@ use drystone_core::intent::{LeafKind, Permissions};
 use drystone_exec_linux::{Client, Image};
 use drystone_tools::img::args::{CacheMode, Common, SnapshotName, Source};
 use drystone_tools::img::convert::{no_snapshot, no_snapshots_in};
-use drystone_tools::img::open::{cannot_open, guessed_raw};
+use drystone_tools::img::open::cannot_open;
 use drystone_tools::message::Failure;
-use drystone_tools::options::ImageName;
+use drystone_tools::options::{ImageName, refusal};
 
 use crate::FORMATS;
+use crate::events::tell_events_of;
 
 /// How an image is opened for reading with a cache mode.
 pub fn reading(common: &Common, cache: CacheMode, force_share: bool) -> OpenMode {
@@ -37,38 +38,24 @@ pub fn spec(source: &Source, mode: OpenMode) -> Result<NodeSpec, Failure> {
         return Err(cannot_open(&source.name, &format!("Unknown driver '{format}'")));
     }
     let read = match &source.name {
-        ImageName::File(path) => from_filename(path, source.format.as_deref(), mode),
+        ImageName::File(path) => {
+            from_filename(path, source.format.as_deref(), mode).map_err(|error| error.to_string())
+        }
         ImageName::Options { options, .. } => {
             let mut options = options.clone();
             if let Some(format) = &source.format {
                 options.insert("driver".into(), format.as_str().into());
             }
-            from_options(options, mode)
+            from_options(options.clone(), mode).map_err(|error| refusal(&error, None, &options))
         }
     };
-    read.map_err(|error| cannot_open(&source.name, &error.to_string()))
+    read.map_err(|error| cannot_open(&source.name, &error))
 }
 
-/// Opens a source for reading.
+/// Opens a source.
 pub async fn open(client: &Client, source: &Source, mode: OpenMode) -> Result<Image, Failure> {
     let spec = spec(source, mode)?;
     open_spec(client, &source.name, &spec).await
-}
-
-/// Opens a source for writing; says so where nobody named its format, and it was taken for raw.
-pub async fn open_writable(
-    client: &Client,
-    source: &Source,
-    mode: OpenMode,
-    tool: &str,
-) -> Result<Image, Failure> {
-    let image = open(client, source, mode).await?;
-    if let (None, ImageName::File(path)) = (&source.format, &source.name)
-        && driver_of(client, &image) == "raw"
-    {
-        crate::say(&guessed_raw(path).render(tool));
-    }
-    Ok(image)
 }
 
 /// Opens a source for reading, at an internal snapshot where one is named.
@@ -102,32 +89,8 @@ pub async fn open_at(
 /// Opens what was read from a name.
 pub async fn open_spec(client: &Client, name: &ImageName, spec: &NodeSpec) -> Result<Image, Failure> {
     let opened = client.open(spec).await;
-    tell_events(client);
+    tell_events_of(client, Some(name.text()));
     opened.map_err(|error| cannot_open(name, &error.to_string()))
-}
-
-/// Tells what happened to images by themselves, as the reference does on the standard error output.
-pub fn tell_events(client: &Client) {
-    while let Some(event) = client.next_event() {
-        match event {
-            Event::Repair { line, .. } => crate::say(&format!("{line}\n")),
-            Event::ImageCorrupted { message, fatal: true, .. } => crate::say(&format!(
-                "qcow2: Marking image as corrupt: {message}; further corruption events will be suppressed\n"
-            )),
-            Event::ImageCorrupted { message, .. } => crate::say(&format!(
-                "qcow2: Image is corrupt: {message}; further non-fatal corruption events will be suppressed\n"
-            )),
-            _ => {}
-        }
-    }
-}
-
-/// Says that an image which is written to was taken for raw, because nobody said what it is.
-pub fn warn_of_guess(client: &Client, image: &Image, source: &Source, tool: &str) {
-    let told = source.format.is_some() || matches!(source.name, ImageName::Options { .. });
-    if !told && driver_of(client, image) == "raw" {
-        crate::say(&guessed_raw(source.name.text()).render(tool));
-    }
 }
 
 /// Name of the driver of an open image.

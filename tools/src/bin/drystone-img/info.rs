@@ -62,7 +62,7 @@ pub async fn run(client: &Client, args: &InfoArgs) -> Result<u8, Failure> {
             .map_err(|error| cannot_open(&name, &error.to_string()))?;
     }
     crate::print(&match args.output {
-        OutputFormat::Human => render_human(&images, &TimeZone::system()),
+        OutputFormat::Human => render_human(&images, TimeZone::system),
         OutputFormat::Json => render_json(&images, args.backing_chain),
     })?;
     Ok(0)

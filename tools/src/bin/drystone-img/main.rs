@@ -11,6 +11,8 @@ mod console;
 mod convert;
 mod create;
 mod dd;
+#[path = "../shared/events.rs"]
+mod events;
 mod image;
 mod info;
 mod interrupt;
@@ -86,19 +88,19 @@ fn main() -> ExitCode {
 fn run(command: Command, name: &str, config: Config) -> Result<u8, Failure> {
     match command {
         Command::Amend(args) => {
-            on(&args.common.clone(), config, async |client| amend::run(&client, &args, name).await)
+            on(&args.common.clone(), config, async |client| amend::run(&client, &args).await)
         }
         Command::Bench(args) => {
-            on(&args.common.clone(), config, async |client| bench::run(&client, &args, name).await)
+            on(&args.common.clone(), config, async |client| bench::run(&client, &args).await)
         }
         Command::Bitmap(args) => {
-            on(&args.common.clone(), config, async |client| bitmap::run(&client, &args, name).await)
+            on(&args.common.clone(), config, async |client| bitmap::run(&client, &args).await)
         }
         Command::Check(args) => {
             on(&args.common.clone(), config, async |client| check::run(&client, &args).await)
         }
         Command::Commit(args) => {
-            on(&args.common.clone(), config, async |client| commit::run(&client, &args, name).await)
+            on(&args.common.clone(), config, async |client| commit::run(&client, &args).await)
         }
         Command::Compare(args) => {
             on(&args.common.clone(), config, async |client| compare::run(&client, &args).await)
@@ -120,13 +122,13 @@ fn run(command: Command, name: &str, config: Config) -> Result<u8, Failure> {
             on(&args.common.clone(), config, async |client| measure::run(&client, &args).await)
         }
         Command::Rebase(args) => {
-            on(&args.common.clone(), config, async |client| rebase::run(&client, &args, name).await)
+            on(&args.common.clone(), config, async |client| rebase::run(&client, &args).await)
         }
         Command::Resize(args) => {
-            on(&args.common.clone(), config, async |client| resize::run(&client, &args, name).await)
+            on(&args.common.clone(), config, async |client| resize::run(&client, &args).await)
         }
         Command::Snapshot(args) => {
-            on(&args.common.clone(), config, async |client| snapshot::run(&client, &args, name).await)
+            on(&args.common.clone(), config, async |client| snapshot::run(&client, &args).await)
         }
     }
 }
@@ -142,7 +144,7 @@ fn on(
         let watched = client.clone();
         give_objects(&client, &common.objects, credentials);
         let result = command(client).await;
-        image::tell_events(&watched);
+        events::tell_events(&watched);
         result
     };
     let ran = match common.executor {
@@ -158,9 +160,14 @@ fn print(text: &str) -> Result<(), Failure> {
     console::put(&legible(text, true))
 }
 
-/// Shows how far a command is. What cannot be written does not stop it.
+/// Shows how far a command is.
 fn tell(progress: &mut Progress, done: u64, of: u64) {
-    match progress.update(done, of) {
+    show(progress.update(done, of));
+}
+
+/// Writes a line of progress, where one is due. What cannot be written does not stop the command.
+fn show(line: Option<Line>) {
+    match line {
         Some(Line::Output(text)) => drop(print(&text)),
         Some(Line::Error(text)) => drop(std::io::stderr().lock().write_all(text.as_bytes())),
         None => {}

@@ -9,7 +9,7 @@ use drystone_core::format::qcow2::{Qcow2, Qcow2Error};
 use drystone_core::format::qed::Qed;
 use drystone_core::graph::open::{ChildSpec, OpenMode, beside, names_protocol};
 use drystone_core::graph::{CHAIN_MAX, NodeId, Role};
-use drystone_core::job::{Doing, Rebase, Stopped, change_backing, rebase};
+use drystone_core::job::{Count, Doing, Rebase, Stopped, change_backing, rebase};
 use drystone_exec_linux::{Client, Image};
 use drystone_tools::img::args::{RebaseArgs, Source};
 use drystone_tools::img::convert::cannot_compress;
@@ -21,10 +21,9 @@ use crate::create::DRIVERS;
 use crate::image;
 use crate::interrupt::Interrupt;
 
-pub async fn run(client: &Client, args: &RebaseArgs, tool: &str) -> Result<u8, Failure> {
+pub async fn run(client: &Client, args: &RebaseArgs) -> Result<u8, Failure> {
     let interrupt = Rc::new(Interrupt::watch()?);
     let disk = open_image(client, args).await?;
-    image::warn_of_guess(client, &disk, &args.source, tool);
     let rebased = run_on(client, args, &disk, &interrupt).await;
     let closed = image::close(disk).await;
     if rebased.is_err() {
@@ -70,7 +69,8 @@ async fn run_on(
         // What can be refused at the end is refused before anything is copied.
         let copied = match check_backing(client, args, disk).await {
             Ok(()) => {
-                let plan = Rebase { image: disk.node(), backing, compress: args.compress };
+                let plan =
+                    Rebase { image: disk.node(), backing, compress: args.compress, count: Count::Disk };
                 copy(client, args, plan, interrupt).await
             }
             Err(refused) => Err(refused),
@@ -196,10 +196,16 @@ async fn copy(
     plan: Rebase,
     interrupt: &Rc<Interrupt>,
 ) -> Result<(), Failure> {
-    let progress = Rc::new(RefCell::new(Progress::new(args.progress, crate::on_terminal(), 1.0)));
+    let progress = Progress::new(args.progress, crate::on_terminal(), 2.0);
+    let text = progress.is_text();
+    let plan = Rebase { count: if text { Count::Data } else { Count::Disk }, ..plan };
+    let progress = Rc::new(RefCell::new(progress));
     let (shown, asked) = (Rc::clone(&progress), Rc::clone(interrupt));
     let copied = client.run(move |io| async move {
-        let tell = Rc::new(move |done, of| crate::tell(&mut shown.borrow_mut(), done, of));
+        let tell = Rc::new(move |done, of| match &mut *shown.borrow_mut() {
+            progress if text && done > 0 => crate::show(progress.add(of)),
+            progress => crate::tell(progress, done, of),
+        });
         Ok(rebase(&io, &plan, tell, &|| asked.came()).await)
     });
     let copied = copied.await;

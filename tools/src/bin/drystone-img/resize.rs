@@ -14,10 +14,10 @@ use crate::image;
 const SHRINKS: &str = "Shrinking an image will delete all data beyond the shrunken image's end. Before performing such an \
                        operation, make sure there is no important data there.";
 
-pub async fn run(client: &Client, args: &ResizeArgs, name: &str) -> Result<u8, Failure> {
+pub async fn run(client: &Client, args: &ResizeArgs) -> Result<u8, Failure> {
     let reading = image::reading(&args.common, CacheMode::WRITEBACK, false);
     let mode = OpenMode { writable: true, takes: Permissions::RESIZE, ..reading };
-    let disk = image::open_writable(client, &args.source, mode, name).await?;
+    let disk = image::open(client, &args.source, mode).await?;
     let done = resize(client, args, &disk).await;
     let closed = image::close(disk).await;
     done?;

@@ -17,15 +17,11 @@ use jiff::tz::TimeZone;
 
 use crate::{image, info};
 
-pub async fn run(client: &Client, args: &SnapshotArgs, name: &str) -> Result<u8, Failure> {
+pub async fn run(client: &Client, args: &SnapshotArgs) -> Result<u8, Failure> {
     let writes = args.action != SnapshotAction::List;
     let reading = image::reading(&args.common, CacheMode::WRITEBACK, args.force_share);
     let mode = OpenMode { writable: writes, discard: writes, ..reading };
-    let disk = if writes {
-        image::open_writable(client, &args.source, mode, name).await?
-    } else {
-        image::open(client, &args.source, mode).await?
-    };
+    let disk = image::open(client, &args.source, mode).await?;
     let done = act(client, args, &disk).await;
     let closed = image::close(disk).await;
     done?;

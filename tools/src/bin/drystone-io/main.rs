@@ -4,6 +4,8 @@ mod background;
 #[path = "../shared/console.rs"]
 mod console;
 mod debug;
+#[path = "../shared/events.rs"]
+mod events;
 mod input;
 mod open;
 #[path = "../shared/overlay.rs"]

@@ -7,13 +7,12 @@ use drystone_core::graph::{NodeId, NodeInfo, Role};
 use drystone_core::intent::{Aio, Permissions};
 use drystone_exec_linux::{Client, Image};
 use drystone_tools::img::args::CacheMode;
-use drystone_tools::img::open::guessed_raw;
 use drystone_tools::io::args::IoArgs;
 use drystone_tools::io::command::{OpenCommand, Refusal, ReopenCommand};
-use drystone_tools::message::Message;
-use drystone_tools::options::{backing_warning, parse_list, switch_warnings};
+use drystone_tools::options::{ImageName, backing_warning, parse_list, refusal, switch_warnings};
 use serde_json::{Map, Value};
 
+use crate::events::tell_events_of;
 use crate::overlay::open_overlay;
 
 /// How an image is opened.
@@ -130,7 +129,11 @@ impl How {
         if let Some(cache) = command.cache {
             how.mode = with_cache(how.mode, cache);
         }
-        how.spec().map_err(|why| match why.rsplit_once("does not support the option ") {
+        // What was guessed when it was opened is known by now.
+        let named = how.format.is_some() || how.options.contains_key("driver") || how.path.is_none();
+        let known =
+            if named { how.clone() } else { Self { format: Some(node.driver.to_owned()), ..how.clone() } };
+        known.spec().map_err(|why| match why.rsplit_once("does not support the option ") {
             Some((_, key)) => format!("Cannot change the option {key}"),
             None if why == "Block node is read-only" => {
                 format!("Read-only block node '{}' cannot support read-write users", node.name)
@@ -170,17 +173,34 @@ impl How {
         if options.contains_key("detect-zeroes") && !options.contains_key("discard") && self.mode.discard {
             options.insert("discard".into(), "unmap".into());
         }
-        // What is below an overlay is only read.
-        let mode = OpenMode { writable: self.mode.writable && !self.snapshot, ..self.mode };
+        let read_only = self.says_read_only();
+        if self.snapshot && self.mode.writable && read_only == Some(true) {
+            return Err("Block node is read-only".into());
+        }
+        // What is below an overlay is only read. Without one, what the options say counts for more than `-r`.
+        let writable = !self.snapshot && (self.mode.writable || read_only == Some(false));
+        let mode = OpenMode { writable, ..self.mode };
         let spec = match &self.path {
-            Some(path) => from_filename_and(Some(path), self.format.as_deref(), options, mode),
-            None => from_options(options, mode),
+            Some(path) => from_filename_and(Some(path), self.format.as_deref(), options.clone(), mode),
+            None => from_options(options.clone(), mode),
         };
-        let mut spec = spec.map_err(|error| error.to_string())?;
+        let mut spec = spec.map_err(|error| refusal(&error, self.path.as_deref(), &options))?;
         if let DriverSpec::Qcow2 { options, .. } | DriverSpec::Probe { options, .. } = &mut spec.driver {
             options.pack_fresh_only = true;
         }
         Ok(spec)
+    }
+
+    /// What the options, or a description as a name, say of the image itself.
+    fn says_read_only(&self) -> Option<bool> {
+        let named = self.path.as_deref().and_then(|path| ImageName::from_filename(path).ok());
+        let named = named.map(|name| name.options()).unwrap_or_default();
+        match self.options.get("read-only").or_else(|| named.get("read-only"))? {
+            Value::Bool(read_only) => Some(*read_only),
+            Value::String(text) if text == "on" => Some(true),
+            Value::String(text) if text == "off" => Some(false),
+            _ => None,
+        }
     }
 
     fn cannot(&self, why: impl std::fmt::Display) -> String {
@@ -197,12 +217,11 @@ fn with_cache(mode: OpenMode, cache: CacheMode) -> OpenMode {
 }
 
 /// Opens an image; also returns what is to be said of it.
-pub async fn open(client: &Client, how: How, args: &IoArgs) -> Result<(Opened, Option<Message>), String> {
+pub async fn open(client: &Client, how: How, args: &IoArgs) -> Result<Opened, String> {
     if !args.objects.is_empty() && how.path.is_none() && how.options.is_empty() {
         return Err(how.cannot("there is nothing that could use the objects"));
     }
     let spec = how.spec().map_err(|why| how.cannot(why))?;
-    let guesses = matches!(spec.driver, DriverSpec::Probe { .. });
     let opened = match (how.snapshot, how.copy_on_read) {
         (true, _) => open_overlay(client, spec, how.mode).await,
         (false, true) if !how.mode.writable => Err("Can't use copy-on-read on read-only device".into()),
@@ -211,13 +230,12 @@ pub async fn open(client: &Client, how: How, args: &IoArgs) -> Result<(Opened, O
             client.open(&spec).await.map(|image| (image.node(), image)).map_err(|error| error.to_string())
         }
     };
+    tell_events_of(client, how.path.as_deref());
     let (top, image) = opened.map_err(|why| how.cannot(why))?;
     let graph = client.graph();
     let about = |node| graph.iter().find(|info| info.id == node).expect("the image is open");
     let read_only = about(image.node()).flags.read_only;
-    let guessed = guesses && !read_only && about(top).driver == "raw";
-    let warning = guessed.then(|| guessed_raw(&about(top).title));
-    Ok((Opened { image, how, top, read_only }, warning))
+    Ok(Opened { image, how, top, read_only })
 }
 
 /// Opens an image below a filter that keeps what is read from backing files.

@@ -14,6 +14,7 @@ use drystone_tools::message::Message;
 
 use crate::background::Background;
 use crate::debug::{self, Breakpoints};
+use crate::events::tell_events;
 use crate::input::Input;
 use crate::open::{How, Opened, open};
 use crate::{print, say, show, transfer};
@@ -230,10 +231,7 @@ impl Shell {
     async fn open(&mut self, how: How) -> bool {
         let opened = self.background.beside(open(&self.client, how, &self.args)).await;
         match opened {
-            Ok((opened, warning)) => {
-                if let Some(warning) = warning {
-                    say(&warning.render(&self.name));
-                }
+            Ok(opened) => {
                 self.breakpoints.listen(&self.client, opened.image.node()).await;
                 self.image = Some(opened);
                 true
@@ -250,7 +248,9 @@ impl Shell {
         let Some(opened) = self.image.take() else { return true };
         self.breakpoints.resume_all(&self.client, opened.image.node()).await;
         self.background.all().await;
-        match opened.image.close().await {
+        let closed = opened.image.close().await;
+        tell_events(&self.client);
+        match closed {
             Ok(()) => true,
             Err(error) => {
                 self.report(&error.to_string());
@@ -280,7 +280,10 @@ impl Shell {
 
     /// Waits for a coroutine of the engine, or for anything else, beside the requests in the background.
     pub async fn wait<T>(&self, future: impl Future<Output = T>) -> T {
-        self.background.beside(future).await
+        let value = self.background.beside(future).await;
+        // What an image says of itself comes before what became of the request.
+        tell_events(&self.client);
+        value
     }
 }
 

@@ -37,7 +37,7 @@ async fn held(shell: &Shell, offset: u64, len: u64) -> Result<(u64, bool), Strin
     });
     shell.wait(asked).await.map_err(|error| {
         note_broken(&shell.broken, &error);
-        format!("Failed to get allocation status: {}", error.errno())
+        error.errno().to_string()
     })
 }
 
@@ -55,8 +55,8 @@ pub async fn alloc(shell: &Shell, offset: u64, count: u64) -> Outcome {
                 sum += if holds { next - at } else { 0 };
                 at = next;
             }
-            Err(text) => {
-                shell.report(&text);
+            Err(why) => {
+                print(&format!("is_allocated failed: {why}\n"));
                 return Outcome::Failed;
             }
         }
@@ -72,8 +72,8 @@ pub async fn map(shell: &Shell) -> Outcome {
     while at < size {
         let (len, holds) = match held(shell, at, size - at).await {
             Ok(found) => found,
-            Err(text) => {
-                shell.report(&text);
+            Err(why) => {
+                shell.report(&format!("Failed to get allocation status: {why}"));
                 return Outcome::Failed;
             }
         };

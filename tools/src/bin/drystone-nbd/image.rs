@@ -1,7 +1,7 @@
 //! What is served: from a command line to an open image, and what clients may ask about it.
 
 use drystone_core::engine::Io;
-use drystone_core::error::{Error, Result as CoreResult};
+use drystone_core::error::Error;
 use drystone_core::format::qcow2::{DirtyBitmap, Qcow2, SnapshotChoice, find_bitmap};
 use drystone_core::graph::open::{DriverSpec, NodeSpec, OpenMode};
 use drystone_core::graph::options::{from_filename, from_options};
@@ -13,16 +13,16 @@ use drystone_core::protocol::nbd::server::{Context, Export};
 use drystone_exec_linux::{Client, DirtyRanges, Image, NbdBitmap, NbdExport};
 use drystone_tools::img::args::SnapshotName;
 use drystone_tools::img::convert::{no_snapshot, no_snapshots_in};
-use drystone_tools::img::open::guessed_raw;
 use drystone_tools::message::Failure;
 use drystone_tools::nbd::args::ServeArgs;
-use drystone_tools::options::parse_list;
+use drystone_tools::options::{parse_list, refusal};
 use serde_json::{Map, Value};
 
+use crate::events::tell_events_of;
 use crate::overlay::open_overlay;
 
 /// Opens the image; also returns it as it is served.
-pub async fn open(client: &Client, args: &ServeArgs, tool: &str) -> Result<NbdExport, Failure> {
+pub async fn open(client: &Client, args: &ServeArgs) -> Result<NbdExport, Failure> {
     let cannot =
         |why: &dyn std::fmt::Display| Failure::new(format!("Failed to blk_new_open '{}': {why}", args.file));
     if args.snapshot && args.offset > 0 {
@@ -37,26 +37,24 @@ pub async fn open(client: &Client, args: &ServeArgs, tool: &str) -> Result<NbdEx
             SnapshotName::Both { id, name } => SnapshotChoice::Both { id, name },
         });
     }
-    let (guesses, mode) = (matches!(spec.driver, DriverSpec::Probe { .. }), spec.mode);
+    let mode = spec.mode;
     let top = match args.snapshot {
         true => open_overlay(client, spec, mode).await.map(|(_, image)| image),
         false => client.open(&windowed(spec, args.offset)).await.map_err(|error| error.to_string()),
     };
+    tell_events_of(client, Some(&args.file));
     let image = top.map_err(|error| match error.as_str() {
         "Can't find snapshot" => no_snapshot(),
         _ => cannot(&error),
     })?;
     let driver = format_of(client, &image, args.offset > 0 && !args.snapshot);
-    if guesses && mode.writable && driver.driver == "raw" && !args.snapshot {
-        crate::say(&guessed_raw(&args.file).render(tool));
-    }
     if args.load_snapshot.is_some() && driver.driver != "qcow2" {
         return Err(no_snapshots_in(driver.driver));
     }
     export(client, image, args, &driver).await
 }
 
-fn spec(args: &ServeArgs) -> CoreResult<NodeSpec> {
+fn spec(args: &ServeArgs) -> Result<NodeSpec, String> {
     let mode = OpenMode {
         writable: !args.read_only,
         direct: args.cache.direct,
@@ -72,13 +70,14 @@ fn spec(args: &ServeArgs) -> CoreResult<NodeSpec> {
         ..OpenMode::default()
     };
     if !args.image_opts {
-        return from_filename(&args.file, args.format.as_deref(), mode);
+        let read = from_filename(&args.file, args.format.as_deref(), mode);
+        return read.map_err(|error| error.to_string());
     }
     let mut options = Map::new();
     for pair in parse_list(&args.file, None) {
         options.insert(pair.key, Value::String(pair.value));
     }
-    from_options(options, mode)
+    from_options(options.clone(), mode).map_err(|error| refusal(&error, None, &options))
 }
 
 /// The image from an offset on.

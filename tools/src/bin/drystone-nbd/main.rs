@@ -5,6 +5,8 @@ mod background;
 #[path = "../shared/console.rs"]
 mod console;
 mod device;
+#[path = "../shared/events.rs"]
+mod events;
 mod image;
 mod listen;
 #[path = "../shared/overlay.rs"]

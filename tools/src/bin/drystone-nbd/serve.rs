@@ -9,6 +9,7 @@ use drystone_tools::nbd::args::ServeArgs;
 use drystone_tools::object::{find_tls, give_objects, tls_credentials};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
+use crate::events::tell_events;
 use crate::listen::{Listening, inherited, listen};
 use crate::{background, device, image};
 
@@ -55,7 +56,7 @@ async fn serve(
     tool: &str,
     (activated, tls): (Option<Listening>, Option<TlsServer>),
 ) -> Result<u8, Failure> {
-    let export = image::open(client, args, tool).await?;
+    let export = image::open(client, args).await?;
     let served = export.image.clone();
     let mut listening = match activated {
         Some(listening) => listening,
@@ -93,7 +94,9 @@ async fn serve(
     }
     server.ended().await;
     drop(listening);
-    served.close().await.map_err(|error| Failure::new(error.to_string()))?;
+    let closed = served.close().await;
+    tell_events(client);
+    closed.map_err(|error| Failure::new(error.to_string()))?;
     if let Some(path) = &args.pid_file {
         // Somebody else may have removed it.
         let _ = std::fs::remove_file(path);

@@ -8,9 +8,10 @@ use super::{BackingName, ImageInfo, Snapshot};
 use crate::options::json::in_reference_order;
 use crate::size::{humanise, humanise_exactly};
 
-/// Renders images, an empty line between them; dates of snapshots are shown in `zone`.
+/// Renders images, an empty line between them; dates of snapshots are shown in `zone`, which is asked for only where there
+/// are some: finding the host's own out is a walk through all of its time zones, and takes as long as the rest.
 #[must_use]
-pub fn render_human(images: &[ImageInfo], zone: &TimeZone) -> String {
+pub fn render_human(images: &[ImageInfo], zone: fn() -> TimeZone) -> String {
     let one = |info| {
         let mut page = Page { text: String::new(), level: 0, zone };
         page.node(info, "", Role::Image);
@@ -22,7 +23,7 @@ pub fn render_human(images: &[ImageInfo], zone: &TimeZone) -> String {
 /// Renders what only one format has, on its own.
 #[must_use]
 pub fn render_specific(data: &Map<String, Value>) -> String {
-    let mut page = Page { text: String::new(), level: 0, zone: &TimeZone::UTC };
+    let mut page = Page { text: String::new(), level: 0, zone: || TimeZone::UTC };
     page.line("Format specific information:");
     page.indented(|page| page.map(data));
     page.text
@@ -64,13 +65,13 @@ enum Role {
     File,
 }
 
-struct Page<'a> {
+struct Page {
     text: String,
     level: usize,
-    zone: &'a TimeZone,
+    zone: fn() -> TimeZone,
 }
 
-impl Page<'_> {
+impl Page {
     fn line(&mut self, line: &str) {
         self.text.extend(std::iter::repeat_n("    ", self.level));
         self.text.push_str(line);
@@ -129,8 +130,9 @@ impl Page<'_> {
     fn snapshots(&mut self, snapshots: &[Snapshot]) {
         self.line("Snapshot list:");
         self.line(&snapshot_header());
+        let zone = (self.zone)();
         for snapshot in snapshots {
-            self.line(&snapshot_line(snapshot, self.zone));
+            self.line(&snapshot_line(snapshot, &zone));
         }
     }
 
