@@ -389,7 +389,8 @@ impl Transmission {
         if !(offset | len).is_multiple_of(self.sizes.min.into()) {
             return Err((Errno::EINVAL, "the range is no whole blocks"));
         }
-        if command == CommandCode::READ && len > PAYLOAD_MAX.into() {
+        // The reference refuses to read more than that ahead, too.
+        if matches!(command, CommandCode::READ | CommandCode::CACHE) && len > PAYLOAD_MAX.into() {
             return Err((Errno::EINVAL, "more than 32 MiB cannot be read at once"));
         }
         if command == CommandCode::BLOCK_STATUS && (len == 0 || self.contexts.is_empty()) {
