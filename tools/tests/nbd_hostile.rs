@@ -58,3 +58,31 @@ fn nothing_is_done_for_who_has_gone() {
         }
     }
 }
+
+/// Writes that are announced take memory as their data comes, not before; many clients are stopped in the middle of one.
+#[test]
+fn writes_that_are_only_announced_take_little_memory() {
+    let place = Place::new();
+    place.make("qemu-img", "create -q -f raw plain.raw 64M");
+    let server = place.ours("socket", "-t -e 0 -f raw plain.raw");
+    let mut other = Peer::serving(&server.socket, Mode::Simple);
+    let before = server.memory();
+    let announce = |sent: usize| {
+        let mut peer = Peer::serving(&server.socket, Mode::Simple);
+        peer.ask(1, CommandCode::WRITE, 0, 32 << 20);
+        peer.say(&vec![1; sent]);
+        peer
+    };
+    let silent: Vec<_> = (0..60).map(|_| announce(0)).collect();
+    let slow: Vec<_> = (0..8).map(|_| announce(1 << 20)).collect();
+    assert_eq!(other.read(0, 512), [0; 512]);
+    let each = server.memory().saturating_sub(before) / (silent.len() + slow.len()) as u64;
+    assert!(each < 2 << 20, "{each} bytes a client");
+    // One that goes on is written, in one piece to its client.
+    let mut whole = announce(0);
+    let bytes: Vec<u8> = (0..32 << 20).map(|at| (at / 4096 % 251) as u8).collect();
+    whole.say(&bytes);
+    assert_eq!(whole.hear(16)[4..8], [0; 4], "the write works");
+    assert!(other.read(0, 32 << 20) == bytes, "what was written is read");
+    assert_eq!(server.stop(), Some(0));
+}

@@ -10,8 +10,8 @@ use drystone_core::protocol::nbd::layout::{
     MetaQuery, OptionCode, OptionHeader, OptionReply, ReplyCode, Request, SimpleReply, TransmissionFlags,
     WireErrno, greeting,
 };
-use drystone_core::protocol::nbd::limits::{OPTIONS_MAX, PAYLOAD_MAX, REQUESTS_MAX};
-use drystone_core::protocol::nbd::server::{Chosen, Negotiation, Security, Step, Transmission};
+use drystone_core::protocol::nbd::limits::{ANNOUNCED_MAX, OPTIONS_MAX, PAYLOAD_MAX, REQUESTS_MAX};
+use drystone_core::protocol::nbd::server::{Chosen, Export, Negotiation, Security, Step, Transmission};
 use drystone_core::protocol::nbd::{Mode, NbdError, Outgoing};
 
 use super::peer::{Server, connect, export, take, wishes};
@@ -177,6 +177,40 @@ fn data_that_no_buffer_is_large_enough_for_ends_the_connection() {
     let bytes = request(Mode::Simple, CommandCode::WRITE, CommandFlags::NONE, 0, u64::from(PAYLOAD_MAX) + 1);
     let fed = server.feed(&mut &bytes[..], |_| panic!("nothing is allocated for it"));
     assert!(matches!(fed, Err(NbdError::TooMuch { .. })));
+}
+
+/// A client that announces more than it sends, a mebibyte at a time or in drops, gets as much memory as it fills.
+#[test]
+fn memory_for_what_is_written_comes_as_it_is_filled() {
+    const LEN: usize = 32 << 20;
+    let large = Export { len: 1 << 30, ..export() };
+    for piece in [1 << 20, 100_000] {
+        let chosen = Chosen { export: 0, mode: Mode::Simple, contexts: vec![] };
+        let mut server = Transmission::new(&large, chosen, Outgoing::new());
+        let (mut taken, mut sent) = (0, 0);
+        let head = request(Mode::Simple, CommandCode::WRITE, CommandFlags::NONE, 0, LEN as u64);
+        let mut feed = |server: &mut Transmission, bytes: &[u8]| {
+            let mut room = |len| {
+                taken += len;
+                BufList::from(Buf::zeroed(len))
+            };
+            let order = server.feed(&mut &bytes[..], &mut room).expect("legal");
+            (taken, order)
+        };
+        assert_eq!(feed(&mut server, &head).0, ANNOUNCED_MAX);
+        let order = loop {
+            let bytes: Vec<u8> = (sent..LEN.min(sent + piece)).map(|at| (at / 512) as u8).collect();
+            sent += bytes.len();
+            let (taken, order) = feed(&mut server, &bytes);
+            assert!(taken <= LEN.min(2 * sent + ANNOUNCED_MAX), "{taken} bytes for {sent}");
+            if let Some(order) = order {
+                break order;
+            }
+        };
+        assert_eq!((sent, order.len, order.data.len_bytes()), (LEN, LEN as u64, LEN));
+        let whole = order.data.into_single();
+        assert!(whole.iter().enumerate().all(|(at, byte)| *byte == (at / 512) as u8));
+    }
 }
 
 /// A client that asks and does not read.

@@ -298,7 +298,7 @@ impl Served {
         let placed = count.min(room);
         if placed > 0
             && let Phase::Serving { transmission, export } = &mut self.phase
-            && let Some(order) = transmission.received(placed)
+            && let Some(order) = transmission.received(placed, |len| buffers.take(len))
         {
             let export = *export;
             self.order(shared, export, order, buffers);

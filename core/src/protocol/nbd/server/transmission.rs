@@ -19,7 +19,9 @@ use crate::protocol::nbd::layout::{
     BlockSizes, Chunk, ChunkKind, CommandCode, CommandFlags, Extent, Fields, Request, SimpleReply, WireErrno,
     error_payload, parse_request, request_len, status_payload,
 };
-use crate::protocol::nbd::limits::{EXTENTS_MAX, PAYLOAD_MAX, REQUEST_BYTES_MAX, REQUESTS_MAX};
+use crate::protocol::nbd::limits::{
+    ANNOUNCED_MAX, EXTENTS_MAX, PAYLOAD_MAX, REQUEST_BYTES_MAX, REQUESTS_MAX,
+};
 use crate::protocol::nbd::payload::{copy_front, windows_between};
 use crate::protocol::nbd::server::Export;
 use crate::protocol::nbd::{Mode, NbdError, Outgoing};
@@ -108,9 +110,20 @@ pub struct Transmission {
 #[derive(Debug)]
 enum State {
     Header,
-    Data { id: OrderId, fua: Fua, data: BufList, at: usize },
-    Skipping { left: u64, refused: (Request, Errno, &'static str) },
-    Contexts { request: Request },
+    /// `data` has room for what came so far, and for as much again.
+    Data {
+        id: OrderId,
+        fua: Fua,
+        data: BufList,
+        at: usize,
+    },
+    Skipping {
+        left: u64,
+        refused: (Request, Errno, &'static str),
+    },
+    Contexts {
+        request: Request,
+    },
     Leaving,
 }
 
@@ -200,15 +213,21 @@ impl Transmission {
     }
 
     /// Takes note that `count` bytes were put where [`payload`](Self::payload) said; gives the order that they complete.
-    pub fn received(&mut self, count: usize) -> Option<Order> {
-        let State::Data { data, at, .. } = &mut self.state else {
+    /// `room` gives buffers for more, as for [`feed`](Self::feed).
+    pub fn received(&mut self, count: usize, mut room: impl FnMut(usize) -> BufList) -> Option<Order> {
+        let State::Data { id, data, at, .. } = &mut self.state else {
             assert_eq!(count, 0, "there was no memory for any");
             return None;
         };
         *at += count;
-        let len = data.len_bytes();
-        assert!(*at <= len, "no more is received than there was room for");
-        if *at < len {
+        let there = data.len_bytes();
+        assert!(*at <= there, "no more is received than there was room for");
+        if *at < there {
+            return None;
+        }
+        let len = self.pending[id.0].len as usize;
+        if there < len {
+            data.append(room(there.min(len - there)));
             return None;
         }
         let State::Data { id, fua, data, .. } = std::mem::replace(&mut self.state, State::Header) else {
@@ -219,7 +238,8 @@ impl Transmission {
     }
 
     /// Takes bytes from the front of `input`, up to the next order; with none, `input` is used up, or there is no
-    /// [room](Self::has_room), or the client is [leaving](Self::is_leaving). `room` gives buffers for what is to be written.
+    /// [room](Self::has_room), or the client is [leaving](Self::is_leaving). `room` gives buffers for what is to be written,
+    /// as it comes: announcing it takes no memory.
     ///
     /// # Errors
     /// What the client did wrong; the connection is of no further use then.
@@ -244,7 +264,7 @@ impl Transmission {
                 State::Data { data, at, .. } => {
                     let to = data.len_bytes();
                     let count = copy_front(data, *at, to, input);
-                    self.received(count)
+                    self.received(count, &mut room)
                 }
                 State::Skipping { left, refused } => {
                     let count = (input.len() as u64).min(*left);
@@ -332,7 +352,7 @@ impl Transmission {
                     self.answer(id, Answer::Done);
                     return Ok(None);
                 }
-                self.state = State::Data { id, fua, data: room(len as usize), at: 0 };
+                self.state = State::Data { id, fua, data: room(ANNOUNCED_MAX.min(len as usize)), at: 0 };
                 return Ok(None);
             }
             CommandCode::FLUSH => Command::Flush,
