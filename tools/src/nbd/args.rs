@@ -49,6 +49,8 @@ pub enum Action {
 pub struct ListArgs {
     /// Where the server is.
     pub server: NbdAddress,
+    /// What of that was said, as in [`ServeArgs`].
+    pub address_said: Option<&'static str>,
     /// How the connection is encrypted, if it is.
     pub tls: TlsArgs,
     /// The name that the server's certificate must have.
@@ -75,8 +77,8 @@ pub struct ServeArgs {
     pub format: Option<String>,
     /// Where clients connect.
     pub address: NbdAddress,
-    /// Whether the address was said, by `-p`, `-b` or `-k`.
-    pub address_said: bool,
+    /// What of the address was said, in the words for where that makes no sense.
+    pub address_said: Option<&'static str>,
     /// Clients at once; 0 for any number.
     pub clients_max: usize,
     /// Whether to go on when the last client has gone.
@@ -274,7 +276,7 @@ impl ServeArgs {
             image_opts: false,
             format: None,
             address: NbdAddress::Inet { host: "0.0.0.0".into(), port: PORT.into() },
-            address_said: false,
+            address_said: None,
             clients_max: 1,
             persistent: false,
             name: String::new(),
@@ -419,7 +421,12 @@ fn check_tls(args: &ServeArgs, raw: &Raw) -> Result<(), Failure> {
 
 fn finish(mut args: ServeArgs, raw: Raw, operands: Vec<String>) -> Result<Action, Failure> {
     check_tls(&args, &raw)?;
-    args.address_said = raw.port.is_some() || raw.bind.is_some() || raw.socket.is_some();
+    args.address_said = match &raw {
+        Raw { socket: Some(_), .. } => Some("Unix socket"),
+        Raw { bind: Some(_), .. } => Some("The interface"),
+        Raw { port: Some(_), .. } => Some("TCP port number"),
+        _ => None,
+    };
     if let Some(path) = raw.socket {
         args.address = NbdAddress::Unix { path };
     } else if let Some(device) = &args.device {
@@ -442,7 +449,8 @@ fn finish(mut args: ServeArgs, raw: Raw, operands: Vec<String>) -> Result<Action
             NbdAddress::Unix { .. } | NbdAddress::Fd { .. } => None,
         };
         let (server, tls, hostname) = (args.address, args.tls, raw.tls_hostname.or(host));
-        return Ok(Action::List(ListArgs { server, tls, hostname }));
+        let address_said = args.address_said;
+        return Ok(Action::List(ListArgs { server, address_said, tls, hostname }));
     }
     let [file] = operands.as_slice() else { return Err(Failure::usage("Invalid number of arguments")) };
     if raw.disconnect {
@@ -476,7 +484,8 @@ mod tests {
             panic!("it is legal");
         };
         assert_eq!(args.address, NbdAddress::Unix { path: "/s".into() });
-        assert!(args.persistent && args.depth && args.read_only && args.address_said);
+        assert!(args.persistent && args.depth && args.read_only);
+        assert_eq!(args.address_said, Some("Unix socket"));
         assert_eq!((args.clients_max, args.offset, args.bitmaps.len()), (5, 512, 2));
         assert_eq!((args.name.as_str(), args.file.as_str()), ("exp", "a.img"));
         let Ok(Action::List(listed)) = parsed("nbd -L -p 5 --tls-creds t --tls-hostname h") else {

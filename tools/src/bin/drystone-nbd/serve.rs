@@ -13,13 +13,9 @@ use crate::listen::{Listening, inherited, listen};
 use crate::{background, device, image};
 
 pub fn run(args: &ServeArgs, tool: &str, config: Config) -> Result<u8, Failure> {
-    let activated = inherited()?;
-    if activated.is_some() && args.address_said {
-        return Err(Failure::new("-p, -b and -k cannot be used with socket activation"));
-    }
-    if args.device.is_some() && activated.is_some() {
-        return Err(Failure::new("NBD device can't be set when using socket activation"));
-    }
+    // A device is said before anything else, also in the reference's words.
+    let said = args.device.as_ref().map(|_| "NBD device").or(args.address_said);
+    let activated = inherited(tool, said)?.map(Listening::checked).transpose()?;
     if args.device.is_some() && args.tls.credentials.is_some() {
         return Err(Failure::new("TLS is not supported with a host device"));
     }
