@@ -4,6 +4,7 @@
 mod served;
 
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -109,5 +110,24 @@ fn what_cannot_be_listened_on_is_refused_in_the_words_of_the_reference() {
             .map(|tool| words(&activated(&place, tool, line, handed).output().expect("sh is there"), tool));
         assert_eq!(said[0], said[1], "{handed:?} {line}");
         assert_eq!(said[0].0, Some(1), "{handed:?} {line}: {said:?}");
+    }
+}
+
+/// Discards are ignored unless they are asked for: what is trimmed keeps its blocks.
+#[test]
+fn discards_reach_the_host_where_the_reference_has_them_do() {
+    let place = Place::new();
+    for option in ["", "--discard=ignore", "--discard=unmap"] {
+        let left = [Place::ours, Place::theirs].map(|serve| {
+            served::noise(&place.path("plain.raw"), 8 << 20);
+            let server = serve(&place, "socket", &format!("-t {option} -f raw plain.raw"));
+            let line = ["-f", "raw", "-c", "discard 0 4M", &server.uri("")];
+            assert!(place.run_args("qemu-io", &line).status.success());
+            assert_eq!(server.stop(), Some(0));
+            let _ = std::fs::remove_file(place.path("socket"));
+            std::fs::metadata(place.path("plain.raw")).expect("it is there").blocks() * 512
+        });
+        assert_eq!(left[0], left[1], "{option}");
+        assert_eq!(left[0] < 8 << 20, option == "--discard=unmap", "{option}: {left:?}");
     }
 }
