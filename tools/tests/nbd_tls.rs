@@ -132,6 +132,8 @@ fn a_server_that_is_not_there_makes_no_image() {
     }
 }
 
+/// CVE-2024-7383: who the server is, is looked at over a socket of the file system, too; without a name to look for there is no
+/// connection.
 #[test]
 fn who_is_not_trusted_is_refused() {
     let place = place();
