@@ -131,3 +131,31 @@ fn discards_reach_the_host_where_the_reference_has_them_do() {
         assert_eq!(left[0] < 8 << 20, option == "--discard=unmap", "{option}: {left:?}");
     }
 }
+
+/// A process's number is in its file, which is its user's alone, stays in the end, and is nobody else's as long as it runs.
+#[test]
+fn a_process_keeps_the_file_with_its_number() {
+    for tool in TOOLS {
+        let place = Place::new();
+        place.make("qemu-img", "create -q -f raw plain.raw 1M");
+        let (socket, pid) = (place.path("socket"), place.path("pid"));
+        std::os::unix::fs::symlink("target", &pid).expect("the folder takes it");
+        let start = |more: &str| {
+            let line = format!("-k {socket}{more} -r -t --fork --pid-file {pid} -f raw plain.raw");
+            words(&place.run(tool, &line), tool)
+        };
+        assert_eq!(start(""), (Some(0), String::new()));
+        let written = std::fs::read_to_string(&pid).expect("it is written by then");
+        let mode = std::fs::metadata(&pid).expect("it is there").mode();
+        assert_eq!(mode & 0o777, 0o600, "{tool}");
+        let locked = "TOOL: Cannot lock pid file: Resource temporarily unavailable\n";
+        assert_eq!(start("2"), (Some(1), locked.into()), "{tool}");
+        assert_eq!(std::fs::read_to_string(&pid).ok(), Some(written.clone()), "{tool}");
+        kill(written.trim());
+        assert_eq!(std::fs::read_to_string(&pid).ok(), Some(written), "{tool} leaves it");
+        std::fs::write(&pid, "a longer text than any number").expect("it is ours");
+        assert_eq!(start(""), (Some(0), String::new()));
+        let next = std::fs::read_to_string(&pid).expect("it is written by then");
+        kill(next.strip_suffix('\n').expect("a line"));
+    }
+}

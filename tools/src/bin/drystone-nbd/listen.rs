@@ -1,12 +1,12 @@
 //! The sockets that clients connect to.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use std::net::TcpListener;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 
 use drystone_core::protocol::nbd::NbdAddress;
-use drystone_exec_linux::io_error_words;
+use drystone_exec_linux::{io_error_words, resolve};
 use drystone_tools::message::Failure;
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, getppid, pidfd_getfd, pidfd_open};
 
@@ -108,9 +108,13 @@ pub fn listen(address: &NbdAddress) -> Result<Listening, Failure> {
         NbdAddress::Fd { .. } => unreachable!("no option of the command line names a descriptor"),
         NbdAddress::Inet { host, port } => {
             let mut sockets = Vec::new();
-            for address in resolve(host, port)? {
+            for address in resolve(host, port).map_err(Failure::new)? {
                 let failed = |error: io::Error| {
-                    Failure::new(format!("Failed to find an available port: {}", io_error_words(&error)))
+                    let what = match error.kind() {
+                        io::ErrorKind::AddrInUse => "Failed to find an available port",
+                        _ => "Failed to bind socket",
+                    };
+                    Failure::new(format!("{what}: {}", io_error_words(&error)))
                 };
                 let listener = TcpListener::bind(address).map_err(failed)?;
                 listener.set_nonblocking(true).map_err(failed)?;
@@ -119,16 +123,4 @@ pub fn listen(address: &NbdAddress) -> Result<Listening, Failure> {
             Ok(Listening { sockets, path: None })
         }
     }
-}
-
-fn resolve(host: &str, port: &str) -> Result<Vec<SocketAddr>, Failure> {
-    let failed = |why: &str| Failure::new(format!("address resolution failed for {host}:{port}: {why}"));
-    let Ok(number) = port.parse::<u16>() else {
-        return Err(failed("Servname not supported for ai_socktype"));
-    };
-    let found = (host, number).to_socket_addrs().map_err(|error| {
-        let text = error.to_string();
-        failed(text.strip_prefix("failed to lookup address information: ").unwrap_or(&text))
-    })?;
-    Ok(found.collect())
 }
