@@ -47,6 +47,12 @@ impl Peer {
         peer
     }
 
+    /// Says that it knows the protocol, and asks an option without data; returns the type of the first reply.
+    pub fn option_after_flags(&mut self, code: OptionCode) -> u32 {
+        self.say(&3u32.to_be_bytes());
+        self.option(code, &[])
+    }
+
     /// Asks an option; returns the type of the reply.
     pub fn option(&mut self, code: OptionCode, data: &[u8]) -> u32 {
         self.say(&option(code, data));
