@@ -702,6 +702,11 @@ fn nbdkit_is_read_and_written() {
         place.make(IMG, &format!("convert -f raw -O raw {uri} back.raw"));
         assert!(same(&place, "noise.raw", "back.raw"), "{line}");
     }
+    // It ends with its last client, which says so.
+    let mut server = kit("--filter=exitlast memory 8M");
+    let uri = server.uri("");
+    assert!(place.run_args(IO, &["-f", "raw", "-c", "write -P 5 4k 1M", &uri]).status.success());
+    assert_eq!(server.wait(), Some(0));
     let server = kit("--filter=error memory 8M error=EIO error-rate=100%");
     let uri = server.uri("");
     let failed = place.run(IMG, &format!("convert -f raw -O raw {uri} back.raw"));

@@ -39,6 +39,9 @@ pub const CLIENT_REQUESTS_MAX: usize = 256;
 /// Connections of one leaf: what the kernel's client opens in practice; each costs the server one of its clients.
 pub const CONNECTIONS_MAX: usize = 16;
 
+/// Bytes of an extent, or of a request, in compact fields: what 32 bits hold, in whole blocks of any size.
+pub(super) const COMPACT_MAX: u64 = 1 << 31;
+
 /// Extents in one answer about block status: enough for most images in one answer, and 16 KiB on the wire.
 pub const EXTENTS_MAX: usize = 1024;
 

@@ -20,17 +20,14 @@ use crate::protocol::nbd::layout::{
     error_payload, parse_request, request_len, status_payload,
 };
 use crate::protocol::nbd::limits::{
-    ANNOUNCED_MAX, EXTENTS_MAX, PAYLOAD_MAX, REQUEST_BYTES_MAX, REQUESTS_MAX,
+    ANNOUNCED_MAX, COMPACT_MAX, EXTENTS_MAX, PAYLOAD_MAX, REQUEST_BYTES_MAX, REQUESTS_MAX,
 };
-use crate::protocol::nbd::payload::{copy_front, windows_between};
+use crate::protocol::nbd::payload::{collect, copy_front, windows_between};
 use crate::protocol::nbd::server::Export;
 use crate::protocol::nbd::{Mode, NbdError, Outgoing};
 
 /// Bytes that one request counts for at least: its header, its reply, and its books.
 const REQUEST_COST: u64 = 512;
-
-/// Bytes of an extent in compact fields: what 32 bits hold, in whole blocks of any size.
-const COMPACT_MAX: u64 = 1 << 31;
 
 /// Names an order until it is answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -254,7 +251,7 @@ impl Transmission {
                 State::Leaving => return Ok(None),
                 State::Header if full => return Ok(None),
                 State::Header => {
-                    if !self.collect(request_len(self.mode), input) {
+                    if !collect(&mut self.partial, request_len(self.mode), input) {
                         return Ok(None);
                     }
                     let request = parse_request(self.mode, &self.partial)?;
@@ -279,7 +276,7 @@ impl Transmission {
                 }
                 State::Contexts { request } => {
                     let request = *request;
-                    if !self.collect(request.len as usize, input) {
+                    if !collect(&mut self.partial, request.len as usize, input) {
                         return Ok(None);
                     }
                     let payload = std::mem::take(&mut self.partial);
@@ -292,15 +289,6 @@ impl Transmission {
             }
         }
         Ok(None)
-    }
-
-    /// Takes bytes until there are `needed`, and tells whether there are.
-    fn collect(&mut self, needed: usize, input: &mut &[u8]) -> bool {
-        let count = input.len().min(needed - self.partial.len());
-        let (front, rest) = input.split_at(count);
-        self.partial.extend_from_slice(front);
-        *input = rest;
-        self.partial.len() == needed
     }
 
     fn request(
