@@ -51,6 +51,7 @@ pub use handle::{Handle, RemoteImage};
 pub use host::Host;
 pub use image::{Image, Transfer};
 pub use nbd::device::{NbdAttached, NbdDevice};
+pub use nbd::resolve::resolve;
 pub use nbd::server::{DirtyRanges, NbdBitmap, NbdExport, NbdPlan, NbdServer};
 pub use nbd::{TlsClient, TlsCredentials, TlsEndpoint, TlsError, TlsServer, X509Folder, list_exports};
 pub use promise::Ticket;

@@ -82,13 +82,29 @@ pub struct Getopt<'a> {
     skipped_end: usize,
     /// The rest of a cluster of short options, as an offset into the element `next`.
     cluster: Option<usize>,
+    complaint: String,
 }
 
 impl<'a> Getopt<'a> {
     /// Starts at the first element after the command's name.
     #[must_use]
     pub fn new(specs: &'a [OptionSpec], order: Order, elements: Vec<String>) -> Self {
-        Self { specs, order, elements, next: 1, skipped: 1, skipped_end: 1, cluster: None }
+        Self {
+            specs,
+            order,
+            elements,
+            next: 1,
+            skipped: 1,
+            skipped_end: 1,
+            cluster: None,
+            complaint: String::new(),
+        }
+    }
+
+    /// What C's library says of the option that was refused last.
+    #[must_use]
+    pub fn complaint(&self) -> &str {
+        &self.complaint
     }
 
     /// Takes the last element off, whatever it looks like, before any option is read.
@@ -164,6 +180,7 @@ impl<'a> Getopt<'a> {
             self.next += 1;
         }
         let Some(spec) = self.specs.iter().find(|spec| spec.short.contains(letter)) else {
+            self.complaint = format!("invalid option -- '{letter}'");
             return Parsed::Unrecognized(self.finished());
         };
         if spec.value.is_none() {
@@ -173,7 +190,7 @@ impl<'a> Getopt<'a> {
             self.next += 1;
             return Parsed::Option(spec.long[0], element[rest..].to_owned());
         }
-        self.argument(spec)
+        self.argument(spec, || format!("option requires an argument -- '{letter}'"))
     }
 
     fn long(&mut self) -> Parsed {
@@ -183,36 +200,58 @@ impl<'a> Getopt<'a> {
             Some((name, value)) => (name, Some(value)),
             None => (&element[2..], None),
         };
-        match (self.find_long(name), value) {
+        let found = match self.find_long(name).as_slice() {
+            [] => {
+                self.complaint = format!("unrecognized option '{element}'");
+                None
+            }
+            [one] => Some(*one),
+            several => {
+                let names: String = several.iter().map(|(long, _)| format!(" '--{long}'")).collect();
+                self.complaint = format!("option '{element}' is ambiguous; possibilities:{names}");
+                None
+            }
+        };
+        match (found, value) {
             (None, _) => Parsed::Unrecognized(self.finished()),
-            (Some(spec), Some(_)) if spec.value.is_none() => Parsed::Unrecognized(self.finished()),
-            (Some(spec), Some(value)) => Parsed::Option(spec.long[0], value.to_owned()),
-            (Some(spec), None) if spec.value.is_none() => Parsed::Option(spec.long[0], String::new()),
-            (Some(spec), None) => self.argument(spec),
+            (Some((long, spec)), Some(_)) if spec.value.is_none() => {
+                self.complaint = format!("option '--{long}' doesn't allow an argument");
+                Parsed::Unrecognized(self.finished())
+            }
+            (Some((_, spec)), Some(value)) => Parsed::Option(spec.long[0], value.to_owned()),
+            (Some((_, spec)), None) if spec.value.is_none() => Parsed::Option(spec.long[0], String::new()),
+            (Some((long, spec)), None) => {
+                self.argument(spec, || format!("option '--{long}' requires an argument"))
+            }
         }
     }
 
-    /// An exact name, or the start of the names of one option only.
-    fn find_long(&self, name: &str) -> Option<&'a OptionSpec> {
-        if let Some(exact) = self.specs.iter().find(|spec| spec.long.contains(&name)) {
-            return Some(exact);
-        }
-        let fits = |spec: &&OptionSpec| {
-            !WHOLE.contains(&spec.long[0]) && spec.long.iter().any(|long| long.starts_with(name))
+    /// The options of an exact name, or that have one which begins so: what is meant, where it is one.
+    fn find_long(&self, name: &str) -> Vec<(&'a str, &'a OptionSpec)> {
+        let named = |fits: &dyn Fn(&str) -> bool| {
+            let one = |spec: &'a OptionSpec| Some((*spec.long.iter().find(|long| fits(long))?, spec));
+            self.specs.iter().filter_map(one).collect::<Vec<_>>()
         };
-        let mut found = self.specs.iter().filter(fits);
-        let first = found.next()?;
-        found.next().is_none().then_some(first)
+        let exact = named(&|long| long == name);
+        if !exact.is_empty() {
+            return exact;
+        }
+        let mut found = named(&|long| long.starts_with(name));
+        found.retain(|(_, spec)| !WHOLE.contains(&spec.long[0]));
+        found
     }
 
     /// The next element, whatever it looks like.
-    fn argument(&mut self, spec: &OptionSpec) -> Parsed {
+    fn argument(&mut self, spec: &OptionSpec, complaint: impl Fn() -> String) -> Parsed {
         match self.elements.get(self.next) {
             Some(value) => {
                 self.next += 1;
                 Parsed::Option(spec.long[0], value.clone())
             }
-            None => Parsed::MissingArgument(self.finished()),
+            None => {
+                self.complaint = complaint();
+                Parsed::MissingArgument(self.finished())
+            }
         }
     }
 }

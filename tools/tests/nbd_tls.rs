@@ -8,6 +8,8 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 
 use authority::{Authority, Time};
+use drystone_core::protocol::nbd::NbdAddress;
+use drystone_exec_linux::{TlsCredentials, TlsEndpoint, X509Folder, list_exports};
 use served::{Place, Served, have, noise};
 
 const IMG: &str = env!("CARGO_BIN_EXE_drystone-img");
@@ -132,6 +134,8 @@ fn a_server_that_is_not_there_makes_no_image() {
     }
 }
 
+/// CVE-2024-7383: who the server is, is looked at over a socket of the file system, too; without a name to look for there is no
+/// connection.
 #[test]
 fn who_is_not_trusted_is_refused() {
     let place = place();
@@ -208,6 +212,37 @@ fn what_is_wrong_with_credentials_is_said_as_by_the_reference() {
         };
         assert_eq!(said(NBD), said("qemu-nbd"), "{objects} {more}");
     }
+}
+
+/// Encrypted connections that come and go leave nothing behind.
+#[test]
+fn many_encrypted_clients_leave_nothing() {
+    const LEFT_MAX: u64 = 500;
+    let place = place();
+    let server = serve(&place, NBD, "good");
+    let folder = X509Folder {
+        dir: place.folder.path().join("good"),
+        endpoint: TlsEndpoint::Client,
+        verify_peer: true,
+        sanity_check: true,
+        priority: None,
+    };
+    let credentials = TlsCredentials::load(&folder).expect("they are good");
+    let client = credentials.for_client().expect("they are a client's");
+    let address = NbdAddress::Unix { path: place.path("socket") };
+    let come_and_go = |count| {
+        for _ in 0..count {
+            let listed = list_exports(&address, Some((client, Some("localhost")))).expect("it answers");
+            assert_eq!(listed.len(), 1);
+        }
+    };
+    // More than it keeps sessions of.
+    come_and_go(600);
+    let before = server.memory();
+    come_and_go(2000);
+    let left = server.memory().saturating_sub(before);
+    assert!(left < 2000 * LEFT_MAX, "{left} bytes are left of 2,000 clients");
+    assert_eq!(server.stop(), Some(0));
 }
 
 #[test]

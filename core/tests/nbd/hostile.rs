@@ -6,12 +6,14 @@ use drystone_core::buf::{Buf, BufList};
 use drystone_core::intent::{Errno, Fua};
 use drystone_core::protocol::nbd::client::{self, Command, Encryption, Negotiated, Order, Purpose, Wishes};
 use drystone_core::protocol::nbd::layout::{
-    BlockSizes, Chunk, ChunkKind, ClientFlags, CommandCode, CommandFlags, HandshakeFlags, InfoRequest,
-    MetaQuery, OptionCode, OptionHeader, OptionReply, ReplyCode, Request, SimpleReply, TransmissionFlags,
-    WireErrno, greeting,
+    BlockSizes, Chunk, ChunkKind, ClientFlags, CommandCode, CommandFlags, Extent, HandshakeFlags,
+    InfoRequest, MetaQuery, OptionCode, OptionHeader, OptionReply, ReplyCode, Request, SimpleReply,
+    TransmissionFlags, WireErrno, greeting,
 };
-use drystone_core::protocol::nbd::limits::{OPTIONS_MAX, PAYLOAD_MAX, REQUESTS_MAX};
-use drystone_core::protocol::nbd::server::{Chosen, Negotiation, Security, Step, Transmission};
+use drystone_core::protocol::nbd::limits::{ANNOUNCED_MAX, OPTIONS_MAX, PAYLOAD_MAX, REQUESTS_MAX};
+use drystone_core::protocol::nbd::server::{
+    Answer, Chosen, Export, Negotiation, Security, Step, Transmission,
+};
 use drystone_core::protocol::nbd::{Mode, NbdError, Outgoing};
 
 use super::peer::{Server, connect, export, take, wishes};
@@ -99,6 +101,48 @@ fn encryption_begins_with_nothing_agreed_on() {
     assert!(refused.is_err(), "an export without encryption");
 }
 
+/// CVE-2019-14851: what follows on a question about an export, in any order, is an answer or an end.
+#[test]
+fn a_question_about_an_export_decides_nothing() {
+    let info = InfoRequest::encode("disk", &[]);
+    let meta = MetaQuery { export: "disk".into(), queries: vec![] }.encode();
+    let name = b"disk".to_vec();
+    use OptionCode as O;
+    for (code, data, goes_on) in [
+        (O::INFO, &info, true),
+        (O::SET_META_CONTEXT, &meta, true),
+        (O::LIST_META_CONTEXT, &meta, true),
+        (O::STARTTLS, &vec![], true),
+        (O::LIST, &vec![], true),
+        (O::GO, &info, false),
+        (O::EXPORT_NAME, &name, false),
+        (O::ABORT, &vec![], false),
+    ] {
+        let mut server = negotiation(Security::Plain);
+        assert_eq!(ask(&mut server, O::INFO, &info), ReplyCode::ACK);
+        let step = server.feed(&mut &option(code, data)[..]).expect("nothing of it is against the rules");
+        assert_eq!(step.is_none(), goes_on, "{code:?}: {step:?}");
+    }
+}
+
+/// CVE-2013-6410, CVE-2011-1925: a name is the export's or it is not; one that only begins so opens nothing.
+#[test]
+fn an_export_has_one_name() {
+    for name in ["dis", "disk2", "disk ", "disk/", "diskdisk", "DISK", "", "d"] {
+        let data = InfoRequest::encode(name, &[]);
+        for code in [OptionCode::INFO, OptionCode::GO] {
+            assert_eq!(
+                ask(&mut negotiation(Security::Plain), code, &data),
+                ReplyCode::ERR_UNKNOWN,
+                "{name:?}"
+            );
+        }
+        let refused =
+            negotiation(Security::Plain).feed(&mut &option(OptionCode::EXPORT_NAME, name.as_bytes())[..]);
+        assert!(refused.is_err(), "{name:?}");
+    }
+}
+
 #[test]
 fn contexts_are_chosen_for_one_export_and_the_last_choice_counts() {
     let mut server = negotiation(Security::Plain);
@@ -143,7 +187,7 @@ fn refusal(mode: Mode, command: CommandCode, flags: CommandFlags, offset: u64, l
     u32::from_be_bytes(said[at..at + 4].try_into().expect("four"))
 }
 
-/// CVE-2005-3534, CVE-2025-47712: lengths beyond the buffer, and offsets that overflow.
+/// CVE-2005-3534, CVE-2011-0530, CVE-2025-47712: lengths beyond the buffer, and offsets that overflow.
 #[test]
 fn requests_that_do_not_fit_are_refused() {
     use CommandCode as C;
@@ -171,12 +215,47 @@ fn a_flush_has_no_range_whatever_it_says() {
     assert_eq!((order.offset, order.len), (0, 0));
 }
 
+/// CVE-2011-0530: a length that is larger than any buffer is refused before anything of it is read.
 #[test]
 fn data_that_no_buffer_is_large_enough_for_ends_the_connection() {
     let mut server = serving(Mode::Simple);
     let bytes = request(Mode::Simple, CommandCode::WRITE, CommandFlags::NONE, 0, u64::from(PAYLOAD_MAX) + 1);
     let fed = server.feed(&mut &bytes[..], |_| panic!("nothing is allocated for it"));
     assert!(matches!(fed, Err(NbdError::TooMuch { .. })));
+}
+
+/// A client that announces more than it sends, a mebibyte at a time or in drops, gets as much memory as it fills.
+#[test]
+fn memory_for_what_is_written_comes_as_it_is_filled() {
+    const LEN: usize = 32 << 20;
+    let large = Export { len: 1 << 30, ..export() };
+    for piece in [1 << 20, 100_000] {
+        let chosen = Chosen { export: 0, mode: Mode::Simple, contexts: vec![] };
+        let mut server = Transmission::new(&large, chosen, Outgoing::new());
+        let (mut taken, mut sent) = (0, 0);
+        let head = request(Mode::Simple, CommandCode::WRITE, CommandFlags::NONE, 0, LEN as u64);
+        let mut feed = |server: &mut Transmission, bytes: &[u8]| {
+            let mut room = |len| {
+                taken += len;
+                BufList::from(Buf::zeroed(len))
+            };
+            let order = server.feed(&mut &bytes[..], &mut room).expect("legal");
+            (taken, order)
+        };
+        assert_eq!(feed(&mut server, &head).0, ANNOUNCED_MAX);
+        let order = loop {
+            let bytes: Vec<u8> = (sent..LEN.min(sent + piece)).map(|at| (at / 512) as u8).collect();
+            sent += bytes.len();
+            let (taken, order) = feed(&mut server, &bytes);
+            assert!(taken <= LEN.min(2 * sent + ANNOUNCED_MAX), "{taken} bytes for {sent}");
+            if let Some(order) = order {
+                break order;
+            }
+        };
+        assert_eq!((sent, order.len, order.data.len_bytes()), (LEN, LEN as u64, LEN));
+        let whole = order.data.into_single();
+        assert!(whole.iter().enumerate().all(|(at, byte)| *byte == (at / 512) as u8));
+    }
 }
 
 /// A client that asks and does not read.
@@ -385,4 +464,45 @@ fn an_export_that_is_not_there_is_named() {
         error.to_string(),
         "Requested export not available\nserver reported: export 'other' not present"
     );
+}
+
+/// CVE-2025-47711: block status of lengths around 2^32, where what is told must not go beyond what was asked.
+#[test]
+fn extents_end_where_the_question_does() {
+    const GIB: u64 = 1 << 30;
+    let large = Export { len: 1 << 40, ..export() };
+    let max = u64::from(u32::MAX);
+    for mode in [Mode::Structured, Mode::Extended] {
+        for (len, extents) in [
+            (max, vec![1 << 40]),
+            (max, vec![max, 1]),
+            (max, vec![max - 1, 1]),
+            (max, vec![max - 1, 2]),
+            (max - 511, vec![2 * GIB, 2 * GIB]),
+            (2 * GIB, vec![2 * GIB + 1]),
+            (2 * GIB + 1, vec![2 * GIB, 1, 7]),
+            (1, vec![1 << 33]),
+        ] {
+            let chosen = Chosen { export: 0, mode, contexts: vec![0] };
+            let mut server = Transmission::new(&large, chosen, Outgoing::new());
+            let bytes = request(mode, CommandCode::BLOCK_STATUS, CommandFlags::NONE, 0, len);
+            let order = server.feed(&mut &bytes[..], |_| BufList::new()).expect("legal").expect("an order");
+            let states = extents.iter().enumerate();
+            let states = states.map(|(at, len)| Extent { len: *len, flags: at as u64 % 2 }).collect();
+            server.answer(order.id, Answer::Status(vec![(0, states)]));
+            let said: Vec<u8> = server.out().slices().flatten().copied().collect();
+            // Behind the chunk's header: the context, in extended mode the count, and pairs of length and flags.
+            let (start, width) = if mode == Mode::Extended { (32 + 8, 16) } else { (20 + 4, 8) };
+            let told: Vec<u64> = said[start..]
+                .chunks(width)
+                .map(|pair| pair[..width / 2].iter().fold(0, |number, byte| number << 8 | u64::from(*byte)))
+                .collect();
+            assert!(!told.is_empty() && told.iter().all(|len| *len > 0), "{mode:?}, {len}: {told:?}");
+            assert!(told.iter().sum::<u64>() <= len, "{mode:?}, {len}: {told:?}");
+            // Only one that is said shorter than it is ends the list.
+            for (index, (len, whole)) in told.iter().zip(&extents).enumerate() {
+                assert!(len <= whole && (len == whole || index + 1 == told.len()), "{mode:?}: {told:?}");
+            }
+        }
+    }
 }

@@ -1,7 +1,7 @@
 //! Bringing a connection about: on a thread that may wait.
 
 use std::io::{self, IoSlice, IoSliceMut};
-use std::net::{TcpStream, ToSocketAddrs};
+use std::net::TcpStream;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -18,6 +18,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 
 use super::credentials::{Credentials, TlsClient, why};
+use super::resolve::resolve;
 use super::stream::{Stream, Stuck};
 
 /// The meta context that leaves ask for.
@@ -172,10 +173,7 @@ pub(super) fn reach(server: &NbdAddress, deadline: Instant) -> Result<OwnedFd, R
             Ok(socket)
         }
         NbdAddress::Inet { host, port } => {
-            let addresses = resolve(host, port).map_err(|error| -> Refused {
-                let errno = super::errno_of(&error);
-                (errno, format!("address resolution failed for {host}:{port}: {error}").into())
-            })?;
+            let addresses = resolve(host, port).map_err(|why| -> Refused { (Errno::EIO, why.into()) })?;
             let mut last = io::Error::from_raw_os_error(Errno::ENXIO.0);
             for address in addresses {
                 let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
@@ -191,11 +189,6 @@ pub(super) fn reach(server: &NbdAddress, deadline: Instant) -> Result<OwnedFd, R
             Err(failed(last))
         }
     }
-}
-
-fn resolve(host: &str, port: &str) -> io::Result<Vec<std::net::SocketAddr>> {
-    let number = port.parse::<u16>().map_err(|_| io::Error::other("the port is no number below 65536"))?;
-    Ok((host, number).to_socket_addrs()?.collect())
 }
 
 /// Negotiates, until `deadline`.

@@ -91,7 +91,8 @@ impl NbdDevice {
             Some(code) if code == Errno::BUSY.raw_os_error() => {
                 format!("'{path}' shows another export already; disconnect it with '-d' before")
             }
-            _ => failed(error),
+            // It is no such device.
+            _ => "Failed to set NBD socket".into(),
         })?;
         let sectors =
             usize::try_from(len / SECTOR).map_err(|_| format!("{len} bytes are too many for '{path}'"))?;

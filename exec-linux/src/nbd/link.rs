@@ -7,8 +7,10 @@
 //!                                 └──the delay is over──▶ what waits fails, and what comes, until there is a new one
 //! ```
 //!
-//! A request that was in flight may have been carried out, and may be still: the protocol has no way to tell, and none to
-//! keep the server from it. Asking for it again is harmless, because each says what is to be, not what is to change.
+//! A request that was in flight may have been carried out, and may be still: the protocol has no way to tell, and no fence
+//! against what the old connection still does. Asking for it again is harmless by itself, because each says what is to be,
+//! not what is to change; but a write of the old connection that the server carries out late may undo one that was asked
+//! for afterwards. A server that ends its connections, as one that is started again does, has nothing left to carry out.
 
 use std::collections::VecDeque;
 use std::io::{IoSlice, IoSliceMut};

@@ -12,6 +12,7 @@ pub(crate) mod device;
 mod encryption;
 mod link;
 mod priority;
+pub(crate) mod resolve;
 pub(crate) mod server;
 mod sockets;
 mod stream;

@@ -27,6 +27,8 @@ pub(crate) struct Ready {
     pub(crate) number: u32,
     /// The peer has ended the connection, and nothing tells of that again.
     pub(crate) hangup: bool,
+    /// The connection has ended both ways: nobody will receive anything.
+    pub(crate) deaf: bool,
 }
 
 /// The sockets of one engine.
@@ -119,8 +121,9 @@ fn wait(epoll: &OwnedFd, time: Option<Timespec>, ready: &mut Vec<Ready>) -> usiz
     }
     for event in &events {
         let (data, flags) = (event.data.u64(), event.flags);
-        let hangup = flags.intersects(EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR) || data == STOP;
-        ready.push(Ready { number: data as u32, hangup });
+        let deaf = flags.intersects(EventFlags::HUP | EventFlags::ERR) || data == STOP;
+        let hangup = deaf || flags.contains(EventFlags::RDHUP);
+        ready.push(Ready { number: data as u32, hangup, deaf });
     }
     events.len()
 }

@@ -7,10 +7,11 @@ use drystone_core::protocol::nbd::NbdAddress;
 use drystone_core::protocol::nbd::limits::STRING_MAX;
 
 use crate::docs;
-use crate::getopt::{Getopt, OptionSpec, Order, option};
+use crate::getopt::{Getopt, OptionSpec, Order, Parsed, option};
 use crate::img::args::{CacheMode, SnapshotName, append_options, parse_image_names, parse_snapshot};
 use crate::io::command::{Refusal, aio};
-use crate::message::Failure;
+use crate::message::{Failure, Message};
+use crate::nbd::number;
 use crate::object::{ObjectArg, ObjectDef, add_object, parse_object};
 use crate::trace::{Added, EVENTS, Tracing};
 
@@ -49,6 +50,8 @@ pub enum Action {
 pub struct ListArgs {
     /// Where the server is.
     pub server: NbdAddress,
+    /// What of that was said, as in [`ServeArgs`].
+    pub address_said: Option<&'static str>,
     /// How the connection is encrypted, if it is.
     pub tls: TlsArgs,
     /// The name that the server's certificate must have.
@@ -75,8 +78,8 @@ pub struct ServeArgs {
     pub format: Option<String>,
     /// Where clients connect.
     pub address: NbdAddress,
-    /// Whether the address was said, by `-p`, `-b` or `-k`.
-    pub address_said: bool,
+    /// What of the address was said, in the words for where that makes no sense.
+    pub address_said: Option<&'static str>,
     /// Clients at once; 0 for any number.
     pub clients_max: usize,
     /// Whether to go on when the last client has gone.
@@ -123,7 +126,7 @@ pub struct ServeArgs {
 
 const OPTIONS: &[OptionSpec] = &[
     option(&["port"], "p", Some("PORT"), "port to listen on (default: 10809)"),
-    option(&["bind"], "b", Some("HOST"), "host to bind to (default: 0.0.0.0)"),
+    option(&["bind"], "b", Some("HOST"), "host to bind to, or with -L to ask (default: 0.0.0.0)"),
     option(&["socket"], "k", Some("PATH"), "socket in the file system to listen on"),
     option(&["shared"], "e", Some("NUM"), "clients at once; 0 for any number (default: 1)"),
     option(&["persistent"], "t", None, "go on when the last client has gone"),
@@ -144,7 +147,7 @@ const OPTIONS: &[OptionSpec] = &[
     option(&["nocache"], "n", None, "the same as --cache=none"),
     option(&["cache"], "", Some("CACHE"), "cache mode (default: writeback)"),
     option(&["aio"], "", Some("AIO"), "threads, native or io_uring"),
-    option(&["discard"], "", Some("MODE"), "ignore or unmap (default: unmap)"),
+    option(&["discard"], "", Some("MODE"), "ignore or unmap (default: ignore)"),
     option(&["detect-zeroes"], "", Some("MODE"), "off, on or unmap (default: off)"),
     option(&["fork"], "", None, "go on in the background once clients can connect"),
     option(&["pid-file"], "", Some("PATH"), "write the process's number to a file"),
@@ -169,14 +172,14 @@ const OPTIONS: &[OptionSpec] = &[
         Some("follow|plain|forbid"),
         "what to open of the file names that images hold: all, paths alone, or none (default: follow)",
     ),
+    option(&["help"], "h", None, "print this help and exit"),
+    option(&["version"], "V", None, "print the version and exit"),
     option(
         &["verbose"],
         "v",
         None,
         "go on saying what is wrong after --fork; with -c, stay in the foreground",
     ),
-    option(&["help"], "h", None, "print this help and exit"),
-    option(&["version"], "V", None, "print the version and exit"),
     docs::COMPLETIONS,
     docs::MAN,
 ];
@@ -206,6 +209,7 @@ struct Raw {
     bind: Option<String>,
     socket: Option<String>,
     list: bool,
+    fork: bool,
     tls_hostname: Option<String>,
     tls_authz: bool,
     disconnect: bool,
@@ -227,7 +231,9 @@ pub fn parse(argv: &[String], name: &str) -> Result<Invocation, Failure> {
     let mut tracing = Tracing::default();
     let mut getopt = Getopt::new(OPTIONS, Order::Permute, argv.to_vec());
     while let Some(parsed) = getopt.next_option() {
-        let (option, value) = parsed.recognized()?;
+        let Parsed::Option(option, value) = parsed else {
+            return Err(unusable(getopt.complaint(), Message::Error(hint(name))));
+        };
         let print = |text| {
             let tracing = Tracing::default();
             Ok(Invocation { warnings: Vec::new(), tracing, action: Action::Print(text) })
@@ -248,14 +254,38 @@ pub fn parse(argv: &[String], name: &str) -> Result<Invocation, Failure> {
                 }
             },
             "load-snapshot" => {
-                args.load_snapshot = Some(parse_snapshot(&value, &mut warnings)?);
+                args.load_snapshot = Some(parse_snapshot(&value, &mut warnings).map_err(quoted_back)?);
                 (args.read_only, raw.about_device) = (true, true);
             }
             _ => set(&mut args, &mut raw, option, value)?,
         }
     }
-    let action = finish(args, raw, getopt.take_operands())?;
+    let action = finish(args, raw, getopt.take_operands(), name)?;
     Ok(Invocation { warnings, tracing, action })
+}
+
+/// What else a misused command line is answered with.
+fn hint(name: &str) -> String {
+    format!("Try `{name} --help' for more information.")
+}
+
+/// A failure in the reference's words, which are those of C's library here.
+fn unusable(text: &str, hint: Message) -> Failure {
+    let mut failure = Failure::new(text);
+    failure.messages.push(hint);
+    failure
+}
+
+/// The same failure with the reference's quotes around what could not be parsed, which differ from `qemu-img`'s.
+fn quoted_back(mut failure: Failure) -> Failure {
+    for message in &mut failure.messages {
+        if let Message::Error(text) = message
+            && text.starts_with("Failed in parsing")
+        {
+            *text = text.replacen('\'', "`", 1);
+        }
+    }
+    failure
 }
 
 fn help(name: &str) -> String {
@@ -274,7 +304,7 @@ impl ServeArgs {
             image_opts: false,
             format: None,
             address: NbdAddress::Inet { host: "0.0.0.0".into(), port: PORT.into() },
-            address_said: false,
+            address_said: None,
             clients_max: 1,
             persistent: false,
             name: String::new(),
@@ -288,7 +318,7 @@ impl ServeArgs {
             load_snapshot: None,
             cache: CacheMode::WRITEBACK,
             aio: Aio::Auto,
-            discard: true,
+            discard: false,
             detect_zeroes: DetectZeroes::Off,
             fork: false,
             pid_file: None,
@@ -316,8 +346,17 @@ fn set(args: &mut ServeArgs, raw: &mut Raw, option: &str, value: String) -> Resu
             | "bind"
             | "socket"
             | "list"
+            | "fork"
             | "verbose"
             | "image-names"
+            | "image-opts"
+            | "detect-zeroes"
+            | "handshake-limit"
+            | "persistent"
+            | "pid-file"
+            | "read-only"
+            | "shared"
+            | "snapshot"
             | "tls-creds"
             | "tls-hostname"
             | "tls-authz"
@@ -328,9 +367,8 @@ fn set(args: &mut ServeArgs, raw: &mut Raw, option: &str, value: String) -> Resu
         "socket" if !value.starts_with('/') => return Err(Failure::new("socket path must be absolute")),
         "socket" => raw.socket = Some(value),
         "shared" => {
-            let number = value.parse::<i32>().ok().and_then(|number| usize::try_from(number).ok());
             let invalid = || Failure::new(format!("Invalid shared device number '{value}'"));
-            args.clients_max = number.ok_or_else(invalid)?;
+            args.clients_max = number::parse_small(&value).ok_or_else(invalid)? as usize;
         }
         "persistent" => args.persistent = true,
         "export-name" | "description" => {
@@ -341,13 +379,15 @@ fn set(args: &mut ServeArgs, raw: &mut Raw, option: &str, value: String) -> Resu
             *(if option == "description" { &mut args.description } else { &mut args.name }) = value;
         }
         "handshake-limit" => {
-            let invalid = |_| Failure::new(format!("Invalid handshake limit '{value}'"));
-            args.handshake_limit = value.parse().map_err(invalid)?;
+            let invalid = || Failure::new(format!("Invalid handshake limit '{value}'"));
+            args.handshake_limit = number::parse_small(&value).ok_or_else(invalid)?;
         }
         "offset" => {
             let invalid = || Failure::new(format!("Invalid offset '{value}'"));
-            let offset = value.parse().ok().filter(|offset| i64::try_from(*offset).is_ok());
-            args.offset = offset.ok_or_else(invalid)?;
+            // The reference carries it in 64 bits with a sign, whatever it was.
+            let offset = number::parse(&value).ok_or_else(invalid)? as i64;
+            let beyond = |_| Failure::new(format!("Value '{offset}' is out of range for parameter 'offset'"));
+            args.offset = u64::try_from(offset).map_err(beyond)?;
         }
         "allocation-depth" => args.depth = true,
         "bitmap" => args.bitmaps.push(value),
@@ -387,7 +427,7 @@ fn set(args: &mut ServeArgs, raw: &mut Raw, option: &str, value: String) -> Resu
                 }
             }
         }
-        "fork" => args.fork = true,
+        "fork" => (args.fork, raw.fork) = (true, true),
         "pid-file" => args.pid_file = Some(value),
         "tls-creds" => args.tls.credentials = Some(value),
         "tls-hostname" => raw.tls_hostname = Some(value),
@@ -417,17 +457,22 @@ fn check_tls(args: &ServeArgs, raw: &Raw) -> Result<(), Failure> {
     Err(Failure::new(refused))
 }
 
-fn finish(mut args: ServeArgs, raw: Raw, operands: Vec<String>) -> Result<Action, Failure> {
+fn finish(mut args: ServeArgs, raw: Raw, operands: Vec<String>, name: &str) -> Result<Action, Failure> {
     check_tls(&args, &raw)?;
-    args.address_said = raw.port.is_some() || raw.bind.is_some() || raw.socket.is_some();
+    args.address_said = match &raw {
+        Raw { socket: Some(_), .. } => Some("Unix socket"),
+        Raw { bind: Some(_), .. } => Some("The interface"),
+        Raw { port: Some(_), .. } => Some("TCP port number"),
+        _ => None,
+    };
     if let Some(path) = raw.socket {
         args.address = NbdAddress::Unix { path };
     } else if let Some(device) = &args.device {
         let name = device.rsplit('/').next().unwrap_or_default();
         args.address = NbdAddress::Unix { path: format!("{SOCKETS}{name}") };
     } else {
-        let default = if raw.list { "localhost" } else { "0.0.0.0" };
-        let host = raw.bind.unwrap_or_else(|| default.into());
+        // The reference looks for a server there, too, where no host is said.
+        let host = raw.bind.unwrap_or_else(|| "0.0.0.0".into());
         args.address = NbdAddress::Inet { host, port: raw.port.unwrap_or_else(|| PORT.into()) };
     }
     if raw.list {
@@ -437,14 +482,20 @@ fn finish(mut args: ServeArgs, raw: Raw, operands: Vec<String>) -> Result<Action
         if raw.about_device {
             return Err(Failure::new("List mode is incompatible with per-device settings"));
         }
+        if raw.fork {
+            return Err(Failure::new("List mode is incompatible with forking"));
+        }
         let host = match &args.address {
             NbdAddress::Inet { host, .. } => Some(host.clone()),
             NbdAddress::Unix { .. } | NbdAddress::Fd { .. } => None,
         };
         let (server, tls, hostname) = (args.address, args.tls, raw.tls_hostname.or(host));
-        return Ok(Action::List(ListArgs { server, tls, hostname }));
+        let address_said = args.address_said;
+        return Ok(Action::List(ListArgs { server, address_said, tls, hostname }));
     }
-    let [file] = operands.as_slice() else { return Err(Failure::usage("Invalid number of arguments")) };
+    let [file] = operands.as_slice() else {
+        return Err(unusable("Invalid number of arguments", Message::Plain(hint(name))));
+    };
     if raw.disconnect {
         return Ok(Action::Disconnect(file.clone()));
     }
@@ -476,13 +527,14 @@ mod tests {
             panic!("it is legal");
         };
         assert_eq!(args.address, NbdAddress::Unix { path: "/s".into() });
-        assert!(args.persistent && args.depth && args.read_only && args.address_said);
+        assert!(args.persistent && args.depth && args.read_only);
+        assert_eq!(args.address_said, Some("Unix socket"));
         assert_eq!((args.clients_max, args.offset, args.bitmaps.len()), (5, 512, 2));
         assert_eq!((args.name.as_str(), args.file.as_str()), ("exp", "a.img"));
         let Ok(Action::List(listed)) = parsed("nbd -L -p 5 --tls-creds t --tls-hostname h") else {
             panic!("it is legal");
         };
-        assert_eq!(listed.server, NbdAddress::Inet { host: "localhost".into(), port: "5".into() });
+        assert_eq!(listed.server, NbdAddress::Inet { host: "0.0.0.0".into(), port: "5".into() });
         assert_eq!((listed.tls.credentials.as_deref(), listed.hostname.as_deref()), (Some("t"), Some("h")));
         let Ok(Action::Serve(args)) = parsed("nbd -c /dev/nbd7 a.img") else { panic!("it is legal") };
         assert_eq!(args.address, NbdAddress::Unix { path: "/var/lock/qemu-nbd-nbd7".into() });

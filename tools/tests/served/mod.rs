@@ -137,6 +137,15 @@ impl Served {
         }
     }
 
+    /// Waits until it has no more descriptors than `before`: its clients have gone.
+    pub fn wait_for_descriptors(&self, before: usize) {
+        let begun = Instant::now();
+        while self.descriptors() > before {
+            assert!(begun.elapsed() < PATIENCE, "it keeps who has gone");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     /// Memory that it has at the moment, in bytes.
     pub fn memory(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it runs");

@@ -141,7 +141,9 @@ fn put_name(options: &mut Options, name: &str) -> Result<bool> {
         options.put("export", &export);
     }
     if unix {
-        let socket = query.strip_prefix("socket=").filter(|socket| !socket.contains('&'));
+        // Of several, the last one counts.
+        let sockets: Option<Vec<_>> = query.split('&').map(|part| part.strip_prefix("socket=")).collect();
+        let socket = sockets.and_then(|sockets| sockets.last().copied());
         let socket = socket.and_then(decoded).filter(|_| authority.is_empty()).ok_or_else(invalid)?;
         options.put("path", &socket);
         return Ok(encrypted);
@@ -237,6 +239,7 @@ mod tests {
         for (name, expected) in [
             ("nbd+unix:///exp?socket=/s", "nbd+unix:///exp?socket=/s"),
             ("nbd+unix://?socket=/s", "nbd+unix://?socket=/s"),
+            ("nbd+unix:///exp?socket=/r&socket=/s", "nbd+unix:///exp?socket=/s"),
             ("nbd:unix:/s:exportname=exp", "nbd+unix:///exp?socket=/s"),
             ("nbd:unix:/s", "nbd+unix://?socket=/s"),
             ("nbd://h", "nbd://h:10809"),

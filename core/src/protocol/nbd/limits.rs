@@ -28,11 +28,19 @@ pub const REQUESTS_MAX: usize = 128;
 /// length. Beyond them, nothing more is received.
 pub const REQUEST_BYTES_MAX: u64 = 2 * PAYLOAD_MAX as u64;
 
+/// Bytes of memory that a write gets before any of its data has come; further memory follows as what is there is filled, as
+/// much again. A client that announces more than it sends holds at most twice what it has sent, and this; the requests of
+/// most clients are no longer and stay in one piece.
+pub const ANNOUNCED_MAX: usize = 256 << 10;
+
 /// Requests that a client has in flight on one connection.
 pub const CLIENT_REQUESTS_MAX: usize = 256;
 
 /// Connections of one leaf: what the kernel's client opens in practice; each costs the server one of its clients.
 pub const CONNECTIONS_MAX: usize = 16;
+
+/// Bytes of an extent, or of a request, in compact fields: what 32 bits hold, in whole blocks of any size.
+pub(super) const COMPACT_MAX: u64 = 1 << 31;
 
 /// Extents in one answer about block status: enough for most images in one answer, and 16 KiB on the wire.
 pub const EXTENTS_MAX: usize = 1024;

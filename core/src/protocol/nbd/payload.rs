@@ -22,6 +22,15 @@ pub(super) fn copy_front(data: &mut BufList, from: usize, to: usize, input: &mut
     count
 }
 
+/// Moves the front of `input` to `partial` until that has `needed` bytes, and tells whether it has.
+pub(super) fn collect(partial: &mut Vec<u8>, needed: usize, input: &mut &[u8]) -> bool {
+    let count = input.len().min(needed.saturating_sub(partial.len()));
+    let (front, rest) = input.split_at(count);
+    partial.extend_from_slice(front);
+    *input = rest;
+    partial.len() >= needed
+}
+
 /// Fills `data` between two offsets with zeros.
 pub(super) fn zero_between(data: &mut BufList, from: usize, to: usize) {
     windows_between(data, from, to).for_each(|window| window.fill(0));
@@ -44,6 +53,9 @@ mod tests {
         let mut input = &[1, 2, 3, 4][..];
         assert_eq!(copy_front(&mut data, 3, 6, &mut input), 3);
         assert_eq!(input, [4]);
+        let (mut partial, mut input) = (vec![7], &[8, 9][..]);
+        assert!(collect(&mut partial, 2, &mut input) && collect(&mut partial, 1, &mut input));
+        assert!(partial == [7, 8] && input == [9] && !collect(&mut partial, 4, &mut input));
         zero_between(&mut data, 4, 5);
         assert_eq!(&*data.into_single(), [0, 0, 0, 1, 0, 3, 0, 0, 0, 0, 0, 0]);
     }

@@ -28,12 +28,12 @@ impl Buffers {
         }
     }
 
-    /// Takes a buffer back.
-    pub(super) fn put(&mut self, data: BufList) {
-        if data.windows().len() != 1 {
-            return;
-        }
-        let buf = data.into_single();
+    /// Takes buffers back.
+    pub(super) fn put(&mut self, mut data: BufList) {
+        data.windows_mut().iter_mut().for_each(|buf| self.keep(std::mem::take(buf)));
+    }
+
+    fn keep(&mut self, buf: Buf) {
         if !buf.is_whole() || buf.len() > KEPT {
             return;
         }

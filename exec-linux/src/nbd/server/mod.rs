@@ -11,6 +11,7 @@
 
 mod buffers;
 mod in_file;
+mod long;
 mod served;
 mod status;
 
@@ -229,9 +230,10 @@ impl Server {
     }
 
     /// Takes note that a socket can go on.
-    pub(crate) fn ready(&mut self, Ready { number, hangup }: Ready) {
+    pub(crate) fn ready(&mut self, ready: Ready) {
+        let number = ready.number;
         if let Some(client) = self.clients.get_mut(&number) {
-            client.ready(hangup);
+            client.ready(ready);
             self.touched.push(number);
         } else if self.stopper == Some(number) {
             let asked = self.plan.stop.as_ref().is_some_and(is_readable);
@@ -273,11 +275,7 @@ impl Server {
                 continue;
             };
             any = true;
-            if job.then_flush && result.is_ok() {
-                client.flush_after(session, &self.plan.exports, job);
-                continue;
-            }
-            client.answer(job, data, result, &mut self.buffers);
+            client.hear(session, &self.plan.exports, (job, data, result), &mut self.buffers);
             self.touched.push(job.client);
         }
         for (job, answer) in std::mem::take(&mut finished.answers) {
@@ -377,7 +375,7 @@ impl Server {
     fn begin_to_stop(&mut self, session: &Rc<Session>) {
         self.stopping = Some(Instant::now());
         session.run_detached(|io| async move { io.sleep(FAREWELL).await });
-        self.clients.retain(|_, client| !client.negotiates());
+        self.clients.retain(|_, client| !client.negotiates() && !client.left_much_behind());
         for (number, client) in &mut self.clients {
             client.leave();
             self.touched.push(*number);

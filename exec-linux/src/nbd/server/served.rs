@@ -16,10 +16,11 @@ use smallvec::SmallVec;
 
 use super::buffers::Buffers;
 use super::in_file::{self, InFile, WORTHWHILE};
+use super::long::{Long, Longs};
 use super::status::{Asked, extents};
 use super::{Job, NbdBitmap, NbdExport};
-use crate::nbd::TlsServer;
 use crate::nbd::stream::{SLICES_MAX, Stream, Stuck};
+use crate::nbd::{Ready, TlsServer};
 use crate::session::Session;
 
 /// Reads of a socket in one turn, before other clients have theirs.
@@ -30,9 +31,6 @@ const LARGE: usize = 32 << 10;
 
 /// Bytes that are read beyond a large payload: a few headers.
 const FEW: usize = 256;
-
-/// Bytes that are read ahead in one step.
-const CACHE_STEP: u64 = 1 << 20;
 
 /// What is said of clients that come to nothing; the reference's words.
 const NEGOTIATION: &str = "option negotiation failed";
@@ -46,10 +44,14 @@ pub(super) struct Served {
     unread: Vec<u8>,
     /// Payloads that are sent from files.
     in_files: Slab<InFile>,
+    /// Orders that are carried out in steps.
+    longs: Longs,
     can_receive: bool,
     can_send: bool,
     /// The client has ended the connection, which a look at the socket has to find.
     hangup: bool,
+    /// Nor does it hear anything any more.
+    deaf: bool,
     /// It has said something.
     heard: bool,
     /// Length of the payload that came last.
@@ -103,9 +105,11 @@ impl Served {
             phase,
             unread: Vec::new(),
             in_files: Slab::new(),
+            longs: Longs::default(),
             can_receive: true,
             can_send: true,
             hangup: false,
+            deaf: false,
             heard: false,
             last_payload: 0,
         }
@@ -117,9 +121,16 @@ impl Served {
     }
 
     /// Takes note that the socket can go on.
-    pub(super) fn ready(&mut self, hangup: bool) {
+    pub(super) fn ready(&mut self, ready: Ready) {
         (self.can_receive, self.can_send) = (true, true);
-        self.hangup |= hangup;
+        self.hangup |= ready.hangup;
+        self.deaf |= ready.deaf;
+    }
+
+    /// Whether the client has ended its side of the connection in the middle of what takes long: over TCP it may have
+    /// gone altogether, which only an answer would find out.
+    pub(super) fn left_much_behind(&self) -> bool {
+        self.hangup && !self.longs.is_empty()
     }
 
     /// Takes no more requests. A client that has not begun transmission has nothing to wait for.
@@ -127,11 +138,41 @@ impl Served {
         if let Phase::Serving { transmission, .. } = &mut self.phase {
             transmission.leave();
         }
+        self.longs.hurry();
         self.can_receive = false;
     }
 
+    /// Takes what came of a request: goes on with its order, or answers it.
+    pub(super) fn hear(
+        &mut self,
+        session: &Rc<Session>,
+        exports: &[NbdExport],
+        (job, data, result): (Job, BufList, Result<()>),
+        buffers: &mut Buffers,
+    ) {
+        if self.longs.is_at(job.order) {
+            let goes_on = self.longs.advance(result.is_ok());
+            self.step(session, exports, buffers);
+            if goes_on {
+                return buffers.put(data);
+            }
+        }
+        if job.then_flush && result.is_ok() {
+            return self.flush_after(session, exports, job);
+        }
+        self.answer(job, data, result, buffers);
+    }
+
+    /// Begins the next step of what takes several.
+    fn step(&self, session: &Rc<Session>, exports: &[NbdExport], buffers: &mut Buffers) {
+        let (Phase::Serving { export, .. }, Some(long)) = (&self.phase, self.longs.first()) else { return };
+        let ((op, reads), offset, len) = long.step();
+        let data = if reads { buffers.take(len as usize) } else { BufList::new() };
+        submit(session, &exports[*export], op, (offset, len), data, long.job);
+    }
+
     /// Answers an order with what came of its request.
-    pub(super) fn answer(&mut self, job: Job, data: BufList, result: Result<()>, buffers: &mut Buffers) {
+    fn answer(&mut self, job: Job, data: BufList, result: Result<()>, buffers: &mut Buffers) {
         let Phase::Serving { transmission, .. } = &mut self.phase else {
             unreachable!("a client that negotiates has no orders")
         };
@@ -157,7 +198,7 @@ impl Served {
     }
 
     /// Makes durable what an order has done, before it is answered.
-    pub(super) fn flush_after(&self, session: &Rc<Session>, exports: &[NbdExport], job: Job) {
+    fn flush_after(&self, session: &Rc<Session>, exports: &[NbdExport], job: Job) {
         let Phase::Serving { export, .. } = &self.phase else { return };
         let job = Job { then_flush: false, ..job };
         submit(session, &exports[*export], Op::Flush, (0, 0), BufList::new(), job);
@@ -174,6 +215,10 @@ impl Served {
             }
         };
         let Ok(()) = self.send(buffers) else { return Moved::Gone(None) };
+        // One that is not listened to, because of all that it has asked for, is not found out by a look at the socket.
+        if self.deaf && !self.listens() {
+            return Moved::Gone(None);
+        }
         let encrypts = match self.begin_to_encrypt() {
             Ok(encrypts) => encrypts,
             Err(gone) => return gone,
@@ -253,7 +298,7 @@ impl Served {
         let placed = count.min(room);
         if placed > 0
             && let Phase::Serving { transmission, export } = &mut self.phase
-            && let Some(order) = transmission.received(placed)
+            && let Some(order) = transmission.received(placed, |len| buffers.take(len))
         {
             let export = *export;
             self.order(shared, export, order, buffers);
@@ -349,13 +394,18 @@ impl Served {
             return;
         }
         let job = Job { client: self.number, order: id, then_flush: false };
+        if let Some(long) = Long::of(&command, (offset, len), job) {
+            if self.longs.push(long) {
+                self.step(shared.session, shared.exports, buffers);
+            }
+            return;
+        }
         let (op, data, then_flush) = match command {
-            Command::Read => (Op::Read, buffers.take(len as usize), false),
+            Command::Read | Command::Cache => (Op::Read, buffers.take(len as usize), false),
             Command::Write(fua) => (Op::Write(fua), data, false),
             Command::Flush => (Op::Flush, data, false),
             Command::Trim(fua) => (Op::Discard, data, fua == Fua::Yes),
             Command::WriteZeroes(flags, fua) => (Op::WriteZeroes(flags, fua), data, false),
-            Command::Cache => return cache(shared, &shared.exports[export], (offset, len), job),
             Command::Status { contexts, one } => {
                 return status(shared, export, (offset, len), (contexts, one), job);
             }
@@ -443,20 +493,6 @@ fn submit(
 ) {
     let opened = export.image.opened();
     session.submit_for_client(opened, Request { node: opened.node(), op, offset, len, data, tag: 0 }, job);
-}
-
-/// Reads a range ahead: what reads it next finds it in memory.
-fn cache(shared: &Shared<'_>, export: &NbdExport, (offset, len): (u64, u64), job: Job) {
-    let node = export.image.node();
-    coroutine(shared, export, job, async move |io: Io| {
-        let mut at = offset;
-        while at < offset + len {
-            let step = CACHE_STEP.min(offset + len - at);
-            io.read_bytes("nbd.cache", node, at, step as usize).await?;
-            at += step;
-        }
-        Ok(Answer::Done)
-    });
 }
 
 fn status(

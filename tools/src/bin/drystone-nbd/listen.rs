@@ -1,14 +1,16 @@
 //! The sockets that clients connect to.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
-use std::os::fd::OwnedFd;
+use std::net::TcpListener;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 
 use drystone_core::protocol::nbd::NbdAddress;
-use drystone_exec_linux::io_error_words;
+use drystone_exec_linux::{io_error_words, resolve};
 use drystone_tools::message::Failure;
-use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
+use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, getppid, pidfd_getfd, pidfd_open};
+
+use crate::background;
 
 /// The first descriptor that a service manager hands over. Source: sd_listen_fds(3).
 const FIRST_FD: i32 = 3;
@@ -29,25 +31,57 @@ impl Drop for Listening {
     }
 }
 
-/// The socket that a service manager has handed over, if it has.
-pub fn inherited() -> Result<Option<Listening>, Failure> {
+/// The socket that a service manager has handed over, if it has; what was `said` of an address makes no sense then.
+///
+/// It was handed to the process that was called: in the background, to the one that waits for this one.
+pub fn inherited(tool: &str, said: Option<&str>) -> Result<Option<Listening>, Failure> {
     let variable = |name| std::env::var(name).ok().and_then(|text| text.parse::<i32>().ok());
-    if variable("LISTEN_PID") != Some(getpid().as_raw_nonzero().get()) {
+    let called = if background::is_child() { getppid() } else { Some(getpid()) };
+    if variable("LISTEN_PID").is_none()
+        || variable("LISTEN_PID") != called.map(|pid| pid.as_raw_nonzero().get())
+    {
         return Ok(None);
     }
-    match variable("LISTEN_FDS") {
-        None | Some(0) => Ok(None),
-        Some(1) => {
-            let failed = |error: rustix::io::Errno| {
-                Failure::new(format!("Failed to use socket activation: {}", io_error_words(&error.into())))
-            };
-            let this = pidfd_open(getpid(), PidfdFlags::empty()).map_err(failed)?;
-            let socket = pidfd_getfd(&this, FIRST_FD, PidfdGetfdFlags::empty()).map_err(failed)?;
-            let flags = rustix::fs::fcntl_getfl(&socket).map_err(failed)?;
-            rustix::fs::fcntl_setfl(&socket, flags | rustix::fs::OFlags::NONBLOCK).map_err(failed)?;
-            Ok(Some(Listening { sockets: vec![socket], path: None }))
+    let count = match variable("LISTEN_FDS") {
+        None | Some(..=0) => return Ok(None),
+        Some(count) => count,
+    };
+    let words = |error: rustix::io::Errno| io_error_words(&error.into());
+    let lost = |fd: i32, error| {
+        Failure::new(format!("Socket activation failed: invalid file descriptor fd = {fd}: {}", words(error)))
+    };
+    let this = pidfd_open(getpid(), PidfdFlags::empty()).map_err(|error| lost(FIRST_FD, error))?;
+    // What was closed is the next to be given out.
+    if (FIRST_FD..FIRST_FD.saturating_add(count)).contains(&this.as_raw_fd()) {
+        return Err(lost(this.as_raw_fd(), rustix::io::Errno::BADF));
+    }
+    let take = |fd| pidfd_getfd(&this, fd, PidfdGetfdFlags::empty()).map_err(|error| lost(fd, error));
+    let socket = take(FIRST_FD)?;
+    for fd in 1..count {
+        take(FIRST_FD.saturating_add(fd))?;
+    }
+    if count > 1 {
+        return Err(Failure::new(format!("{tool} does not support socket activation with LISTEN_FDS > 1")));
+    }
+    if let Some(said) = said {
+        return Err(Failure::new(format!("{said} can't be set when using socket activation")));
+    }
+    Ok(Some(Listening { sockets: vec![socket], path: None }))
+}
+
+impl Listening {
+    /// Sees to it that what was handed over can be listened on.
+    pub fn checked(self) -> Result<Self, Failure> {
+        let failed = |what: &str, error: rustix::io::Errno| {
+            let words = io_error_words(&error.into());
+            Failure::new(format!("Failed to use socket activation: {what}: {words}"))
+        };
+        for socket in &self.sockets {
+            let query = |error| failed("Unable to query remote socket address", error);
+            rustix::net::getsockname(socket).map_err(query)?;
+            rustix::io::ioctl_fionbio(socket, true).map_err(|error| failed("Unable to set it up", error))?;
         }
-        Some(_) => Err(Failure::new("qemu-nbd does not support socket activation with LISTEN_FDS > 1")),
+        Ok(self)
     }
 }
 
@@ -74,9 +108,13 @@ pub fn listen(address: &NbdAddress) -> Result<Listening, Failure> {
         NbdAddress::Fd { .. } => unreachable!("no option of the command line names a descriptor"),
         NbdAddress::Inet { host, port } => {
             let mut sockets = Vec::new();
-            for address in resolve(host, port)? {
+            for address in resolve(host, port).map_err(Failure::new)? {
                 let failed = |error: io::Error| {
-                    Failure::new(format!("Failed to find an available port: {}", io_error_words(&error)))
+                    let what = match error.kind() {
+                        io::ErrorKind::AddrInUse => "Failed to find an available port",
+                        _ => "Failed to bind socket",
+                    };
+                    Failure::new(format!("{what}: {}", io_error_words(&error)))
                 };
                 let listener = TcpListener::bind(address).map_err(failed)?;
                 listener.set_nonblocking(true).map_err(failed)?;
@@ -85,16 +123,4 @@ pub fn listen(address: &NbdAddress) -> Result<Listening, Failure> {
             Ok(Listening { sockets, path: None })
         }
     }
-}
-
-fn resolve(host: &str, port: &str) -> Result<Vec<SocketAddr>, Failure> {
-    let failed = |why: &str| Failure::new(format!("address resolution failed for {host}:{port}: {why}"));
-    let Ok(number) = port.parse::<u16>() else {
-        return Err(failed("Servname not supported for ai_socktype"));
-    };
-    let found = (host, number).to_socket_addrs().map_err(|error| {
-        let text = error.to_string();
-        failed(text.strip_prefix("failed to lookup address information: ").unwrap_or(&text))
-    })?;
-    Ok(found.collect())
 }

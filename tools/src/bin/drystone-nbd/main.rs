@@ -39,7 +39,7 @@ fn main() -> ExitCode {
         let trace = invocation.tracing.start()?;
         match invocation.action {
             Action::Print(text) => console::put(&legible(&text, false)).map(|()| 0),
-            Action::List(args) => list_them(&args),
+            Action::List(args) => list_them(&args, &name),
             Action::Disconnect(path) => {
                 device::disconnect(&path)?;
                 console::put(&legible(&format!("{path} disconnected\n"), false)).map(|()| 0)
@@ -60,7 +60,10 @@ fn main() -> ExitCode {
 }
 
 /// Lists the exports of a server.
-fn list_them(args: &ListArgs) -> Result<u8, Failure> {
+fn list_them(args: &ListArgs, name: &str) -> Result<u8, Failure> {
+    if listen::inherited(name, args.address_said)?.is_some() {
+        return Err(Failure::new("List mode is incompatible with socket activation"));
+    }
     let failed = |text: String| Failure::new(format!("Failed to get TLS creds: {text}"));
     let credentials = tls_credentials(&args.tls.objects).map_err(Failure::new)?;
     let client = match &args.tls.credentials {

@@ -1,5 +1,8 @@
 //! Serving an image until a signal comes, or the last client has gone.
 
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
@@ -7,6 +10,7 @@ use drystone_exec_linux::{Client, Config, NbdPlan, TlsCredentials, TlsServer, io
 use drystone_tools::message::{Failure, Message};
 use drystone_tools::nbd::args::ServeArgs;
 use drystone_tools::object::{find_tls, give_objects, tls_credentials};
+use rustix::fs::FlockOperation;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::events::tell_events;
@@ -14,13 +18,9 @@ use crate::listen::{Listening, inherited, listen};
 use crate::{background, device, image};
 
 pub fn run(args: &ServeArgs, tool: &str, config: Config) -> Result<u8, Failure> {
-    let activated = inherited()?;
-    if activated.is_some() && args.address_said {
-        return Err(Failure::new("-p, -b and -k cannot be used with socket activation"));
-    }
-    if args.device.is_some() && activated.is_some() {
-        return Err(Failure::new("NBD device can't be set when using socket activation"));
-    }
+    // A device is said before anything else, also in the reference's words.
+    let said = args.device.as_ref().map(|_| "NBD device").or(args.address_said);
+    let activated = inherited(tool, said)?.map(Listening::checked).transpose()?;
     if args.device.is_some() && args.tls.credentials.is_some() {
         return Err(Failure::new("TLS is not supported with a host device"));
     }
@@ -31,6 +31,19 @@ pub fn run(args: &ServeArgs, tool: &str, config: Config) -> Result<u8, Failure> 
         serve(&client, args, tool, (activated, tls)).await
     });
     ran.unwrap_or_else(|error| Err(Failure::new(format!("the executor could not start: {error}"))))
+}
+
+/// Writes this process's number to a file, which nobody else does while it is kept. It stays there in the end.
+fn write_pid_file(path: &str) -> Result<File, Failure> {
+    let failed =
+        |what: &str, error: std::io::Error| Failure::new(format!("{what}: {}", io_error_words(&error)));
+    let opened = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path);
+    let mut file = opened.map_err(|error| failed(&format!("Could not create '{path}'"), error))?;
+    let locked = rustix::fs::fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive);
+    locked.map_err(|error| failed("Cannot lock pid file", error.into()))?;
+    let written = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
+    written.map_err(|error| failed("Failed to write pid file", error))?;
+    Ok(file)
 }
 
 /// Says why clients came to nothing.
@@ -68,12 +81,7 @@ async fn serve(
         let registered = signal_hook::low_level::pipe::register(signal, end);
         registered.map_err(|error| Failure::new(format!("Failed to handle signals: {error}")))?;
     }
-    if let Some(path) = &args.pid_file {
-        let written = std::fs::write(path, format!("{}\n", std::process::id()));
-        written.map_err(|error| {
-            Failure::new(format!("Could not create '{path}': {}", io_error_words(&error)))
-        })?;
-    }
+    let _pid_file = args.pid_file.as_deref().map(write_pid_file).transpose()?;
     let plan = NbdPlan {
         listeners: std::mem::take(&mut listening.sockets),
         exports: vec![export],
@@ -97,10 +105,6 @@ async fn serve(
     let closed = served.close().await;
     tell_events(client);
     closed.map_err(|error| Failure::new(error.to_string()))?;
-    if let Some(path) = &args.pid_file {
-        // Somebody else may have removed it.
-        let _ = std::fs::remove_file(path);
-    }
     fed.map_or(Ok(()), device::Feeding::end)?;
     Ok(0)
 }

@@ -23,12 +23,9 @@ use crate::protocol::nbd::layout::{
     Chunk, ChunkKind, CommandCode, CommandFlags, Extent, Reply, ReplyKind, Request, SimpleReply,
     TransmissionFlags, WireErrno, parse_error, parse_status,
 };
-use crate::protocol::nbd::limits::{CLIENT_REQUESTS_MAX, ERROR_LEN_MAX, STATUS_LEN_MAX};
-use crate::protocol::nbd::payload::{copy_front, windows_between, zero_between};
+use crate::protocol::nbd::limits::{CLIENT_REQUESTS_MAX, COMPACT_MAX, ERROR_LEN_MAX, STATUS_LEN_MAX};
+use crate::protocol::nbd::payload::{collect, copy_front, windows_between, zero_between};
 use crate::protocol::nbd::{Mode, NbdError, Outgoing};
-
-/// Bytes of a range in one request without extended headers: what 32 bits hold, in whole blocks of any size.
-const COMPACT_MAX: u64 = 1 << 31;
 
 /// What a client asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -323,19 +320,19 @@ impl Transmission {
         while !input.is_empty() {
             match self.state {
                 State::Header => {
-                    if !self.collect(ReplyKind::MAGIC_LEN, input) {
+                    if !collect(&mut self.partial, ReplyKind::MAGIC_LEN, input) {
                         break;
                     }
                     let magic = self.partial[..ReplyKind::MAGIC_LEN].try_into().expect("collected");
                     let kind = ReplyKind::parse(self.export.mode, magic)?;
-                    if self.collect(kind.header_len(), input) {
+                    if collect(&mut self.partial, kind.header_len(), input) {
                         let reply = Reply::parse(kind, &self.partial)?;
                         self.partial.clear();
                         self.reply(reply)?;
                     }
                 }
                 State::DataOffset { key, chunk } => {
-                    if self.collect(8, input) {
+                    if collect(&mut self.partial, 8, input) {
                         let offset = u64::from_be_bytes(self.partial[..].try_into().expect("collected"));
                         self.partial.clear();
                         let range = self.place(key, offset, chunk.len - 8)?;
@@ -347,7 +344,7 @@ impl Transmission {
                     self.received(count)?;
                 }
                 State::Payload { key, chunk } => {
-                    if self.collect(chunk.len as usize, input) {
+                    if collect(&mut self.partial, chunk.len as usize, input) {
                         let payload = std::mem::take(&mut self.partial);
                         self.small_payload(key, chunk, &payload)?;
                         self.end_chunk(key, chunk.last)?;
@@ -356,15 +353,6 @@ impl Transmission {
             }
         }
         Ok(())
-    }
-
-    /// Takes bytes until there are `needed`, and tells whether there are.
-    fn collect(&mut self, needed: usize, input: &mut &[u8]) -> bool {
-        let count = input.len().min(needed.saturating_sub(self.partial.len()));
-        let (front, rest) = input.split_at(count);
-        self.partial.extend_from_slice(front);
-        *input = rest;
-        self.partial.len() >= needed
     }
 
     fn reply(&mut self, reply: Reply) -> Result<(), NbdError> {

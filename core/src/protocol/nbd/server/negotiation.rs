@@ -17,6 +17,7 @@ use crate::protocol::nbd::layout::{
     OptionHeader, OptionReply, ReplyCode, export_answer, greeting, meta_context, server, text,
 };
 use crate::protocol::nbd::limits::{HANDSHAKE_BYTES_MAX, OPTION_LEN_MAX, OPTIONS_MAX, STRING_MAX};
+use crate::protocol::nbd::payload::collect;
 use crate::protocol::nbd::{Mode, NbdError, Outgoing};
 
 /// Whether a server encrypts.
@@ -202,11 +203,7 @@ impl Negotiation {
 
     /// Takes bytes until there are `needed`, and returns them then.
     fn collect(&mut self, needed: usize, input: &mut &[u8]) -> Option<Vec<u8>> {
-        let count = input.len().min(needed - self.partial.len());
-        let (front, rest) = input.split_at(count);
-        self.partial.extend_from_slice(front);
-        *input = rest;
-        (self.partial.len() == needed).then(|| std::mem::take(&mut self.partial))
+        collect(&mut self.partial, needed, input).then(|| std::mem::take(&mut self.partial))
     }
 
     fn answer(&mut self, option: OptionCode, code: ReplyCode, data: &[u8]) {

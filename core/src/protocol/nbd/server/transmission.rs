@@ -19,16 +19,15 @@ use crate::protocol::nbd::layout::{
     BlockSizes, Chunk, ChunkKind, CommandCode, CommandFlags, Extent, Fields, Request, SimpleReply, WireErrno,
     error_payload, parse_request, request_len, status_payload,
 };
-use crate::protocol::nbd::limits::{EXTENTS_MAX, PAYLOAD_MAX, REQUEST_BYTES_MAX, REQUESTS_MAX};
-use crate::protocol::nbd::payload::{copy_front, windows_between};
+use crate::protocol::nbd::limits::{
+    ANNOUNCED_MAX, COMPACT_MAX, EXTENTS_MAX, PAYLOAD_MAX, REQUEST_BYTES_MAX, REQUESTS_MAX,
+};
+use crate::protocol::nbd::payload::{collect, copy_front, windows_between};
 use crate::protocol::nbd::server::Export;
 use crate::protocol::nbd::{Mode, NbdError, Outgoing};
 
 /// Bytes that one request counts for at least: its header, its reply, and its books.
 const REQUEST_COST: u64 = 512;
-
-/// Bytes of an extent in compact fields: what 32 bits hold, in whole blocks of any size.
-const COMPACT_MAX: u64 = 1 << 31;
 
 /// Names an order until it is answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -108,9 +107,20 @@ pub struct Transmission {
 #[derive(Debug)]
 enum State {
     Header,
-    Data { id: OrderId, fua: Fua, data: BufList, at: usize },
-    Skipping { left: u64, refused: (Request, Errno, &'static str) },
-    Contexts { request: Request },
+    /// `data` has room for what came so far, and for as much again.
+    Data {
+        id: OrderId,
+        fua: Fua,
+        data: BufList,
+        at: usize,
+    },
+    Skipping {
+        left: u64,
+        refused: (Request, Errno, &'static str),
+    },
+    Contexts {
+        request: Request,
+    },
     Leaving,
 }
 
@@ -200,15 +210,21 @@ impl Transmission {
     }
 
     /// Takes note that `count` bytes were put where [`payload`](Self::payload) said; gives the order that they complete.
-    pub fn received(&mut self, count: usize) -> Option<Order> {
-        let State::Data { data, at, .. } = &mut self.state else {
+    /// `room` gives buffers for more, as for [`feed`](Self::feed).
+    pub fn received(&mut self, count: usize, mut room: impl FnMut(usize) -> BufList) -> Option<Order> {
+        let State::Data { id, data, at, .. } = &mut self.state else {
             assert_eq!(count, 0, "there was no memory for any");
             return None;
         };
         *at += count;
-        let len = data.len_bytes();
-        assert!(*at <= len, "no more is received than there was room for");
-        if *at < len {
+        let there = data.len_bytes();
+        assert!(*at <= there, "no more is received than there was room for");
+        if *at < there {
+            return None;
+        }
+        let len = self.pending[id.0].len as usize;
+        if there < len {
+            data.append(room(there.min(len - there)));
             return None;
         }
         let State::Data { id, fua, data, .. } = std::mem::replace(&mut self.state, State::Header) else {
@@ -219,7 +235,8 @@ impl Transmission {
     }
 
     /// Takes bytes from the front of `input`, up to the next order; with none, `input` is used up, or there is no
-    /// [room](Self::has_room), or the client is [leaving](Self::is_leaving). `room` gives buffers for what is to be written.
+    /// [room](Self::has_room), or the client is [leaving](Self::is_leaving). `room` gives buffers for what is to be written,
+    /// as it comes: announcing it takes no memory.
     ///
     /// # Errors
     /// What the client did wrong; the connection is of no further use then.
@@ -234,7 +251,7 @@ impl Transmission {
                 State::Leaving => return Ok(None),
                 State::Header if full => return Ok(None),
                 State::Header => {
-                    if !self.collect(request_len(self.mode), input) {
+                    if !collect(&mut self.partial, request_len(self.mode), input) {
                         return Ok(None);
                     }
                     let request = parse_request(self.mode, &self.partial)?;
@@ -244,7 +261,7 @@ impl Transmission {
                 State::Data { data, at, .. } => {
                     let to = data.len_bytes();
                     let count = copy_front(data, *at, to, input);
-                    self.received(count)
+                    self.received(count, &mut room)
                 }
                 State::Skipping { left, refused } => {
                     let count = (input.len() as u64).min(*left);
@@ -259,7 +276,7 @@ impl Transmission {
                 }
                 State::Contexts { request } => {
                     let request = *request;
-                    if !self.collect(request.len as usize, input) {
+                    if !collect(&mut self.partial, request.len as usize, input) {
                         return Ok(None);
                     }
                     let payload = std::mem::take(&mut self.partial);
@@ -272,15 +289,6 @@ impl Transmission {
             }
         }
         Ok(None)
-    }
-
-    /// Takes bytes until there are `needed`, and tells whether there are.
-    fn collect(&mut self, needed: usize, input: &mut &[u8]) -> bool {
-        let count = input.len().min(needed - self.partial.len());
-        let (front, rest) = input.split_at(count);
-        self.partial.extend_from_slice(front);
-        *input = rest;
-        self.partial.len() == needed
     }
 
     fn request(
@@ -332,7 +340,7 @@ impl Transmission {
                     self.answer(id, Answer::Done);
                     return Ok(None);
                 }
-                self.state = State::Data { id, fua, data: room(len as usize), at: 0 };
+                self.state = State::Data { id, fua, data: room(ANNOUNCED_MAX.min(len as usize)), at: 0 };
                 return Ok(None);
             }
             CommandCode::FLUSH => Command::Flush,
@@ -389,7 +397,8 @@ impl Transmission {
         if !(offset | len).is_multiple_of(self.sizes.min.into()) {
             return Err((Errno::EINVAL, "the range is no whole blocks"));
         }
-        if command == CommandCode::READ && len > PAYLOAD_MAX.into() {
+        // The reference refuses to read more than that ahead, too.
+        if matches!(command, CommandCode::READ | CommandCode::CACHE) && len > PAYLOAD_MAX.into() {
             return Err((Errno::EINVAL, "more than 32 MiB cannot be read at once"));
         }
         if command == CommandCode::BLOCK_STATUS && (len == 0 || self.contexts.is_empty()) {
