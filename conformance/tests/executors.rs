@@ -9,6 +9,7 @@ use drystone_conformance::real::{Executor, Machine, RealRunner};
 use drystone_conformance::scenario::Ended;
 use drystone_conformance::suite::{Case, Run};
 use drystone_exec_linux::BackendKind;
+use std::io::Write as _;
 
 fn cases() -> Vec<Case> {
     let mut cases = raw_files();
@@ -33,7 +34,9 @@ fn machines() -> Vec<(String, Machine)> {
             let name = format!("{executor:?} on {backend:?}");
             match Machine::start(executor, backend) {
                 Ok(machine) => machines.push((name, machine)),
-                Err(error) => eprintln!("{name} is left out: {error}"),
+                Err(error) => {
+                    let _ = writeln!(std::io::stderr(), "{name} is left out: {error}");
+                }
             }
         }
     }

@@ -1,6 +1,7 @@
 //! Block devices, on a loop device. Needs the right to set one up, and says so when it is missing.
 
 use std::fs::File;
+use std::io::Write as _;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::process::Command;
 
@@ -168,7 +169,7 @@ impl LoopDevice {
         let path = match made {
             Ok(output) if output.status.success() => String::from_utf8(output.stdout).expect("UTF-8"),
             other => {
-                eprintln!("skipped: no loop device can be set up here: {other:?}");
+                let _ = writeln!(std::io::stderr(), "skipped: no loop device can be set up here: {other:?}");
                 std::fs::remove_file(&file).expect("it is there");
                 return None;
             }

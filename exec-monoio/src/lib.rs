@@ -37,8 +37,9 @@ use monoio::task::JoinHandle;
 use monoio::{FusionDriver, RuntimeBuilder};
 
 pub use drystone_exec_linux::{
-    BackendKind, Client, Config, Handle, Image, NbdBitmap, NbdExport, NbdPlan, NbdServer, Polling,
-    RemoteImage, Ticket, Transfer,
+    BackendKind, Client, Config, DirtyRanges, Handle, Image, NbdBitmap, NbdExport, NbdPlan, NbdServer,
+    Polling, RemoteImage, Ticket, TlsClient, TlsCredentials, TlsEndpoint, TlsError, TlsServer, Transfer,
+    X509Folder, list_exports,
 };
 
 /// Starts an engine on this thread; a task of its own drives it. Call it within a runtime.

@@ -7,8 +7,7 @@ use drystone_core::buf::{Buf, BufList};
 use drystone_core::graph::open::OpenMode;
 use drystone_core::graph::options::from_filename;
 use drystone_core::intent::{Action, Intent};
-use drystone_core::protocol::nbd::layout::BlockSizes;
-use drystone_core::protocol::nbd::server::{Context, Export};
+use drystone_core::protocol::nbd::server::Export;
 use drystone_exec_tokio::{Client, Config, Image, NbdExport, NbdPlan, run};
 
 const LEN: usize = 1 << 20;
@@ -51,19 +50,9 @@ fn large_reads_are_sent_out_of_the_page_cache() {
             r#"{{"driver": "raw", "offset": 4096, "file": {{"driver": "file", "filename": {file:?}}}}}"#
         );
         let image = open(&client, window).await;
-        let len = image.len();
-        let export = Export {
-            name: String::new(),
-            description: String::new(),
-            len,
-            read_only: false,
-            shared: true,
-            sizes: BlockSizes { min: 1, preferred: 4096, max: 32 << 20 },
-            contexts: vec![Context::Allocation],
-        };
+        let export = Export::new("", image.len());
         let export = NbdExport { image: image.clone(), export, bitmaps: Vec::new() };
         let listener = UnixListener::bind(&socket).expect("the folder is ours");
-        listener.set_nonblocking(true).expect("a socket has that switch");
         let server = client.serve(NbdPlan::new(listener.into(), vec![export])).expect("sockets are watched");
         let leaf = format!(r#"{{"driver": "nbd", "server": {{"type": "unix", "path": {socket:?}}}}}"#);
         let disk = open(&client, format!(r#"{{"driver": "raw", "file": {leaf}}}"#)).await;

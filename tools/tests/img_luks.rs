@@ -170,7 +170,7 @@ fn cryptsetup_opens(path: &str, passphrase: &str) -> bool {
 #[test]
 fn cryptsetup_opens_what_we_make_and_we_what_it_makes() {
     if Command::new("cryptsetup").arg("--version").output().is_err() {
-        eprintln!("skipped: cryptsetup is not installed (package cryptsetup-bin)");
+        let _ = writeln!(std::io::stderr(), "skipped: cryptsetup is not installed (package cryptsetup-bin)");
         return;
     }
     let side = images();
@@ -210,7 +210,7 @@ const CHEAP: &str = "key-secret=s,version=luks2,iter-time=10,pbkdf-memory=64,pbk
 #[test]
 fn cryptsetup_knows_the_luks2_volumes_that_we_make() {
     if Command::new("cryptsetup").arg("--version").output().is_err() {
-        eprintln!("skipped: cryptsetup is not installed (package cryptsetup-bin)");
+        let _ = writeln!(std::io::stderr(), "skipped: cryptsetup is not installed (package cryptsetup-bin)");
         return;
     }
     let side = images();
@@ -254,7 +254,7 @@ fn cryptsetup_knows_the_luks2_volumes_that_we_make() {
 #[test]
 fn headers_of_their_own_are_never_taken_for_whole_volumes() {
     if Command::new("cryptsetup").arg("--version").output().is_err() {
-        eprintln!("skipped: cryptsetup is not installed (package cryptsetup-bin)");
+        let _ = writeln!(std::io::stderr(), "skipped: cryptsetup is not installed (package cryptsetup-bin)");
         return;
     }
     let mut side = Side::new();

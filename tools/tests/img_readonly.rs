@@ -4,6 +4,7 @@
 mod real;
 mod side;
 
+use std::io::Write as _;
 use std::process::Command;
 
 use real::{folder, unpacked};
@@ -13,7 +14,7 @@ use side::Side;
 fn foreign(side: &Side, name: &str) -> bool {
     let Some(path) = folder().map(|folder| folder.join(format!("{name}.bz2"))) else { return false };
     if !path.exists() {
-        eprintln!("SKIPPED: {} is not there", path.display());
+        let _ = writeln!(std::io::stderr(), "SKIPPED: {} is not there", path.display());
         return false;
     }
     side.write(name, &unpacked(&path));

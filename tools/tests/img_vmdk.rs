@@ -4,6 +4,7 @@
 mod real;
 mod side;
 
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Instant;
@@ -390,7 +391,7 @@ fn compressed_images_take_whole_grains_once() {
 fn foreign(name: &str) -> Option<PathBuf> {
     let path = folder()?.join(name);
     if !path.exists() {
-        eprintln!("SKIPPED: {} is not there", path.display());
+        let _ = writeln!(std::io::stderr(), "SKIPPED: {} is not there", path.display());
         return None;
     }
     Some(path)

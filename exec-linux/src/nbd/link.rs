@@ -11,6 +11,8 @@
 //! against what the old connection still does. Asking for it again is harmless by itself, because each says what is to be,
 //! not what is to change; but a write of the old connection that the server carries out late may undo one that was asked
 //! for afterwards. A server that ends its connections, as one that is started again does, has nothing left to carry out.
+//! What it had answered and not made durable is lost where it was killed; a flush on the next connection knows nothing of
+//! that, here as in the reference.
 
 use std::collections::VecDeque;
 use std::io::{IoSlice, IoSliceMut};

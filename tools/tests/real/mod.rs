@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test file uses its part")]
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -21,7 +22,7 @@ impl Real {
         match std::fs::read_to_string(folder.join("MANIFEST.md")) {
             Ok(manifest) => Some(Self { folder, manifest, side: Side::new() }),
             Err(error) => {
-                eprintln!("SKIPPED: {}: MANIFEST.md: {error}", folder.display());
+                let _ = writeln!(std::io::stderr(), "SKIPPED: {}: MANIFEST.md: {error}", folder.display());
                 None
             }
         }
@@ -55,7 +56,8 @@ pub fn folder() -> Option<PathBuf> {
     match folder.canonicalize() {
         Ok(folder) => Some(folder),
         Err(error) => {
-            eprintln!(
+            let _ = writeln!(
+                std::io::stderr(),
                 "SKIPPED: {}: {error}; DRYSTONE_IMAGES names the folder with the images",
                 folder.display()
             );

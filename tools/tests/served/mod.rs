@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test file uses its part")]
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -168,7 +169,7 @@ pub fn have(program: &str, package: &str) -> bool {
         .split(':')
         .any(|folder| Path::new(folder).join(program).exists());
     if !there {
-        eprintln!("skipped: {program} is not installed (package {package})");
+        let _ = writeln!(std::io::stderr(), "skipped: {program} is not installed (package {package})");
     }
     there
 }

@@ -21,6 +21,9 @@ pub const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
 /// Bytes of data in one request. Source: \[NBD\] "Block size constraints"; every peer in practice takes that much.
 pub const PAYLOAD_MAX: u32 = 32 << 20;
 
+/// Bytes that are read ahead in one step, and are in memory for it.
+pub const CACHE_STEP: u64 = 1 << 20;
+
 /// Requests in flight for one client: a queue of 64 on two threads. Further ones stay in the socket.
 pub const REQUESTS_MAX: usize = 128;
 

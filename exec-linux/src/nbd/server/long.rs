@@ -7,13 +7,10 @@ use std::collections::VecDeque;
 
 use drystone_core::engine::Op;
 use drystone_core::intent::{Fua, ZeroFlags};
-use drystone_core::protocol::nbd::limits::PAYLOAD_MAX;
+use drystone_core::protocol::nbd::limits::{CACHE_STEP, PAYLOAD_MAX};
 use drystone_core::protocol::nbd::server::{Command, OrderId};
 
 use super::Job;
-
-/// Bytes that are read ahead in one step.
-const CACHE_STEP: u64 = 1 << 20;
 
 /// Bytes of a longer range that are given up or made zero in one step, which ends at a multiple of that: no format has
 /// larger units, and one that is cut in two would be kept.

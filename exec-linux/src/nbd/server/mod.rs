@@ -30,6 +30,7 @@ use drystone_core::error::Result;
 use drystone_core::protocol::nbd::limits::HANDSHAKE_MAX;
 use drystone_core::protocol::nbd::server::{Answer, Export, OrderId};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::{Errno, ioctl_fionbio};
 use rustix::net::{SocketFlags, accept_with, sockopt::set_tcp_nodelay};
 
 use super::stream::Stream;
@@ -204,7 +205,11 @@ impl Server {
     pub(crate) fn new(mut plan: NbdPlan, state: Rc<State>, session: &Session) -> io::Result<Self> {
         let offered = plan.exports.iter().map(|export| export.export.clone()).collect();
         let bitmaps = plan.exports.iter_mut().map(|export| std::mem::take(&mut export.bitmaps)).collect();
-        let listener = |fd: &OwnedFd| Ok(Listener { number: session.add_socket(fd.as_fd())?, ready: true });
+        let listener = |fd: &OwnedFd| {
+            // Looking for a client must not wait for one.
+            ioctl_fionbio(fd, true)?;
+            Ok(Listener { number: session.add_socket(fd.as_fd())?, ready: true })
+        };
         let listeners = plan.listeners.iter().map(listener).collect::<io::Result<_>>()?;
         let stopper = plan.stop.as_ref().map(|stop| session.add_socket(stop.as_fd())).transpose()?;
         Ok(Self {
@@ -301,9 +306,13 @@ impl Server {
                 let socket = match accept_with(fd, flags) {
                     Ok(socket) => socket,
                     // Others may go before the kernel tells of the next who comes.
-                    Err(rustix::io::Errno::MFILE | rustix::io::Errno::NFILE) if !self.clients.is_empty() => {
+                    Err(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM)
+                        if !self.clients.is_empty() =>
+                    {
                         break;
                     }
+                    // One that has gone already is not the last.
+                    Err(Errno::CONNABORTED) => continue,
                     Err(_) => {
                         listener.ready = false;
                         break;

@@ -2,6 +2,7 @@
 
 use crate::protocol::nbd::Mode;
 use crate::protocol::nbd::layout::{BlockSizes, TransmissionFlags};
+use crate::protocol::nbd::limits::PAYLOAD_MAX;
 
 /// One disk that a server offers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,6 +21,21 @@ pub struct Export {
     pub sizes: BlockSizes,
     /// What block status can tell; a context's number is its place.
     pub contexts: Vec<Context>,
+}
+
+impl Export {
+    /// A disk of `len` bytes that several clients may read and write, in requests of any length, and ask what is stored.
+    pub fn new(name: &str, len: u64) -> Self {
+        Self {
+            name: name.into(),
+            description: String::new(),
+            len,
+            read_only: false,
+            shared: true,
+            sizes: BlockSizes { min: 1, preferred: 4096, max: PAYLOAD_MAX },
+            contexts: vec![Context::Allocation],
+        }
+    }
 }
 
 /// What block status can tell.

@@ -20,7 +20,7 @@ use crate::protocol::nbd::layout::{
     error_payload, parse_request, request_len, status_payload,
 };
 use crate::protocol::nbd::limits::{
-    ANNOUNCED_MAX, COMPACT_MAX, EXTENTS_MAX, PAYLOAD_MAX, REQUEST_BYTES_MAX, REQUESTS_MAX,
+    ANNOUNCED_MAX, CACHE_STEP, COMPACT_MAX, EXTENTS_MAX, PAYLOAD_MAX, REQUEST_BYTES_MAX, REQUESTS_MAX,
 };
 use crate::protocol::nbd::payload::{collect, copy_front, windows_between};
 use crate::protocol::nbd::server::Export;
@@ -435,9 +435,13 @@ impl Transmission {
     fn admit(&mut self, request: Request) -> OrderId {
         let Request { flags, command, cookie, offset, len } = request;
         let read = command == CommandCode::READ;
-        let moves = read || command == CommandCode::WRITE;
         // What is longer is refused, and moves nothing; its length is any number of 64 bits.
-        let cost = REQUEST_COST + if moves { len.min(PAYLOAD_MAX.into()) } else { 0 };
+        let moved = match command {
+            CommandCode::READ | CommandCode::WRITE => len.min(PAYLOAD_MAX.into()),
+            CommandCode::CACHE => len.min(CACHE_STEP),
+            _ => 0,
+        };
+        let cost = REQUEST_COST + moved;
         self.bytes += cost;
         let whole = flags.has(CommandFlags::DF);
         OrderId(self.pending.insert(Pending { cookie, offset, len, read, whole, cost }))
