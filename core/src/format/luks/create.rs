@@ -46,6 +46,8 @@ pub struct CreateOptions {
     pub preallocation: Preallocation,
     /// The version.
     pub version: NewVersion,
+    /// The file holds the header alone; the payload is all of another.
+    pub detached: bool,
 }
 
 impl CreateOptions {
@@ -60,10 +62,16 @@ impl CreateOptions {
             iter_time_ms: ITER_TIME_MS,
             preallocation: Preallocation::Off,
             version: NewVersion::V1,
+            detached: false,
         }
     }
 
-    /// Bytes before the payload.
+    /// The byte of its file at which the payload begins.
+    pub(super) fn payload_at(&self) -> u64 {
+        if self.detached { 0 } else { self.header_len() }
+    }
+
+    /// Bytes of the header with its keyslots.
     pub fn header_len(&self) -> u64 {
         match self.version {
             NewVersion::V1 => header_len(self.key_len as u64),
@@ -99,7 +107,8 @@ impl CreateOptions {
 pub async fn create(io: &Io, file: NodeId, options: &CreateOptions) -> Result<()> {
     let place = Place { node: file, base: 0 };
     let passphrase = options.check(io, place, "")?;
-    let end = options.header_len().checked_add(options.size).filter(|end| *end <= i64::MAX as u64);
+    let payload = if options.detached { 0 } else { options.size };
+    let end = options.header_len().checked_add(payload).filter(|end| *end <= i64::MAX as u64);
     let end =
         end.ok_or_else(|| place.fail(io, LuksError::Option("The requested file size is too large".into())))?;
     io.set_len(file, end, options.preallocation).await?;
@@ -156,7 +165,7 @@ fn new_header(options: &CreateOptions, random: &[u8], per_second: u64) -> Header
     Header {
         cipher: options.cipher.clone(),
         hash: options.hash.name().into(),
-        payload_sector: (header_len(key_len) / SECTOR) as u32,
+        payload_sector: (options.payload_at() / SECTOR) as u32,
         key_len: options.key_len as u32,
         digest: [0; 20],
         digest_salt: salt(0),

@@ -89,7 +89,7 @@ pub(super) async fn write_volume2(
         tweak: 0,
         integrity: false,
     };
-    let metadata = Metadata::new((HEADER_SIZE, PAYLOAD_AT), &segment, &digest)
+    let metadata = Metadata::new((HEADER_SIZE, PAYLOAD_AT, options.payload_at()), &segment, &digest)
         .and_then(|empty| empty.with_keyslot(HEADER_SIZE, 0, (&slot, key_len, area_len), 0))
         .map_err(fail)?;
     slot.seal(io, place, passphrase, &key).await?;

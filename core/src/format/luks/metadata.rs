@@ -183,13 +183,13 @@ fn parse_id(text: &str) -> Option<u32> {
 }
 
 impl Metadata {
-    /// The metadata of a new volume, whose header has `header_size` bytes and whose payload begins at `payload_at`: one segment,
-    /// and the digest of its key, which is in no keyslot yet.
+    /// The metadata of a new volume, whose header has `header_size` bytes, whose room for keyslots ends at `slots_end`, and whose
+    /// payload begins at `payload_at`: one segment, and the digest of its key, which is in no keyslot yet.
     ///
     /// # Errors
     /// When that does not go together.
     pub(super) fn new(
-        (header_size, payload_at): (u64, u64),
+        (header_size, slots_end, payload_at): (u64, u64, u64),
         crypt: &SegmentCrypt,
         digest: &Digest,
     ) -> Result<Self, LuksError> {
@@ -215,7 +215,7 @@ impl Metadata {
             } },
             "config": {
                 "json_size": (header_size - super::layout2::BINARY_LEN as u64).to_string(),
-                "keyslots_size": (payload_at - 2 * header_size).to_string(),
+                "keyslots_size": (slots_end - 2 * header_size).to_string(),
             },
         });
         Self::parse(whole.to_string().as_bytes(), header_size)

@@ -11,12 +11,11 @@ use super::preallocation;
 /// The volume that the options describe.
 pub fn image_spec(options: &CreateOptions) -> Result<ImageSpec, String> {
     let size = options.number("size").unwrap_or(0).next_multiple_of(512);
-    if options.text("detached-header").is_some() {
-        return Err("Parameter 'detached-header' is unexpected".into());
-    }
     let choice = LuksChoice::parse(options, "")?;
     let volume = choice.volume(size, options.number("iter-time"))?;
-    Ok(ImageSpec::Luks(Volume { preallocation: preallocation(options)?, ..volume }))
+    // The reference lists this option and refuses it whenever it is used.
+    let detached = options.switch("detached-header").unwrap_or(false);
+    Ok(ImageSpec::Luks(Volume { preallocation: preallocation(options)?, detached, ..volume }))
 }
 
 /// The options that open a volume, or an encrypted image, that was made with `options`.
