@@ -53,13 +53,20 @@ impl Drop for WideXts {
 
 impl WideXts {
     /// The data's key of 16, 24 or 32 bytes. `None` where the processor has other instructions.
-    pub(super) fn new(key: &[u8]) -> Option<Self> {
+    pub(super) fn new(key: &[u8]) -> Option<Box<Self>> {
         let has_all = is_x86_feature_detected!("avx2")
             && is_x86_feature_detected!("aes")
             && is_x86_feature_detected!("vaes")
             && is_x86_feature_detected!("vpclmulqdq");
+        if !has_all || !matches!(key.len(), 16 | 24 | 32) {
+            return None;
+        }
+        let (encrypt, decrypt) = (Schedule::default(), Schedule::default());
+        // Where it stays: what is moved would leave keys behind.
+        let mut made = Box::new(Self { encrypt, decrypt, keys: key.len() / 4 + 7 });
         // SAFETY: the processor has the instructions, which was just asked.
-        (has_all && matches!(key.len(), 16 | 24 | 32)).then(|| unsafe { expand(key) })
+        unsafe { expand(key, &mut made) };
+        Some(made)
     }
 
     /// Works on whole sectors of so many `blocks`, the first of which begin with the tweaks `starts`.
@@ -80,8 +87,8 @@ impl WideXts {
 
 /// Round keys of a key of 16, 24 or 32 bytes.
 #[target_feature(enable = "aes")]
-fn expand(key: &[u8]) -> WideXts {
-    let (of_key, keys) = (key.len() / 4, key.len() / 4 + 7);
+fn expand(key: &[u8], made: &mut WideXts) {
+    let (of_key, keys) = (key.len() / 4, made.keys);
     let substituted =
         |word: u32| _mm_cvtsi128_si32(_mm_aeskeygenassist_si128::<0>(_mm_set1_epi32(word as i32))) as u32;
     let mut words = [0u32; 4 * KEYS_MAX];
@@ -99,7 +106,6 @@ fn expand(key: &[u8]) -> WideXts {
         }
         words[at] = words[at - of_key] ^ last;
     }
-    let mut made = WideXts { encrypt: Schedule::default(), decrypt: Schedule::default(), keys };
     for (round, key) in words.chunks_exact(4).take(keys).enumerate() {
         for (bytes, word) in made.encrypt[round].chunks_exact_mut(4).zip(key) {
             bytes.copy_from_slice(&word.to_le_bytes());
@@ -112,7 +118,6 @@ fn expand(key: &[u8]) -> WideXts {
         let mixed = _mm_aesimc_si128(load_one(&forward));
         made.decrypt[round] = if inner { stored_one(mixed) } else { forward };
     }
-    made
 }
 
 /// Sectors, as many as there are tweaks to begin with; `keys` has round keys in the order of use.
@@ -147,6 +152,7 @@ fn sectors<const ENCRYPT: bool>(keys: &[[u8; 16]], starts: &[Block], groups: InO
             through::<ENCRYPT>(&both[..keys.len()], &tweaks, group);
         }
     }
+    both.zeroize();
 }
 
 /// One group: tweaks, rounds, tweaks.
