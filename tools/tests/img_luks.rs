@@ -45,7 +45,7 @@ fn commands_say_the_same() {
         }
     }
     for image in [luks("theirs.luks"), luks("ours.luks"), qcow2("theirs.qcow2"), qcow2("ours.qcow2")] {
-        for line in ["map", "map --output=json", "check", "measure -O qcow2"] {
+        for line in ["info", "info --output=json", "map", "map --output=json", "check", "measure -O qcow2"] {
             side.both("with a key", &format!("{line} {image}"));
         }
     }

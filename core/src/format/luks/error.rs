@@ -44,6 +44,11 @@ pub enum LuksError {
     Iterations { what: &'static str, found: u32, max: u32 },
     #[error("the Argon2 parameters ask for {found} {what}, and {max} are the most that are taken")]
     Argon2 { what: &'static str, found: u64, max: u64 },
+    #[error(
+        "Argon2 made no key with {memory_kib} KiB of memory, {passes} passes and {lanes} lanes: they do not go together, or there \
+         is not that much memory"
+    )]
+    Argon2Failed { memory_kib: u32, passes: u32, lanes: u32 },
     #[error("Hash algorithm '{0}' is not supported")]
     Hash(String),
     #[error(transparent)]

@@ -195,9 +195,8 @@ async fn derive(
             match io.compute("luks.derive/argon2", work).await.derived.map(|derived| derived.key) {
                 Some(DerivedKey::Key(key)) => Ok(key),
                 _ => {
-                    let fault =
-                        LuksError::Argon2 { what: "lanes for that memory", found: u64::from(*lanes), max: 1 };
-                    Err(place.fail(io, fault))
+                    let (memory_kib, passes, lanes) = (*memory_kib, *passes, *lanes);
+                    Err(place.fail(io, LuksError::Argon2Failed { memory_kib, passes, lanes }))
                 }
             }
         }

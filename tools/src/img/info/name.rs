@@ -90,6 +90,8 @@ fn deciding(driver: &str, given: &Map<String, Value>) -> Map<String, Value> {
         "null-co" | "null-aio" => matches!(key, "size" | "read-zeroes"),
         "blkdebug" => !COMMON.contains(&key.split('.').next().unwrap_or_default()),
         "blklogwrites" => key.starts_with("log-"),
+        "luks" => key == "key-secret",
+        "qcow2" | "qcow" => key == "encrypt.key-secret",
         _ => false,
     };
     let without_children = given.iter().filter(|(key, _)| *key != "image" && *key != "file");
