@@ -117,7 +117,7 @@ const GUESSED: &str = r#"
     check -r all r
     check -r all --image-opts file.filename=r
     check r
-    bench -c 1 -w --image-opts file.filename=r,offset=2M
+    bench -c 1 -w --image-opts file.filename=r,offset=5M
     convert -n --target-image-opts q file.filename=r
     convert -n --target-image-opts q file.filename=r,offset=2M
     convert -n q r
