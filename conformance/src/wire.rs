@@ -20,9 +20,7 @@ use drystone_core::graph::NodeId;
 use drystone_core::graph::open::{NodeSpec, open};
 use drystone_core::intent::{Action, Fua, Intent, LeafId, Location, Outcome, Token};
 use drystone_core::protocol::nbd::client::{self, Encryption, Purpose, Wishes};
-use drystone_core::protocol::nbd::layout::BlockSizes;
-use drystone_core::protocol::nbd::limits::PAYLOAD_MAX;
-use drystone_core::protocol::nbd::server::{self, Answer, Command, Context, Export, OrderId, Security};
+use drystone_core::protocol::nbd::server::{self, Answer, Command, Export, OrderId, Security};
 use drystone_core::protocol::nbd::{Mode, NbdAddress, NbdLocation, Outgoing};
 
 use crate::cases::WRITABLE;
@@ -50,15 +48,7 @@ pub enum Towards {
 
 /// An image of so many bytes as its clients see it.
 pub(crate) fn export(len: u64) -> Export {
-    Export {
-        name: String::new(),
-        description: String::new(),
-        len,
-        read_only: false,
-        shared: true,
-        sizes: BlockSizes { min: 1, preferred: 4096, max: PAYLOAD_MAX },
-        contexts: vec![Context::Allocation],
-    }
+    Export::new("", len)
 }
 
 /// How a stream delivers.

@@ -403,17 +403,17 @@ impl Shared {
         // A flush waits for commits that wait for quiescence, so it is not counted itself.
         let epoch = (piece.verb != Verb::Flush).then(|| self.epochs.enter());
         piece.request = self.open_request(to, epoch);
-        let discards = self.graph.with(|nodes| crate::graph::at(nodes, piece.node).flags.discard);
+        let discards = || self.graph.with(|nodes| crate::graph::at(nodes, piece.node).flags.discard);
         if let Verb::WriteZeroes(flags, _) = &mut piece.verb {
             // Zeros keep their space where discards are ignored.
-            flags.may_unmap &= discards;
+            flags.may_unmap &= discards();
         }
         match piece.verb {
             // A driver that is watched says where it reads from.
             Verb::Read if self.debugged.get() > 0 && self.has_backing(piece.node) => self.serve(piece),
             Verb::Read | Verb::Write(Fua::No) | Verb::WriteZeroes(_, Fua::No) => self.dispatch(piece),
             Verb::Write(Fua::Yes) if self.is_clean(piece.node) => self.dispatch(piece),
-            Verb::Discard if !discards => self.settle(piece.request, 0, piece.data, Ok(())),
+            Verb::Discard if !discards() => self.settle(piece.request, 0, piece.data, Ok(())),
             Verb::Discard => self.dispatch(piece),
             _ => self.serve(piece),
         }
