@@ -319,6 +319,13 @@ impl Backend {
         self.sockets.is_none() && (self.lanes.is_empty() || self.must_poll() || self.lanes.is_idle())
     }
 
+    /// Begins what was pushed to polled leaves, and hands over what came of it. Does not wait. Tells whether there was anything.
+    #[inline]
+    pub(crate) fn look(&mut self, mut done: impl FnMut(Token, Outcome)) -> bool {
+        self.lanes.ring();
+        self.lanes.reap(&mut done)
+    }
+
     /// Lets the least time pass, while somebody looks for completions.
     pub fn relax(&self) {
         self.lanes.relax();

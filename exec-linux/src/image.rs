@@ -154,7 +154,10 @@ impl Future for Transfer<'_> {
                 if let Err(error) = opened.check_open() {
                     return Poll::Ready((data, Err(error)));
                 }
-                session.submit(opened, Request { node: opened.node(), op, offset, len, data, tag: 0 })
+                match session.submit(opened, Request { node: opened.node(), op, offset, len, data, tag: 0 }) {
+                    Ok(answer) => return Poll::Ready(answer),
+                    Err(key) => key,
+                }
             }
             State::Done => panic!("a request is not polled after its end"),
         };

@@ -165,6 +165,8 @@ pub(crate) struct Shared {
     replies: RefCell<VecDeque<Reply>>,
     events: RefCell<VecDeque<Event>>,
     flights: RefCell<Slab<(u32, Flight)>>,
+    /// The request in flight as [`whole::LONE`].
+    lone: Cell<Option<whole::Whole>>,
     generation: Cell<u32>,
     pub(crate) requests: RefCell<Slab<Slot>>,
     pub(crate) tasks: Tasks,
@@ -214,8 +216,50 @@ impl Engine {
     /// Begins a request. Its intents are ready when this returns; so may be its reply.
     #[inline]
     pub fn submit(&self, request: Request) {
-        self.0.submit(request);
+        let fly = |this: &Shared, whole| this.fly(Flight::Whole(whole));
+        match self.0.begin_whole(request, fly) {
+            Ok(intent) => self.0.intents.borrow_mut().push_back(intent),
+            Err(request) => {
+                self.0.submit_any(request);
+                self.0.tasks.run();
+            }
+        }
+    }
+
+    /// Begins a request, for who has nothing else in flight, carries out its intent at once, and waits for it: neither the
+    /// intent nor its answer, which [`complete_lone`](Self::complete_lone) takes, goes through a queue. Where it is more than one
+    /// intent, it begins as by [`submit`](Self::submit).
+    #[inline(always)]
+    pub fn submit_lone(&self, request: Request) -> Option<Intent> {
+        debug_assert!(self.0.lone.get().is_none(), "there is one at a time");
+        let fly = |this: &Shared, whole| {
+            this.lone.set(Some(whole));
+            whole::LONE
+        };
+        match self.0.begin_whole(request, fly) {
+            Ok(intent) => Some(intent),
+            Err(request) => {
+                self.0.submit_any(request);
+                self.0.tasks.run();
+                None
+            }
+        }
+    }
+
+    /// Hands in the answer to the intent of that token, if it is the one that [`submit_lone`](Self::submit_lone) gave. The reply
+    /// is its request's; without one there is more to do, and the reply comes as any other.
+    ///
+    /// # Panics
+    /// As [`complete`](Self::complete).
+    #[inline(always)]
+    pub fn complete_lone(&self, token: Token, outcome: Outcome) -> Option<Reply> {
+        if token != whole::LONE {
+            self.complete(token, outcome);
+            return None;
+        }
+        let reply = self.0.lone_done(outcome);
         self.0.tasks.run();
+        reply
     }
 
     /// Whether there is something for the executor to do.
@@ -294,6 +338,7 @@ impl Engine {
     /// Tells whether nothing is in flight: no intent, no request, no coroutine.
     pub fn is_idle(&self) -> bool {
         self.0.flights.borrow().is_empty()
+            && self.0.lone.get().is_none()
             && self.0.requests.borrow().is_empty()
             && self.0.tasks.len() == 0
             && self.0.intents.borrow().is_empty()
@@ -308,7 +353,9 @@ impl Drop for Engine {
 }
 
 impl Shared {
-    fn submit(&self, request: Request) {
+    /// Begins any request.
+    #[inline(never)]
+    fn submit_any(&self, request: Request) {
         let Request { node, op, offset, len, data, tag } = request;
         let (verb, label) = match op {
             Op::Read => (Verb::Read, "read"),
@@ -486,6 +533,12 @@ impl Shared {
     }
 
     fn complete(&self, token: Token, outcome: Outcome) {
+        if token == whole::LONE {
+            if let Some(Reply { tag, data, result }) = self.lone_done(outcome) {
+                self.reply(ReplyTo::Caller(tag), data, result);
+            }
+            return;
+        }
         let (key, generation) = ((token.0 & 0xffff_ffff) as usize, (token.0 >> 32) as u32);
         let mut flights = self.flights.borrow_mut();
         let flight = match flights.get(key) {

@@ -14,6 +14,10 @@ use crate::intent::{Errno, LeafInfo, LeafKind, Location, Permissions, Token};
 pub(crate) struct Leaf {
     pub(crate) info: LeafInfo,
     pub(crate) location: Location,
+    /// Alignment of requests and of memory, less one; powers of two, and a division costs as much as a lookup.
+    block_mask: usize,
+    memory_mask: usize,
+    transfer_max: usize,
     /// Length in bytes, kept up with writes beyond the end.
     pub(crate) len: Cell<u64>,
     /// Counts completed writes; a flush that began at this count covers them.
@@ -67,8 +71,15 @@ pub(crate) enum Owner {
 
 impl Leaf {
     pub(crate) fn new(info: LeafInfo, location: Location) -> Self {
+        let block = info.request_align.max(1) as usize;
         Self {
             len: Cell::new(info.len),
+            block_mask: block - 1,
+            memory_mask: info.memory_align.max(1) as usize - 1,
+            transfer_max: match info.transfer_max as usize {
+                0 => usize::MAX,
+                limit => (limit - limit % block).max(block),
+            },
             info,
             location,
             written: Cell::new(0),
@@ -132,35 +143,27 @@ impl Leaf {
 
     /// Whether writes that are not whole blocks need a read-modify-write cycle.
     pub(crate) fn has_blocks(&self) -> bool {
-        self.info.request_align > 1
+        self.block_mask != 0
     }
 
     /// Bytes in one transfer at the most: whole blocks, at least one.
     #[inline]
     pub(crate) fn transfer_max(&self) -> usize {
-        let block = self.info.request_align.max(1);
-        match self.info.transfer_max {
-            0 => usize::MAX,
-            limit => (limit - limit % block).max(block) as usize,
-        }
+        self.transfer_max
     }
 
     /// The part of a short transfer that ends with a whole block: where the next one can begin.
     pub(crate) fn whole_blocks(&self, moved: usize) -> usize {
-        moved - moved % self.info.request_align.max(1) as usize
+        moved & !self.block_mask
     }
 
     /// Whether the leaf takes a request as it is.
     #[inline]
     pub(crate) fn fits(&self, offset: u64, data: &BufList) -> bool {
-        let (block, memory) = (self.info.request_align as usize, self.info.memory_align as usize);
-        if block <= 1 && memory <= 1 {
-            return true;
-        }
-        offset.is_multiple_of(block as u64)
-            && data.windows().iter().all(|window| {
-                window.len().is_multiple_of(block) && (window.as_ptr() as usize).is_multiple_of(memory)
-            })
+        let fits = |window: &[u8]| {
+            window.len() & self.block_mask == 0 && window.as_ptr() as usize & self.memory_mask == 0
+        };
+        offset & self.block_mask as u64 == 0 && data.windows().iter().all(|window| fits(window))
     }
 
     /// The blocks that a write of a range touches, and what it must not meet there: whole blocks go beside their like.

@@ -352,13 +352,17 @@ impl QueuePair {
                 return true;
             }
             self.complete(entry, &mut done);
+            // Nothing can follow where nothing is in flight.
+            if self.free.len() == self.slots.len() {
+                break;
+            }
         }
         if any {
             self.completion.release();
             if !self.waiting.is_empty() {
                 self.refill(&mut done);
+                self.ring();
             }
-            self.ring();
         }
         any
     }
@@ -403,7 +407,8 @@ impl QueuePair {
     fn complete_otherwise(&mut self, entry: Completion, done: &mut impl FnMut(Answer)) {
         let slot = &self.slots[usize::from(entry.cid)];
         if entry.status.may_retry() && slot.attempts < ATTEMPTS_MAX {
-            return self.send_again(entry.cid);
+            self.send_again(entry.cid);
+            return self.ring();
         }
         let error = match entry.status {
             status if slot.aborting && status.may_retry() => RequestError::TimedOut,
