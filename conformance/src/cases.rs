@@ -1,6 +1,7 @@
 //! Images that the suite runs on.
 
 mod luks;
+mod read_only;
 mod two_level;
 mod vmdk;
 
@@ -16,6 +17,7 @@ use crate::sparse::Sparse;
 use crate::suite::{Case, Image, Stage};
 use crate::world::World;
 pub use luks::luks_cases;
+pub use read_only::read_only_cases;
 pub use two_level::{two_level, two_level_cases};
 pub use vmdk::{vmdk, vmdk_cases};
 

@@ -124,6 +124,8 @@ pub struct Mix {
     pub beyond: bool,
     /// Whether some writes ask for compression.
     pub compressed: bool,
+    /// Whether nothing is changed: for what is only read.
+    pub reads_only: bool,
 }
 
 impl Default for Mix {
@@ -136,6 +138,7 @@ impl Default for Mix {
             overlap: true,
             beyond: true,
             compressed: false,
+            reads_only: false,
         }
     }
 }
@@ -187,6 +190,7 @@ impl Mix {
         let fua = |draw: &mut dyn Draw| if draw.one_in(4) { Fua::Yes } else { Fua::No };
         match draw.below(16) {
             0..5 => Op::Read,
+            ..14 if self.reads_only => Op::Read,
             5 if self.compressed => Op::WriteCompressed,
             5..11 => Op::Write(fua(draw)),
             11..13 => {

@@ -1,7 +1,8 @@
 //! The suite on every executor and backend: the answers, errors and bytes of a flat disk and of the simulator.
 
 use drystone_conformance::cases::{
-    luks_cases, parallels_cases, qcow2_cases, raw_files, two_level_cases, vdi_cases, vmdk_cases,
+    luks_cases, parallels_cases, qcow2_cases, raw_files, read_only_cases, two_level_cases, vdi_cases,
+    vmdk_cases,
 };
 use drystone_conformance::hyperv::{vhdx_cases, vpc_cases};
 use drystone_conformance::qemu::Folder;
@@ -21,6 +22,16 @@ fn cases() -> Vec<Case> {
     cases.extend(vmdk_cases().unwrap_or_else(|report| panic!("{report}")));
     cases.extend(vhdx_cases().unwrap_or_else(|report| panic!("{report}")));
     cases.extend(vpc_cases().unwrap_or_else(|report| panic!("{report}")));
+    picked(cases)
+}
+
+/// Those that can be opened for writing, and those that cannot.
+fn all_cases() -> Vec<Case> {
+    let read_only = read_only_cases().unwrap_or_else(|report| panic!("{report}"));
+    cases().into_iter().chain(picked(read_only)).collect()
+}
+
+fn picked(mut cases: Vec<Case>) -> Vec<Case> {
     let only = std::env::var("DRYSTONE_CASE").unwrap_or_default();
     cases.retain(|case| case.name.contains(&only));
     cases
@@ -46,12 +57,13 @@ fn machines() -> Vec<(String, Machine)> {
 
 /// For every case and seed, has every machine `find` what the simulator `expected`; reports all that differs.
 fn each<T: PartialEq>(
+    cases: Vec<Case>,
     seeds: std::ops::Range<u64>,
     expected: impl Fn(&Run<'_>) -> Result<T, String>,
     find: impl Fn(&Run<'_>, &mut RealRunner<'_>) -> Result<T, String>,
     difference: impl Fn(&T, &T) -> String,
 ) {
-    let (cases, machines) = (cases(), machines());
+    let machines = machines();
     let mut failures = Vec::new();
     for case in &cases {
         for seed in seeds.clone() {
@@ -82,6 +94,7 @@ fn each<T: PartialEq>(
 #[test]
 fn replies_and_bytes_are_those_of_a_flat_disk_and_of_the_simulator() {
     each(
+        all_cases(),
         0..3,
         |run| run.clean().map(|clean| (clean.ended, clean.content)),
         |run, runner| run.clean_on_files(runner),
@@ -106,7 +119,7 @@ fn difference(expected: &Ended, found: &Ended) -> String {
 /// Requests that share bytes may win in either order, so that the flat model alone can judge them.
 #[test]
 fn requests_that_meet_are_answered_as_on_a_flat_disk() {
-    let (cases, machines) = (cases(), machines());
+    let (cases, machines) = (all_cases(), machines());
     let mut failures = Vec::new();
     for (number, case) in cases.iter().enumerate() {
         for (name, machine) in &machines {
@@ -125,6 +138,7 @@ fn requests_that_meet_are_answered_as_on_a_flat_disk() {
 #[test]
 fn what_is_refused_is_refused_in_the_same_words() {
     each(
+        cases(),
         0..1,
         |run| run.refusals(),
         |run, runner| run.refusals_on_files(runner),

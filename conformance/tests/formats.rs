@@ -1,7 +1,9 @@
 //! The suite on images of the formats other than raw and qcow2, most of them made by QEMU's tools, which check them
 //! afterwards where they have a check. One module a format.
 
-use drystone_conformance::cases::{luks_cases, parallels_cases, two_level_cases, vdi_cases, vmdk_cases};
+use drystone_conformance::cases::{
+    luks_cases, parallels_cases, read_only_cases, two_level_cases, vdi_cases, vmdk_cases,
+};
 use drystone_conformance::fault::Effect;
 use drystone_conformance::hyperv::{vhdx_cases, vpc_cases};
 use drystone_conformance::suite::{Thoroughness, each};
@@ -39,6 +41,7 @@ macro_rules! suite {
 
 suite!(luks, luks_cases(), 16);
 suite!(parallels, parallels_cases(), 4);
+suite!(read_only, read_only_cases(), 1);
 suite!(two_level, two_level_cases(), 8);
 suite!(vdi, vdi_cases(), 4);
 suite!(vhdx, vhdx_cases(), 4);

@@ -49,6 +49,11 @@ pub fn all() -> Vec<Operation> {
     formats.iter().flat_map(|operations| operations()).collect()
 }
 
+/// An image of ours of that format, `vhdx` or `vpc`, above a parent with data.
+pub fn above(format: &str) -> World {
+    if format == "vhdx" { vhdx::above() } else { vpc::above() }
+}
+
 /// A world in which a file that gets longer holds anything there, until it is written to.
 fn growing_as_garbage() -> World {
     let mut world = World::new();

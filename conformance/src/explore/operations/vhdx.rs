@@ -196,7 +196,7 @@ fn parent_data() -> Vec<u8> {
 }
 
 /// A differencing image above one with data, and behind its end what a crash of another writer left.
-fn above() -> World {
+pub(super) fn above() -> World {
     assert_eq!(BitmapEntry::parse(0), Some(BitmapEntry::NotPresent), "a new image has no bitmaps");
     let (made, world) = straight(World::new(), |io| async move {
         create(&io, BASE, &ImageSpec::Vhdx(options(2 * MIB))).await?;

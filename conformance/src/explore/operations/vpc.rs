@@ -75,7 +75,7 @@ fn parent_data() -> Vec<u8> {
 }
 
 /// A differencing image above one with data, and behind its end what a crash left.
-fn above() -> World {
+pub(super) fn above() -> World {
     let (made, mut world) = straight(World::new(), |io| async move {
         create(&io, BASE, &ImageSpec::Vpc(options(BLOCK + 4 * KIB))).await?;
         let base = open(&io, &from_filename(BASE, Some("vpc"), WRITABLE)?).await?;
