@@ -2,7 +2,7 @@
 
 mod side;
 
-use side::{EXECUTORS, Side, disk};
+use side::{EXECUTORS, Run, Side, disk};
 
 /// Options of `-f qcow2`; `data_file` names are the image's with `.data` behind it.
 const OPTIONS: &[&str] = &[
@@ -421,4 +421,62 @@ fn executors_write_the_same_bytes() {
         }
     }
     side.finish();
+}
+
+/// What cannot be read is lost by the sector, and said.
+#[test]
+fn salvage_loses_only_what_cannot_be_read() {
+    let mut side = Side::new();
+    side.write("raw", &disk(2 << 20, 7));
+    side.make("convert -f raw -O qcow2 raw q");
+    side.make("create -q -f raw small 1000");
+    let fails = |driver: &str, kind: &str, sector: &str| {
+        let name = if driver == "raw" { "raw" } else { "q" };
+        format!(
+            r#"json:{{"driver":"{driver}","file":{{"driver":"blkdebug","image.filename":"{name}","inject-error":[{{"event":"none","iotype":"{kind}"{sector},"errno":5}}]}}}}"#
+        )
+    };
+    let sources = [
+        fails("raw", "read", ",\"sector\":200"),
+        fails("raw", "read", ",\"sector\":4095"),
+        fails("raw", "read", ""),
+        fails("qcow2", "read", ",\"sector\":1800"),
+        // The second source begins where the first, which ends inside a sector, has been filled up.
+        format!("small {}", fails("raw", "read", ",\"sector\":200")),
+    ];
+    for source in &sources {
+        for flags in ["-O raw", "-q -O raw", "-O qcow2", "-c -O qcow2", "-W -O qcow2", "-p -m 1 -O raw"] {
+            let ours = side.ours(&format!("convert --salvage {flags} {source} ours"));
+            let theirs = side.theirs(&format!("convert --salvage {flags} {source} theirs"));
+            expect_told_alike(&mut side, &format!("{flags} {source}"), (&ours, &theirs), false);
+            side.make("compare ours theirs");
+        }
+    }
+    // The reference asks for each status twice, and says so twice; everything can be read all the same.
+    for flags in ["-O raw", "-q -O raw", "-O qcow2", "-c -O qcow2"] {
+        let source = fails("raw", "block-status", "");
+        let ours = side.ours(&format!("convert --salvage {flags} {source} ours"));
+        let theirs = side.theirs(&format!("convert --salvage {flags} {source} theirs"));
+        expect_told_alike(&mut side, &format!("{flags} {source}"), (&ours, &theirs), true);
+        side.make("compare ours raw");
+    }
+    side.finish();
+}
+
+/// Has both runs warn of the same, in whatever order the workers come to it; `once` of what is said again.
+fn expect_told_alike(side: &mut Side, about: &str, (ours, theirs): (&Run, &Run), once: bool) {
+    let lines = |run: &Run| {
+        let mut lines: Vec<_> = run.stderr.lines().map(str::to_owned).collect();
+        lines.sort();
+        if once {
+            lines.dedup();
+        }
+        lines
+    };
+    let (our_lines, their_lines) = (lines(ours), lines(theirs));
+    side.expect_alike(about, &(ours.code, our_lines.len()), &(theirs.code, their_lines.len()));
+    let other = our_lines.iter().zip(&their_lines).find(|(one, other)| one != other);
+    if let Some((one, other)) = other {
+        side.complain(&format!("{about}: ours: {one}, theirs: {other}"));
+    }
 }

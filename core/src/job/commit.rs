@@ -81,7 +81,7 @@ pub async fn commit(
         count: plan.count,
     };
     // Ends with a flush: all of the data is durable in the base before the image is emptied of it.
-    convert(io, &copy, progress, stop).await?;
+    convert(io, &copy, progress, stop, &|_| {}).await?;
     if !plan.empty {
         return Ok(());
     }

@@ -51,7 +51,7 @@ pub struct Convert {
     pub backing_len: u64,
     /// Let the host copy what both sides hold as it is.
     pub copy_range: bool,
-    /// Data that cannot be read becomes zeros.
+    /// Sectors that cannot be read become zeros, and whoever waits hears of each.
     pub salvage: bool,
     /// Bytes a second at the most; 0 for no limit.
     pub rate: u64,
@@ -117,10 +117,12 @@ struct State<'a> {
     failed: Cell<bool>,
     progress: Progress,
     stop: &'a dyn Fn() -> bool,
+    lost: &'a dyn Fn(&Stopped),
 }
 
 /// Copies; the target is flushed at the end. Once `stop` says so, what is in flight is finished, nothing more is begun,
-/// and the error is [`Error::Cancelled`].
+/// and the error is [`Error::Cancelled`]. `lost` hears of each sector that a plan which salvages could not read, or could not
+/// learn the status of, and goes on from.
 ///
 /// # Errors
 /// The first failure; what is in flight then is waited for.
@@ -129,6 +131,7 @@ pub async fn convert(
     plan: &Convert,
     progress: Progress,
     stop: &dyn Fn() -> bool,
+    lost: &dyn Fn(&Stopped),
 ) -> Result<(), Stopped> {
     // A source begins at a sector; what the one before it lacks up to there reads as zeros.
     let (mut starts, mut end) = (Vec::new(), 0u64);
@@ -155,6 +158,7 @@ pub async fn convert(
         failed: Cell::new(false),
         progress,
         stop,
+        lost,
     };
     state.countable.set(match plan.count {
         Count::Disk => state.total(),
@@ -314,7 +318,7 @@ impl State<'_> {
         let (source, offset, len) = self.source_at(at);
         if let Some(base) = self.plan.above {
             let found = above(self.io, source, base, offset, len).await;
-            let (len, above) = found.map_err(Doing::Status.failed(0, at))?;
+            let (len, above) = found.map_err(Doing::Status.failed(0, offset))?;
             let kind = match above {
                 Above::Data => Kind::Data,
                 Above::Zero => Kind::Zero,
@@ -333,11 +337,8 @@ impl State<'_> {
         };
         let status = match status {
             Ok(status) => status,
-            Err(_) if self.plan.salvage => {
-                let end = at + len.min(self.chunk);
-                return Ok(Run { range: at..end, begun: at, kind: Kind::Data, place: None });
-            }
-            Err(error) => return Err(Doing::Status.failed(0, at)(error)),
+            Err(error) if self.plan.salvage => self.untold(source, (offset, len), error).await,
+            Err(error) => return Err(Doing::Status.failed(0, offset)(error)),
         };
         let status = self.without_holes(source, status).await;
         let kind = match &status {
@@ -360,6 +361,34 @@ impl State<'_> {
             end = whole;
         }
         Ok(Run { range: at..end, begun: at, kind, place: status.place })
+    }
+
+    /// The status of a range that begins with a sector which has none, because of `error`: as many such sectors as a chunk
+    /// has at the most, and reading will tell what is in them. A cluster that is to be compressed is asked for once.
+    async fn untold(&self, source: NodeId, (offset, len): (u64, u64), error: Box<Error>) -> Status {
+        let most = len.min(self.chunk);
+        let step = if self.plan.compress { self.chunk } else { SECTOR };
+        let (mut known, mut error) = (0, error);
+        loop {
+            (self.lost)(&Doing::Status.failed(0, offset + known)(error));
+            known = (known + step).min(most);
+            if known == most {
+                break;
+            }
+            match self.io.status(source, offset + known, most - known, None).await {
+                Ok(_) => break,
+                Err(next) => error = next,
+            }
+        }
+        Status {
+            len: known,
+            allocated: true,
+            zero: false,
+            data: true,
+            compressed: false,
+            depth: 0,
+            place: None,
+        }
     }
 
     /// The backing file of a source, or of the image below the filters that it is.
@@ -451,7 +480,7 @@ impl State<'_> {
                 part.zero_from(0);
             }
             match result {
-                Err(_) if self.plan.salvage => part.zero_from(0),
+                Err(_) if self.plan.salvage => part = self.salvaged(part, source, offset).await,
                 Err(error) => {
                     done.append(part);
                     done.append(rest);
@@ -463,6 +492,23 @@ impl State<'_> {
             at += len;
         }
         (done, Ok(()))
+    }
+
+    /// Reads sector by sector what could not be read as a whole; a sector that cannot be read is zeros.
+    async fn salvaged(&self, data: BufList, source: NodeId, offset: u64) -> BufList {
+        let (mut rest, mut done) = (data, BufList::new());
+        while !rest.is_empty() {
+            let before = done.len_bytes() as u64;
+            let len = SECTOR.min(rest.len_bytes() as u64);
+            let sector = rest.split_to(len as usize);
+            let (mut sector, result) = self.io.read("convert/salvage", source, offset + before, sector).await;
+            if let Err(error) = result {
+                (self.lost)(&Doing::Read.failed(0, offset + before)(error));
+                sector.zero_from(0);
+            }
+            done.append(sector);
+        }
+        done
     }
 
     async fn write(&self, data: BufList, range: Range<u64>) -> (BufList, Result<()>) {

@@ -44,7 +44,8 @@ pub struct Stopped {
     pub doing: Doing,
     /// Which of the sources, counted from 0; of no meaning for a target.
     pub source_index: usize,
-    /// First byte on the disk of what was being done.
+    /// First byte on the disk of what was being done; where a conversion asks for a status, or tells of what it salvages,
+    /// the byte of the source.
     pub at: u64,
     /// Why.
     #[source]

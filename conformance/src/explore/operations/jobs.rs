@@ -260,5 +260,6 @@ pub(super) async fn copy(io: &Io, source: NodeId, target: NodeId, compress: bool
         rate: 0,
         count: Count::Disk,
     };
-    convert(io, &plan, Rc::new(|_, _| {}), &|| false).await.map_err(|stopped| stopped.source)
+    let copied = convert(io, &plan, Rc::new(|_, _| {}), &|| false, &|_| {}).await;
+    copied.map_err(|stopped| stopped.source)
 }

@@ -16,9 +16,10 @@ use drystone_tools::img::convert::{
 use drystone_tools::img::create::option_help;
 use drystone_tools::img::open::cannot_open;
 use drystone_tools::img::progress::Progress;
-use drystone_tools::message::Failure;
+use drystone_tools::message::{Failure, Message};
 use drystone_tools::options::{ImageName, refusal};
 
+use crate::console::say;
 use crate::create::known;
 use crate::interrupt::Interrupt;
 use crate::{bitmap, create, image};
@@ -70,7 +71,7 @@ pub async fn run(client: &Client, args: &ConvertArgs, tool: &str) -> Result<u8, 
         return Err(no_bitmaps(image::driver_of(client, &target)));
     }
     let asked = Rc::clone(&interrupt);
-    let copied = copy(client, args, &plan, (&sources, &target), (progress, asked)).await;
+    let copied = copy(client, args, &plan, (&sources, &target), (progress, asked), tool).await;
     let copied = match copied {
         Ok(()) => bitmap::copy(client, &target, bitmaps, tool).await,
         stopped => stopped,
@@ -127,6 +128,7 @@ async fn copy(
     plan: &TargetPlan,
     (sources, target): (&[Image], &Image),
     (progress, interrupt): (Progress, Rc<Interrupt>),
+    tool: &str,
 ) -> Result<(), Failure> {
     let node = target.node();
     let about = client.run(move |io| async move {
@@ -155,9 +157,15 @@ async fn copy(
     };
     let progress = Rc::new(RefCell::new(progress));
     let shown = Rc::clone(&progress);
+    let (quiet, tool) = (args.quiet, tool.to_owned());
     let copied = client.run(move |io| async move {
         let tell = Rc::new(move |done, of| crate::tell(&mut shown.borrow_mut(), done, of));
-        Ok(convert(&io, &work, tell, &|| interrupt.came()).await)
+        let lost = |lost: &Stopped| {
+            if !quiet {
+                say(&Message::Warning(lost_at(lost)).render(&tool));
+            }
+        };
+        Ok(convert(&io, &work, tell, &|| interrupt.came(), &lost).await)
     });
     let copied = copied.await;
     crate::print(progress.borrow_mut().finish())?;
@@ -165,6 +173,12 @@ async fn copy(
         Ok(copied) => copied.map_err(|stopped| stopped_at(&stopped)),
         Err(error) => Err(Failure::new(format!("error while converting: {error}"))),
     }
+}
+
+/// What `--salvage` says of a sector that it goes on from, in the reference's words.
+fn lost_at(lost: &Stopped) -> String {
+    let what = if lost.doing == Doing::Status { "reading block status at" } else { "reading" };
+    format!("error while {what} offset {}: {}", lost.at, image::strerror(&lost.source))
 }
 
 /// The reference's words, and below them what we know besides.
