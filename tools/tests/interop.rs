@@ -2,6 +2,9 @@
 
 mod side;
 
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::process::Stdio;
+
 use side::{EXECUTORS, Run, Side, disk};
 
 /// Options of `-f qcow2`; `data_file` names are the image's with `.data` behind it.
@@ -479,4 +482,38 @@ fn expect_told_alike(side: &mut Side, about: &str, (ours, theirs): (&Run, &Run),
     if let Some((one, other)) = other {
         side.complain(&format!("{about}: ours: {one}, theirs: {other}"));
     }
+}
+
+/// A new image above one that somebody is writing to: nothing of it is read but its length.
+#[test]
+fn a_backing_file_may_be_in_use() {
+    let mut side = Side::new();
+    for line in
+        ["create -q -f qcow2 base 1M", "create -q -f qcow2 -b base -F qcow2 mid", "create -q -f qed e 1M"]
+    {
+        side.make(line);
+    }
+    for (format, name) in [("qcow2", "base"), ("qed", "e")] {
+        let mut writer = side.command("qemu-io", &format!("-f {format} {name}"));
+        let writer = writer.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+        let mut writer = writer.expect("qemu-io is installed (package qemu-utils)");
+        let mut input = writer.stdin.take().expect("a pipe");
+        // Its answer says that it has the image open.
+        input.write_all(b"write 0 512\n").expect("the writer reads");
+        let mut lines = BufReader::new(writer.stdout.take().expect("a pipe")).lines();
+        assert!(lines.any(|line| line.is_ok_and(|line| line.contains("wrote 512"))), "{name} is open");
+        let locked = side.ours(&format!("map {name}"));
+        assert!(locked.stderr.contains("Is another process using the image"), "{locked:?}");
+        for line in [
+            format!("create -f qcow2 -b {name} -F {format} new"),
+            format!("create -f qcow2 -o backing_file={name},backing_fmt={format} new"),
+            format!("create -f qed -b {name} -F {format} new"),
+            "create -f qcow2 -b mid -F qcow2 new".to_owned(),
+        ] {
+            side.both("in use", &line);
+        }
+        drop(input);
+        assert!(writer.wait().expect("the writer ends").success());
+    }
+    side.finish();
 }

@@ -129,7 +129,8 @@ async fn look(
 ) -> Result<BackingFound, String> {
     let name = ImageName::from_filename(&path).map_err(|error| error.to_string())?;
     let source = Source { name, format: format.map(str::to_owned) };
-    let spec = image::spec(&source, OpenMode { names, ..OpenMode::default() });
+    // Somebody may be writing to it: nothing is read of it but what it is, and the new image is opened later.
+    let spec = image::spec(&source, OpenMode { names, force_share: true, ..OpenMode::default() });
     let prefix = format!("Could not open '{}': ", source.name.text());
     let spec = spec.map_err(|failure| {
         let text = first_message(&failure);
