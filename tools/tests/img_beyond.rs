@@ -60,3 +60,21 @@ fn names_are_listed_and_nothing_is_opened() {
     let Run { code, stderr, .. } = side.ours("info --inspect --image-names=forbid top");
     assert_eq!((code, stderr.as_str()), (0, ""));
 }
+
+/// The reference's JSON has single quotes, too, also where an image holds it.
+#[test]
+fn descriptions_in_an_image_may_have_single_quotes() {
+    let mut side = Side::new();
+    side.make("create -q -f qcow2 base 1M");
+    side.io("base", "write -P 5 64k 64k");
+    side.make("create -q -f qcow2 -F qcow2 -b json:{'driver':'qcow2','file':{'driver':'file','filename':'base'}} top");
+    side.both("map", "map top");
+    side.both("info", "info --backing-chain top");
+    side.make(
+        "create -q -f qcow2 -F qcow2 -u -b json:{'driver':'qcow2','file':{'filename':'/etc/none'}} bad 1M",
+    );
+    side.both("map", "map bad");
+    let names = side.our_make("info --inspect bad");
+    assert!(names.contains("file.filename: /etc/none"), "{names}");
+    side.finish();
+}

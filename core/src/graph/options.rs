@@ -9,6 +9,7 @@
 
 mod filters;
 mod formats;
+pub mod json;
 mod nbd;
 mod values;
 
@@ -83,7 +84,7 @@ fn named(name: &str, format: Option<&str>, options: Map<String, Value>, mode: Op
     let (mut map, path) = match name.strip_prefix("json:") {
         None => (Map::new(), Some(name)),
         Some(json) => {
-            let value = serde_json::from_str(json)
+            let value = json::parse(json)
                 .map_err(|error| refused(format!("Could not parse the JSON options: {error}")))?;
             let Value::Object(map) = value else { return Err(refused("Invalid JSON object given".into())) };
             (map, None)

@@ -6,7 +6,7 @@
 use serde_json::{Map, Value, json};
 
 use super::args::OutputFormat;
-use crate::options::json::to_pages;
+use crate::options::json::{parse, to_pages};
 
 /// Descriptions within descriptions that are looked into.
 const DEPTH_MAX: usize = 32;
@@ -50,7 +50,7 @@ impl OutsideName {
 /// Adds the names in a `json:` description; one that cannot be read has none.
 fn collect_json(name: &str, key: &str, depth: usize, names: &mut Vec<(String, String)>) {
     if let Some(json) = name.strip_prefix("json:")
-        && let Ok(value) = serde_json::from_str::<Value>(json)
+        && let Ok(value) = parse(json)
     {
         collect(&value, key, depth, names);
     }
@@ -147,6 +147,8 @@ mod tests {
         assert!(keys.contains(&("file.filename", "/etc/passwd")), "{keys:?}");
         assert!(keys.contains(&("backing.file.filename", "/x")), "{keys:?}");
         assert!(!keys.iter().any(|(key, _)| key.ends_with("driver")));
+        let quoted = OutsideName::new("backing file", "json:{'file':{'filename':'/etc/passwd'}}", None, None);
+        assert_eq!(quoted.within, [("file.filename".to_owned(), "/etc/passwd".to_owned())]);
     }
 
     #[test]
