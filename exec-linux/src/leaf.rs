@@ -22,7 +22,7 @@ use smallvec::SmallVec;
 use crate::gather::{Gather, Gathered, RESERVE_FROM, run_len};
 use crate::host::Means;
 use crate::limits::DeviceLimits;
-use crate::lock::{self, ImageLocks};
+use crate::lock::{FileLocks, ImageLocks};
 use crate::namespace::OpenNamespace;
 use crate::nbd::{self, Connection};
 use crate::page_cache::is_cached;
@@ -54,7 +54,7 @@ pub(crate) fn errno(error: rustix::io::Errno) -> Errno {
 #[derive(Debug)]
 pub struct OpenLeaf {
     storage: Storage,
-    locks: Mutex<ImageLocks>,
+    locks: Mutex<FileLocks>,
     /// Only blocking calls are wanted.
     blocking: bool,
     /// Offsets and lengths of transfers are multiples of this.
@@ -186,8 +186,10 @@ impl OpenLeaf {
         }
         let buffered = kind == LeafKind::File && !access.direct && access.writable;
         let reserves = buffered && rustix::fs::fstatfs(&fd).map_err(errno)?.f_type == EXT4;
+        let locks = if access.direct { FileLocks::default() } else { FileLocks::apart() };
         let leaf = Self::new(Storage::File { fd, kind }, &info, access.aio);
-        Ok((Self { limits, gather: buffered.then(Gather::default), reserves, ..leaf }, info))
+        let (locks, gather) = (Mutex::new(locks), buffered.then(Gather::default));
+        Ok((Self { locks, limits, gather, reserves, ..leaf }, info))
     }
 
     /// The descriptor, where there is one.
@@ -396,7 +398,7 @@ impl OpenLeaf {
         }
         let Some(fd) = self.fd() else { return Ok(()) };
         let mut locks = self.locks.lock().expect("nothing panics while it holds the locks");
-        lock::change(fd, &mut locks, ImageLocks { holds, shares })
+        locks.change(fd, ImageLocks { holds, shares })
     }
 }
 

@@ -8,12 +8,19 @@
 //! All locks are shared ones, so taking them never fails for a conflict. Once they are taken, each process asks whether
 //! an exclusive lock would go through on the bytes that speak against it: two processes that start at the same time
 //! may both give up, and never both go on. Observed on QEMU 10.0 in `/proc/locks`.
+//!
+//! Locks lie on an open file of their own, which no ring gets: the kernel lets go of a killed process's rings, and of the
+//! files in them, up to a tenth of a second after the process is gone (observed on Linux 6.18), while what only the process
+//! had open is closed with it. Through the page cache nothing of a process lands after its end: the kernel's threads that
+//! write for it end with it. Under direct I/O a device may still be writing then. There the locks stay on the file that
+//! the ring has, and whoever comes next waits until nothing is on its way.
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use drystone_core::intent::{Errno, LockRefused, Permissions};
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
+use rustix::fs::{Mode, OFlags};
 
 /// First byte of the permissions that are held.
 const HELD: i64 = 100;
@@ -37,12 +44,42 @@ impl Default for ImageLocks {
     }
 }
 
+/// The locks on a file.
+#[derive(Debug, Default)]
+pub(crate) struct FileLocks {
+    held: ImageLocks,
+    /// Whether they are to lie on an open file of their own.
+    apart: bool,
+    /// That file; without it they lie on the one that data goes through.
+    own: Option<OwnedFd>,
+}
+
+impl FileLocks {
+    /// No locks yet, and none on the open file that data goes through, if that can be helped.
+    pub(crate) fn apart() -> Self {
+        Self { apart: true, ..Self::default() }
+    }
+
+    /// Brings the locks on `file` to `wanted`; when that is refused they stay as they were.
+    pub(crate) fn change(&mut self, file: BorrowedFd<'_>, wanted: ImageLocks) -> Result<(), LockRefused> {
+        let nothing = ImageLocks::default();
+        if self.apart && self.own.is_none() && self.held == nothing && wanted != nothing {
+            self.own = opened_again(file);
+        }
+        let fd = self.own.as_ref().map_or(file, AsFd::as_fd);
+        change(fd, &mut self.held, wanted)
+    }
+}
+
+/// The same file, opened once more, whatever its name has become. None where that is not allowed, as after rights were
+/// dropped, or where there is no `/proc`. All locks are shared ones, for which reading is enough.
+fn opened_again(file: BorrowedFd<'_>) -> Option<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
+    rustix::fs::open(format!("/proc/self/fd/{}", file.as_raw_fd()), flags, Mode::empty()).ok()
+}
+
 /// Brings the locks from `held` to `wanted`; when that is refused they stay as they were.
-pub(crate) fn change(
-    fd: BorrowedFd<'_>,
-    held: &mut ImageLocks,
-    wanted: ImageLocks,
-) -> Result<(), LockRefused> {
+fn change(fd: BorrowedFd<'_>, held: &mut ImageLocks, wanted: ImageLocks) -> Result<(), LockRefused> {
     let both = ImageLocks {
         holds: held.holds.with(wanted.holds),
         shares: held.shares.complement().with(wanted.shares.complement()).complement(),

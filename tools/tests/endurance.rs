@@ -28,13 +28,14 @@ fn a_killed_convert_leaves_no_corruption() {
         if !side.path("out.qcow2").exists() {
             continue;
         }
-        let check = once_free(|| side.theirs("check out.qcow2"));
+        let theirs = || side.theirs("check out.qcow2");
+        let check = if flags == "-t none" { once_free(theirs) } else { theirs() };
         images += usize::from(check.code != 63);
         // 0: good, 3: leaked clusters, 63: no image yet.
         if ![0, 3, 63].contains(&check.code) {
             side.complain(&format!("turn {turn}: {args}: {check:?}"));
         }
-        let ours = once_free(|| side.ours("check out.qcow2"));
+        let ours = side.ours("check out.qcow2");
         side.expect_alike(&format!("turn {turn}: {args}"), &ours, &check);
     }
     assert!(images > 3, "only {images} runs were killed late enough");
@@ -197,7 +198,7 @@ fn an_image_that_we_hold_is_refused_by_them() {
         side.expect_alike(&format!("{executor}: {}", source.stderr), &source.code, &0);
         child.kill().unwrap();
         child.wait().unwrap();
-        let check = once_free(|| side.theirs("check -q out.qcow2"));
+        let check = side.theirs("check -q out.qcow2");
         if ![0, 3].contains(&check.code) {
             side.complain(&format!("{executor}: {check:?}"));
         }

@@ -6,7 +6,7 @@ mod side;
 use std::process::Stdio;
 use std::time::Instant;
 
-use side::{Side, once_free};
+use side::Side;
 
 /// A command, and what must be left of it wherever it is killed.
 struct Case {
@@ -236,7 +236,7 @@ fn a_killed_create_leaves_no_half_image() {
             child.wait().expect("it ended");
             let about = format!("{about}, killed at {kill} tenths of {whole:?}");
             if side.path("new").exists() {
-                let checked = once_free(|| side.theirs("check -f qcow2 new"));
+                let checked = side.theirs("check -f qcow2 new");
                 assert!(matches!(checked.code, 0 | 1 | 3), "{about}: {checked:?}");
                 // What does not open does so because there is no header yet.
                 assert!(
@@ -244,7 +244,7 @@ fn a_killed_create_leaves_no_half_image() {
                     "{about}: {checked:?}"
                 );
             }
-            let again = once_free(|| side.ours(line));
+            let again = side.ours(line);
             assert_eq!(again.code, 0, "{about}: {again:?}");
             side.make("check -q -f qcow2 new");
         }
@@ -258,7 +258,7 @@ fn look(side: &mut Side, case: &Case, about: &str, (before, after): (&[u8], &[u8
     let image = case.image;
     for image in images_of(case) {
         // The repair is ours: QEMU 10.0.2's own loses the snapshots of an image that has bitmaps too.
-        let repaired = once_free(|| side.ours(&format!("check -q -r {repairs} {image}")));
+        let repaired = side.ours(&format!("check -q -r {repairs} {image}"));
         let checked = side.theirs(&format!("check {image}"));
         if checked.code != 0 {
             side.complain(&format!("{about}: {image}: {repaired:?}, then {checked:?}"));

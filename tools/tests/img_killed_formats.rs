@@ -5,7 +5,7 @@ mod side;
 
 use std::time::{Duration, Instant};
 
-use side::{Run, Side, once_free};
+use side::{Run, Side};
 
 /// A command, and what must be left of it wherever it is killed.
 struct Case {
@@ -188,7 +188,7 @@ fn look(side: &mut Side, case: &Case, made: &Made, about: &str) {
     // QCOW and VHD have no check, and neither has LUKS.
     if !matches!(format, "qcow" | "vpc" | "luks") {
         // A log is replayed by who opens the image for writing, as a guest does; and so are marks of a writer cleared.
-        let repaired = once_free(|| side.ours(&format!("check -q -r all -f {format} {image}")));
+        let repaired = side.ours(&format!("check -q -r all -f {format} {image}"));
         let checked = side.theirs(&format!("check -f {format} {image}"));
         // No repair gives a QED image back what it lost, of either tool.
         let lost = format == "qed" && checked.code == 3;
@@ -196,10 +196,10 @@ fn look(side: &mut Side, case: &Case, made: &Made, about: &str) {
             side.complain(&format!("{about}: {repaired:?}, then {checked:?}"));
         }
     }
-    let _ = once_free(|| match format {
+    let _ = match format {
         "luks" => side.ours(&expanded("info --object SECRET --image-opts LUKS")),
         _ => side.ours(&format!("info -f {format} {image}")),
-    });
+    };
     match shown(side, format, image) {
         Err(run) => side.complain(&format!("{about}: it does not open: {run:?}")),
         Ok(disk) => {

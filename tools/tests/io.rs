@@ -2,7 +2,7 @@
 
 mod pair;
 
-use pair::Pair;
+use pair::{Pair, words};
 
 const RAW: &[&str] = &["qemu-img create -q -f raw a.raw 1M"];
 
@@ -501,7 +501,7 @@ fn requests_in_the_background_run_side_by_side() {
     let line = "-f raw -t writeback -c 'break write_aio A' -c 'aio_write -P 1 0 64k' -c 'wait_break A' \
                 -c 'aio_write -P 2 64k 64k' -c 'read -P 2 64k 0' -c 'sleep 200' -c 'resume A' -c aio_flush \
                 -c 'read -P 1 0 64k' blkdebug::a.raw";
-    let run = pair.run_ours(&pair::words(line), "");
+    let run = pair.run_ours(&words(line), "");
     assert_eq!(run.code, 0, "{run:?}");
     let place = |text: &str| run.stdout.find(text).unwrap_or_else(|| panic!("{text}: {run:?}"));
     let resumed = place("Resuming request 'A'");
@@ -517,11 +517,11 @@ fn every_executor_does_the_same() {
         let line = format!(
             "--executor {executor} -f raw -c 'aio_write -P 1 {at}k 1k' -c aio_flush -c 'read -P 1 {at}k 1k' -c 'sleep 5' a.raw"
         );
-        let run = pair.run_ours(&pair::words(&line), "");
+        let run = pair.run_ours(&words(&line), "");
         if run.code != 0 || run.stdout.lines().count() != 4 {
             pair.complain(&format!("{executor}: {run:?}"));
         }
-        let run = pair.run_ours(&pair::words(&format!("--executor {executor} -f raw a.raw")), "length\nq\n");
+        let run = pair.run_ours(&words(&format!("--executor {executor} -f raw a.raw")), "length\nq\n");
         if run.stdout != "qemu-io> 1 MiB\nqemu-io> \n" {
             pair.complain(&format!("{executor}: {run:?}"));
         }
@@ -785,4 +785,20 @@ fn commands_of_zoned_devices_are_refused_in_the_same_words() {
     }
     pair.both("-c 'zone_report 0 1' -c 'zap 0'");
     pair.finish();
+}
+
+/// Whoever comes after a killed process finds the image free at once.
+#[test]
+fn a_killed_process_holds_no_lock() {
+    let pair = Pair::new(&["qemu-img create -q -f qcow2 a 1M", "qemu-img create -q -f raw r 1M"]);
+    for (format, image) in [("qcow2", "a"), ("raw", "r")] {
+        for (end, signal) in [("sigraise 9", 9), ("abort", 6)] {
+            for round in 0..20 {
+                let line = format!("-f {format} -c 'write 0 64k' -c '{end}' {image}");
+                assert_eq!(pair.run_ours(&words(&line), "").code, 1000 + signal, "{line}");
+                let next = pair.run_ours(&words(&format!("-f {format} -c 'write 64k 4k' {image}")), "");
+                assert_eq!((next.stderr.as_str(), next.code), ("", 0), "{line}, round {round}");
+            }
+        }
+    }
 }

@@ -167,8 +167,8 @@ fn words(args: &str) -> impl Iterator<Item = &str> {
     args.split_whitespace().map(|word| if word == "_" { "" } else { word })
 }
 
-/// Runs again while the image is locked: the kernel lets go of a killed process's rings, and of the files in them, a
-/// little after the process is gone.
+/// Runs again while the image is locked: under direct I/O a killed process's image is free once the kernel has let go of
+/// its ring, which is when nothing is on its way to the disk any more.
 pub fn once_free(run: impl Fn() -> Run) -> Run {
     let begun = Instant::now();
     loop {
