@@ -83,6 +83,8 @@ pub struct Getopt<'a> {
     /// The rest of a cluster of short options, as an offset into the element `next`.
     cluster: Option<usize>,
     complaint: String,
+    /// Whether an element that begins as a negative number is an operand, where one came before it.
+    takes_numbers: bool,
 }
 
 impl<'a> Getopt<'a> {
@@ -98,24 +100,19 @@ impl<'a> Getopt<'a> {
             skipped_end: 1,
             cluster: None,
             complaint: String::new(),
+            takes_numbers: false,
         }
+    }
+
+    /// Takes what begins as a negative number for an operand, where one came before it.
+    pub fn take_numbers(&mut self) {
+        self.takes_numbers = true;
     }
 
     /// What C's library says of the option that was refused last.
     #[must_use]
     pub fn complaint(&self) -> &str {
         &self.complaint
-    }
-
-    /// Takes the last element off, whatever it looks like, before any option is read.
-    pub fn take_last(&mut self) -> Option<String> {
-        if self.elements.len() > self.next { self.elements.pop() } else { None }
-    }
-
-    /// Whether there are elements left.
-    #[must_use]
-    pub fn has_more(&self) -> bool {
-        self.elements.len() > self.next
     }
 
     /// The next option; `None` after the last.
@@ -125,7 +122,7 @@ impl<'a> Getopt<'a> {
         }
         self.move_skipped();
         if self.order == Order::Permute {
-            while self.elements.get(self.next).is_some_and(|element| !is_option(element)) {
+            while self.elements.get(self.next).is_some_and(|element| !self.is_option(element)) {
                 self.next += 1;
             }
             self.skipped_end = self.next;
@@ -139,7 +136,7 @@ impl<'a> Getopt<'a> {
             self.next = self.elements.len();
             return None;
         }
-        if !is_option(element) {
+        if !self.is_option(element) {
             return None;
         }
         if element.starts_with("--") {
@@ -165,6 +162,13 @@ impl<'a> Getopt<'a> {
             self.skipped = self.next;
         }
         self.skipped_end = self.next;
+    }
+
+    /// Whether the element that is looked at now is an option.
+    fn is_option(&self, element: &str) -> bool {
+        let is_number = element.as_bytes().get(1).is_some_and(u8::is_ascii_digit);
+        let operand = self.takes_numbers && is_number && self.skipped < self.next;
+        element.len() > 1 && element.starts_with('-') && !operand
     }
 
     fn finished(&self) -> String {
@@ -256,10 +260,6 @@ impl<'a> Getopt<'a> {
     }
 }
 
-fn is_option(element: &str) -> bool {
-    element.len() > 1 && element.starts_with('-')
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -287,6 +287,24 @@ mod tests {
             let (parsed, names) = run(line, Order::Permute);
             assert_eq!((parsed, names.iter().map(String::as_str).collect()), expected, "{line}");
         }
+    }
+
+    #[test]
+    fn a_negative_number_may_be_an_operand() {
+        for line in ["a -1M -q", "-q a -1M", "a -q -1M", "-q -- a -1M", "a -q -- -1M"] {
+            let mut getopt = Getopt::new(SPECS, Order::Permute, words(&format!("cmd {line}")));
+            getopt.take_numbers();
+            let parsed: Vec<_> = std::iter::from_fn(|| getopt.next_option()).collect();
+            assert_eq!(
+                (parsed, getopt.take_operands()),
+                (vec![option("quiet", "")], words("a -1M")),
+                "{line}"
+            );
+        }
+        // The first operand is no number, and neither is an option's argument.
+        let (parsed, _) = run("-1M a", Order::Permute);
+        assert_eq!(parsed[0], Parsed::Unrecognized("cmd".into()));
+        assert_eq!(run("a -f -1M", Order::Permute), (vec![option("format", "-1M")], words("a")));
     }
 
     #[test]

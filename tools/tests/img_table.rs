@@ -679,6 +679,23 @@ const RESIZE: &str = r#"
     resize --image-opts -f qcow2 driver=qcow2,file.filename=q 1M
     resize -U q 1M
     resize --foo q 1M
+    resize q 8M
+    resize q -64k --shrink
+    resize q -64k -q --shrink
+    resize q -64k --preallocation=off --shr
+    resize q 64k --shrink
+    resize q +1M -q
+    resize q 2M -f qcow2
+    resize q -64k -f qcow2
+    resize q -64k -f
+    resize q --shrink -- -64k
+    resize --shrink -- q -64k
+    resize --shrink -f qcow2 q -64k
+    resize --image-opts driver=qcow2,file.filename=q -64k --shrink
+    resize q --shrink
+    resize q -f qcow2
+    resize q -f -64k
+    resize q -z
     resize --object foo q 1M
     resize --object secret,id=s q 1536k
     resize --shrink q 1M

@@ -75,16 +75,10 @@ pub(super) const SPEC: CommandSpec = CommandSpec {
 };
 
 fn parse(getopt: &mut Getopt<'_>, mut scan: Scan) -> ParsedCommand {
-    // A size may look like an option; it comes last, whatever it looks like.
-    let size = getopt.take_last();
+    // A difference looks like an option.
+    getopt.take_numbers();
     let (mut format, mut image_opts, mut preallocation) = (None, false, Preallocate::Off);
     let (mut shrink, mut quiet) = (false, false);
-    if matches!(size.as_deref(), Some("-h" | "--help")) {
-        return Ok((Action::Print(scan.help), scan.warnings));
-    }
-    let Some(size) = size.filter(|_| getopt.has_more()) else {
-        return Err(Failure::usage("Not enough arguments"));
-    };
     loop {
         match scan.step(getopt)? {
             Step::End => break,
@@ -99,8 +93,11 @@ fn parse(getopt: &mut Getopt<'_>, mut scan: Scan) -> ParsedCommand {
         }
     }
     let operands = getopt.take_operands();
-    let [filename] = &operands[..] else { return Err(Failure::usage("Expecting image file name and size")) };
-    let size = parse_new_size(&size)?;
+    let (filename, size) = match &operands[..] {
+        [filename, size] => (filename, parse_new_size(size)?),
+        [] | [_] => return Err(Failure::usage("Not enough arguments")),
+        _ => return Err(Failure::usage("Expecting image file name and size")),
+    };
     let source = scan.source(filename, format.as_deref(), image_opts)?;
     let args = ResizeArgs { common: scan.common, source, size, preallocation, shrink, quiet };
     Ok((Action::Run(Box::new(Command::Resize(args))), scan.warnings))
