@@ -9,7 +9,7 @@ use drystone_core::buf::Buf;
 use drystone_core::engine::{Event, Io};
 use drystone_core::graph::open::{NodeSpec, OpenMode, open};
 use drystone_core::graph::options::from_filename;
-use drystone_core::intent::Fua;
+use drystone_core::intent::{Fua, ZeroFlags};
 
 const TOP: &str = "disk.qcow2";
 const COPIED: u64 = 1 << 63;
@@ -31,8 +31,21 @@ fn image() -> (Vec<u8>, [u64; 4]) {
     (bytes, places)
 }
 
+/// What is done to the cluster whose entry is broken.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum First {
+    Write,
+    Discard,
+    Zero,
+}
+
 /// Writes to the first cluster and then to another one, and returns what was told and left.
 fn written(bytes: &[u8], spec: &NodeSpec, at: u64) -> (Vec<Event>, World) {
+    changed(bytes, spec, (First::Write, at))
+}
+
+/// Changes the first cluster, writes to another one, and returns what was told and left.
+fn changed(bytes: &[u8], spec: &NodeSpec, (first, at): (First, u64)) -> (Vec<Event>, World) {
     let mut world = World::new();
     world.add_file(TOP, bytes);
     let mut sim = Sim::new(1, world);
@@ -41,10 +54,16 @@ fn written(bytes: &[u8], spec: &NodeSpec, at: u64) -> (Vec<Event>, World) {
     let first = sim
         .run_job(async move |io| {
             let write = async |at: u64| io.write("test", node, at, Buf::zeroed(4096), Fua::No).await.1;
-            (write(at).await, write(8192).await, io.read_bytes("test", node, 16384, 512).await)
+            let flags = ZeroFlags { may_unmap: true, no_fallback: false };
+            let first = match first {
+                First::Write => write(at).await,
+                First::Discard => io.discard("test", node, at, 4096).await,
+                First::Zero => io.write_zeroes("test", node, at, 4096, flags).await,
+            };
+            (first, write(8192).await, io.read_bytes("test", node, 16384, 512).await)
         })
         .expect("power");
-    assert!(first.0.is_err(), "the first write must fail");
+    assert!(first.0.is_err(), "the first change must fail");
     sim.run_until_idle().expect("power");
     // The mark is durable before the image is closed.
     let left = sim.after_crash(Survival::Nothing);
@@ -67,10 +86,12 @@ fn data_that_lies_on_metadata_is_not_written() {
         (table, "refcount table"),
         (block, "refcount block"),
     ];
-    for (at, holds) in what {
+    // An entry that does not say COPIED is not written through, but freed.
+    let ways = [(First::Write, COPIED), (First::Discard, COPIED), (First::Discard, 0), (First::Zero, COPIED)];
+    for ((at, holds), (first, copied)) in what.iter().flat_map(|what| ways.map(|way| (*what, way))) {
         let mut damaged = bytes.clone();
-        damaged[l2 as usize..][..8].copy_from_slice(&(COPIED | at).to_be_bytes());
-        let (events, world) = written(&damaged, &spec, 0);
+        damaged[l2 as usize..][..8].copy_from_slice(&(copied | at).to_be_bytes());
+        let (events, world) = changed(&damaged, &spec, (first, 0));
         let message = format!("Preventing invalid write on metadata (overlaps with {holds})");
         let node = TOP.to_owned();
         let event = Event::ImageCorrupted { node, message, offset: Some(at), fatal: true };
@@ -79,7 +100,7 @@ fn data_that_lies_on_metadata_is_not_written() {
         let mut expected = damaged;
         expected[79] |= 2;
         let left = world.export(TOP);
-        assert_eq!(left[112..expected.len()], expected[112..], "{holds}");
+        assert_eq!(left[112..expected.len()], expected[112..], "{holds} {first:?}");
         let again = Sim::new(2, world).run_job(async move |io| {
             let writable = open(&io, &from_filename(TOP, Some("qcow2"), WRITABLE)?).await;
             let readable = open(&io, &from_filename(TOP, Some("qcow2"), OpenMode::default())?).await?;

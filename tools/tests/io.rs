@@ -748,9 +748,7 @@ fn images_that_are_damaged_say_so() {
             // An image that was marked goes on being read here, and is gone there; entries without sense are refused
             // where they are read, and there where their cluster is to be used.
             let commands = match image {
-                "overlap" => {
-                    &["read 0 64k", "write -P 3 0 512", "write -z 0 64k", "discard 0 64k", "alloc 0 1M"]
-                }
+                "overlap" => &["read 0 64k", "write -P 3 0 512", "write -z 0 64k", "alloc 0 1M", "length"],
                 "unaligned" => &["read 0 64k", "alloc 0 1M", "map", "alloc 64k 64k", "length"],
                 _ => {
                     &["read 0 64k", "write -P 3 0 512; read 0 64k", "write -z 0 64k", "discard 0 64k", "map"]
@@ -763,6 +761,11 @@ fn images_that_are_damaged_say_so() {
             }
         }
     }
+    // The reference frees the refcount table, and finds out when it takes that for a new cluster.
+    let discard = pair.run_ours(&words("-f qcow2 -c 'discard 0 64k' overlap"), "");
+    assert!(discard.stderr.contains("overlaps with refcount table"), "{discard:?}");
+    assert_eq!((discard.stdout.as_str(), discard.code), ("discard failed: Input/output error\n", 1));
+    assert_eq!(std::fs::read(pair.ours("overlap")).expect("a file of the test")[79] & 2, 2);
     pair.finish();
 }
 

@@ -3,7 +3,8 @@
 //! What shows it: an entry that names a place between clusters, a refcount that calls metadata free, and an L2 entry that
 //! names metadata as the guest's data. The last is looked for when a slice of an L2 table is loaded, not when data is
 //! written: such an entry loses its COPIED flag in memory, so that a write to it is no overwrite in place but comes by
-//! [`refuse_overlapping`](Qcow2). Writes in place cost nothing.
+//! [`refuse_overlapping`](Qcow2). Writes in place cost nothing. Discards and zeros, which would free the metadata, come by
+//! [`refuse_freeing`](Qcow2).
 
 use rustc_hash::FxHashSet;
 
@@ -140,6 +141,18 @@ impl Qcow2 {
             return Ok(());
         }
         Err(self.fail(Qcow2Error::OverlapsMetadata { guest, at, holds: self.metadata_at(at) }))
+    }
+
+    /// Refuses to free the cluster of an entry that names metadata. QEMU 10.0.2 frees it, and finds out when the next
+    /// cluster that it takes is one of the metadata's.
+    pub(super) fn refuse_freeing(&self, entry: L2Entry, guest: GuestOffset) -> Result<()> {
+        let Some(at) = entry.host().filter(|_| self.geometry.data == Role::File) else { return Ok(()) };
+        let cluster = at.0 >> self.geometry.cluster_bits.bits();
+        let protected = self.refcounts.borrow().is_protected(cluster);
+        match protected {
+            false => Ok(()),
+            true => Err(self.fail(Qcow2Error::OverlapsMetadata { guest, at, holds: self.metadata_at(at) })),
+        }
     }
 
     /// What a cluster holds, in the reference's words.

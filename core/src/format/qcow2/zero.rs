@@ -138,8 +138,12 @@ impl Qcow2 {
                 Change::None => {}
                 Change::Impossible => return Ok(Ready::Yes(None)),
                 Change::To(new) => {
+                    let frees = new.entry.host().is_none() || new.entry.host() != old.entry.host();
+                    if frees {
+                        self.refuse_freeing(old.entry, GuestOffset(guest))?;
+                    }
                     self.write_entry(&place, new);
-                    if new.entry.host().is_none() || new.entry.host() != old.entry.host() {
+                    if frees {
                         self.free_reference(old.entry, Freed::Request);
                     }
                 }
