@@ -284,3 +284,24 @@ fn look(side: &mut Side, case: &Case, about: &str, (before, after): (&[u8], &[u8
         }
     }
 }
+
+/// Bitmaps are stored when an image closes, which may have no room where its new size had.
+#[test]
+fn a_resize_without_room_says_which_size_holds() {
+    let side = Side::new();
+    side.make("create -q -f qcow2 made 64M");
+    side.io("made", "write 0 1M");
+    side.make("bitmap --add --enable -g 64k made b");
+    side.io("made", "write 3M 64k");
+    let made = side.read("made");
+    let mut told = 0;
+    for kib in (1400..2800).step_by(64) {
+        side.write("image", &made);
+        let run = side.ours_with_room(kib, "resize -f qcow2 image 20G");
+        let grown = side.make("info -f qcow2 image").contains("virtual size: 20 GiB");
+        let says = run.stderr.contains("The image has its new size");
+        assert_eq!(grown, run.code == 0 || says, "{kib} KiB: {run:?}");
+        told += u32::from(says);
+    }
+    assert!(told > 0, "there was room for all or for nothing");
+}

@@ -21,11 +21,19 @@ pub async fn run(client: &Client, args: &ResizeArgs) -> Result<u8, Failure> {
     let done = resize(client, args, &disk).await;
     let closed = image::close(disk).await;
     done?;
-    closed?;
+    closed.map_err(resized_all_the_same)?;
     if !args.quiet {
         crate::print("Image resized.\n")?;
     }
     Ok(0)
+}
+
+/// What holds where a resized image could not be closed: what it keeps until then, its bitmaps above all, may be lost.
+fn resized_all_the_same(mut failure: Failure) -> Failure {
+    let holds =
+        "The image has its new size. Closing it failed: bitmaps may be out of use, and clusters leaked.";
+    failure.messages.push(Message::Plain(holds.into()));
+    failure
 }
 
 async fn resize(client: &Client, args: &ResizeArgs, disk: &Image) -> Result<(), Failure> {
