@@ -198,6 +198,31 @@ fn bitmaps_that_were_not_saved_are_told_and_can_only_be_removed() {
     side.finish();
 }
 
+/// Several that were not saved are told in the order of the reference, which is not that of the file.
+#[test]
+fn bitmaps_that_were_not_saved_are_told_from_the_last_to_the_first() {
+    let mut side = Side::new();
+    side.make("create -q -f qcow2 -o cluster_size=4k a.qcow2 4M");
+    for name in ["z", "good", "a", "m"] {
+        side.make(&format!("bitmap --add a.qcow2 {name}"));
+    }
+    let mut bytes = side.read("a.qcow2");
+    let at = bytes.windows(4).position(|four| four == [0x23, 0x85, 0x28, 0x75]).expect("the extension");
+    let directory = number(&bytes, at + 24, 8) as usize;
+    for entry in [0, 2, 3] {
+        // Each takes 32 bytes, and its flags are at 12..16.
+        bytes[directory + 32 * entry + 15] |= 1;
+    }
+    side.write("a.qcow2", &bytes);
+    for more in ["", " --skip-broken-bitmaps"] {
+        let convert = format!("convert -f qcow2 -O qcow2 --bitmaps{more} a.qcow2");
+        let (ours, theirs) = (side.ours(&format!("{convert} o1")), side.theirs(&format!("{convert} o2")));
+        assert!(theirs.stderr.contains("inconsistent bitmap 'm'"), "{theirs:?}");
+        side.expect_alike(&convert, &ours, &theirs);
+    }
+    side.finish();
+}
+
 /// Bitmaps of an overlay are merged into one of the image below it, and nothing below has to be there.
 #[test]
 fn what_is_below_is_not_opened() {

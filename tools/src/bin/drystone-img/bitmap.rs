@@ -120,7 +120,8 @@ pub async fn to_copy(
     skip_broken: bool,
 ) -> Result<Vec<DirtyBitmap>, Failure> {
     let all = load(client, source).await?;
-    if let Some(broken) = all.iter().find(|bitmap| bitmap.about.in_use).filter(|_| !skip_broken) {
+    // The reference finds the last one first.
+    if let Some(broken) = all.iter().rfind(|bitmap| bitmap.about.in_use).filter(|_| !skip_broken) {
         let name = &broken.about.name;
         return Err(Failure::new(format!(
             "Cannot copy inconsistent bitmap '{name}'\nTry --skip-broken-bitmaps, or use 'qemu-img bitmap --remove' to \
@@ -137,7 +138,8 @@ pub async fn copy(
     mut all: Vec<DirtyBitmap>,
     tool: &str,
 ) -> Result<(), Failure> {
-    for broken in all.extract_if(.., |bitmap| bitmap.about.in_use) {
+    let broken: Vec<_> = all.extract_if(.., |bitmap| bitmap.about.in_use).collect();
+    for broken in broken.iter().rev() {
         let name = &broken.about.name;
         crate::say(&format!("{tool}: warning: Skipping inconsistent bitmap '{name}'\n"));
     }
