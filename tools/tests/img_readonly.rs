@@ -149,6 +149,67 @@ const HEADS: [&[u8]; 6] = [
     b"LUKS\xba\xbe\0\x01",
 ];
 
+/// What the guard does not look at is nothing that a format is told by: a descriptor that begins behind a sector of comments.
+#[test]
+fn a_raw_image_is_told_by_the_sector_that_is_guarded() {
+    let side = Side::new();
+    let mut comment = vec![b'#'; 511];
+    comment.push(b'\n');
+    let mut descriptor = b"version=1\nCID=12345678\nparentCID=ffffffff\ncreateType=\"monolithicFlat\"\n\
+        RW 2 FLAT \"secret\" 0\n"
+        .to_vec();
+    descriptor.resize(512, 0);
+    side.write("secret", &[7; 1024]);
+    side.write("comment", &comment);
+    side.write("descriptor", &descriptor);
+    side.write("disk", &[0; 65536]);
+    let run = |program: &str, args: &[&str]| {
+        let output =
+            Command::new(program).current_dir(side.path("")).args(args).output().expect("it is installed");
+        (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let writes = ["-c", "write -s comment 0 512", "-c", "write -s descriptor 512 512", "disk"];
+    assert_eq!(run(env!("CARGO_BIN_EXE_drystone-io"), &writes).0, Some(0));
+    let told = run(env!("CARGO_BIN_EXE_drystone-img"), &["info", "disk"]);
+    assert!(told.1.contains("file format: raw"), "{}", told.1);
+    assert_eq!(told, run("qemu-img", &["info", "disk"]));
+    side.finish();
+}
+
+/// Zeros make a header, too: of what was a byte off.
+#[test]
+fn zeros_in_a_raw_image_whose_format_was_guessed_make_no_header() {
+    let side = Side::new();
+    let run = |program: &str, command: &str| {
+        let mut almost = b"LUKS\xba\xbe\x05\x01".to_vec();
+        almost.resize(65536, 0);
+        side.write("disk", &almost);
+        let output = Command::new(program).current_dir(side.path("")).args(["-c", command, "disk"]).output();
+        let output = output.expect("it is installed");
+        let said = [output.stdout, output.stderr].concat();
+        let last =
+            String::from_utf8_lossy(&said).lines().find(|line| line.contains("failed")).map(str::to_owned);
+        (output.status.code(), last, side.read("disk"))
+    };
+    let ours = env!("CARGO_BIN_EXE_drystone-io");
+    for command in [
+        "write -z 6 1",
+        "write -z -u 6 1",
+        "write -z 0 512",
+        "write -z 6 1024",
+        "write -z -u 0 4k",
+        "write -z 7 1",
+    ] {
+        assert!(run(ours, command) == run("qemu-io", command), "{command}");
+    }
+    let refused = run(ours, "discard 6 1");
+    assert!(refused.0 == Some(1) && refused.2.starts_with(b"LUKS\xba\xbe\x05\x01"), "{:?}", refused.1);
+    for command in ["discard 0 512", "discard 0 64k", "discard 1024 512"] {
+        assert_eq!(run(ours, command).0, Some(0), "{command}");
+    }
+    side.finish();
+}
+
 /// A guest that writes a header into a disk whose format is guessed could have the next guess follow names that it made up.
 #[test]
 fn a_raw_image_whose_format_was_guessed_stays_raw() {

@@ -79,7 +79,7 @@ impl ImageFormat {
         all.into_iter().find(|format| format.name() == name)
     }
 
-    /// Tells the format by a file's first bytes, up to 2048 of them.
+    /// Tells the format by a file's first sector.
     pub fn probe(head: &[u8]) -> Option<Self> {
         /// Tells the format, and names it.
         type Probe = (fn(&[u8]) -> bool, fn() -> ImageFormat);

@@ -360,7 +360,11 @@ async fn undo(io: &Io, node: NodeId, error: Box<Error>) -> Box<Error> {
     error
 }
 
-/// The format that the first bytes of a file tell; none, and it is raw.
+/// Bytes that a format is told by, as many as the reference looks at: a sector, which is what raw's guard keeps guests from making
+/// a header of. Every format's magic is within it.
+pub(crate) const PROBED_LEN: u64 = 512;
+
+/// The format that the first [`PROBED_LEN`] bytes of a file tell; none, and it is raw.
 pub(crate) fn looks_like(head: &[u8]) -> Option<&'static str> {
     if qcow2::probe(head) {
         return Some("qcow2");
@@ -370,7 +374,7 @@ pub(crate) fn looks_like(head: &[u8]) -> Option<&'static str> {
 
 /// Tells the format by the first bytes, or by the name.
 async fn probe(io: &Io, file: NodeId) -> Result<Format> {
-    let len = io.len(file).min(2048) as usize;
+    let len = io.len(file).min(PROBED_LEN) as usize;
     let head = io.read_bytes("probe", file, 0, len).await?;
     if qcow2::probe(&head) {
         return Ok(Format::Qcow2);

@@ -65,7 +65,7 @@ impl Driver for Raw {
     }
 
     fn lookup(&self, offset: u64, len: u64, access: Access) -> Result<Extent> {
-        if self.guessed && access == Access::Write && offset < guard::LEN {
+        if self.guessed && guard::concerns(offset, len, access) {
             let mapping = Mapping::Own { child: Role::File, offset };
             return Ok(Extent { len: len.min(guard::LEN - offset), mapping });
         }
