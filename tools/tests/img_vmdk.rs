@@ -73,6 +73,43 @@ fn commands_say_the_same() {
     side.finish();
 }
 
+/// Where the file of a flat extent has holes, the disk reads as zeros.
+#[test]
+fn flat_extents_show_the_holes_of_their_files() {
+    let mut side = Side::new();
+    for subformat in ["monolithicFlat", "twoGbMaxExtentFlat"] {
+        side.make(&format!("create -q -f vmdk -o subformat={subformat} flat.vmdk 3G"));
+        for fresh in [true, false] {
+            if !fresh {
+                fill(&side, "flat.vmdk", &["write -P 1 1M 64k", "write -P 2 2560M 1M"]);
+            }
+            for line in ["map", "map --output=json", "measure -O qcow2", "measure -O raw"] {
+                side.both(subformat, &format!("{line} flat.vmdk"));
+            }
+        }
+    }
+    side.finish();
+}
+
+/// What the reference makes of no bytes, it does not open again.
+#[test]
+fn disks_of_no_bytes_are_made() {
+    let side = Side::new();
+    for subformat in ["monolithicSparse", "streamOptimized"] {
+        let line = format!("create -f vmdk -o subformat={subformat}");
+        let run = side.ours(&format!("{line} ours.vmdk 0"));
+        side.make(&format!("{line} theirs.vmdk 0"));
+        assert_eq!(run.code, 0, "{subformat}: {run:?}");
+        assert_eq!(side.read("ours.vmdk").len(), side.read("theirs.vmdk").len(), "{subformat}");
+        for image in ["ours.vmdk", "theirs.vmdk"] {
+            assert!(side.our_make(&format!("info {image}")).contains("virtual size: 0 B (0 bytes)"));
+            side.our_make(&format!("convert -O raw {image} back"));
+            assert!(side.read("back").is_empty());
+        }
+    }
+    side.finish();
+}
+
 /// The descriptor of an image, without what differs from one image to the next.
 fn descriptor(side: &Side, image: &str) -> Vec<String> {
     let bytes = side.read(image);

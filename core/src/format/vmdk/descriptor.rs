@@ -277,7 +277,8 @@ impl ExtentLine {
         };
         let kind = ExtentKind::ALL.iter().find(|(word, _)| *word == kind);
         let Some((_, kind)) = kind.copied() else { return Err("a kind of extent that is not known") };
-        if sectors == 0 {
+        // A disk of no bytes has one grain directory, and nothing in it.
+        if sectors == 0 && kind != ExtentKind::Sparse {
             return Err("an extent of no sectors");
         }
         let name = match (name, kind) {

@@ -297,6 +297,8 @@ impl Driver for Vmdk {
         let named = if self.parts.iter().any(|part| outside(&part)) { &descriptor.extents[..] } else { &[] };
         ImageFacts {
             cluster_size: alike,
+            // What is flat has no word for holes but its file's.
+            preallocated: self.parts.iter().any(|part| matches!(part.body, Body::Flat(_))),
             backing: descriptor
                 .parent
                 .clone()
