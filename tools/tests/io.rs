@@ -2,6 +2,8 @@
 
 mod pair;
 
+use std::process::{Command, Output};
+
 use pair::{Pair, words};
 
 const RAW: &[&str] = &["qemu-img create -q -f raw a.raw 1M"];
@@ -803,5 +805,52 @@ fn a_killed_process_holds_no_lock() {
                 assert_eq!((next.stderr.as_str(), next.code), ("", 0), "{line}, round {round}");
             }
         }
+    }
+}
+
+/// What `info` shows of formats other than qcow2: clusters, and what only the format has.
+#[test]
+fn info_shows_every_format_as_the_reference_does() {
+    let folder = tempfile::tempdir().expect("a temporary folder can be made");
+    let run = |program: &str, args: &[&str]| {
+        let output = Command::new(program).current_dir(folder.path()).args(args).output();
+        output.unwrap_or_else(|error| panic!("{program}: {error}"))
+    };
+    const SECRET: [&str; 2] = ["--object", "secret,id=s,data=abc"];
+    for (format, options) in [
+        ("vmdk", ""),
+        ("vmdk", "subformat=monolithicFlat"),
+        ("vmdk", "subformat=twoGbMaxExtentSparse"),
+        ("vmdk", "subformat=streamOptimized"),
+        ("vdi", ""),
+        ("vhdx", ""),
+        ("vpc", ""),
+        ("vpc", "subformat=fixed"),
+        ("qed", ""),
+        ("qcow", ""),
+        ("parallels", ""),
+        ("luks", "key-secret=s,iter-time=10"),
+        ("qcow2", "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10"),
+    ] {
+        let options = if options.is_empty() { vec![] } else { vec!["-o", options] };
+        let made = run(
+            "qemu-img",
+            &[&["create", "-q"], &SECRET[..], &["-f", format], &options, &["d", "4M"]].concat(),
+        );
+        assert!(made.status.success(), "{format} {options:?}: {made:?}");
+        let key = match format {
+            "luks" => ",key-secret=s",
+            "qcow2" => ",encrypt.key-secret=s",
+            _ => "",
+        };
+        let image = format!("driver={format},file.filename=d{key}");
+        let info = [&SECRET[..], &["-c", "info", "--image-opts", &image]].concat();
+        let (ours, theirs) = (run(env!("CARGO_BIN_EXE_drystone-io"), &info), run("qemu-io", &info));
+        let shown = |output: &Output| String::from_utf8_lossy(&output.stdout).into_owned();
+        assert_eq!(
+            (shown(&ours), ours.status.code()),
+            (shown(&theirs), theirs.status.code()),
+            "{format} {options:?}"
+        );
     }
 }

@@ -1,7 +1,5 @@
 //! Commands that show something: `alloc`, `map`, `length`, `info`.
 
-use std::rc::Rc;
-
 use drystone_core::format::qcow2::Qcow2;
 use drystone_core::graph::{Driver, Role};
 use drystone_core::intent::LeafKind;
@@ -111,15 +109,14 @@ pub async fn info(shell: &Shell) -> Outcome {
         {
             below = file;
         }
-        let header = |driver: &Rc<dyn Driver>| driver.as_any().downcast_ref::<Qcow2>().map(Qcow2::header);
         let qcow2 = driver.as_ref().and_then(|driver| driver.as_any().downcast_ref::<Qcow2>());
         if let (Some(qcow2), Some(file)) = (qcow2, io.edge(node, Role::File)) {
             info.specific = Some(qcow2_facts(&io, qcow2, file).await?);
+        } else if let Some(driver) = &driver {
+            info.specific = driver.facts().specific;
         }
         info.clusters = match io.driver(below) {
-            Some(driver) => {
-                header(&driver).map(|header| (header.cluster_bits.size(), header.vmstate_offset()))
-            }
+            Some(driver) => clusters_of(driver.as_ref()),
             None if io.driver_name(below) == "null-co" => None,
             None => Some((0, 0)),
         };
@@ -135,4 +132,14 @@ pub async fn info(shell: &Shell) -> Outcome {
             Outcome::Failed
         }
     }
+}
+
+/// Bytes of a cluster, 0 where the format has none, and where a machine's state is; nothing of formats that the reference asks in vain.
+fn clusters_of(driver: &dyn Driver) -> Option<(u64, u64)> {
+    if let Some(qcow2) = driver.as_any().downcast_ref::<Qcow2>() {
+        let header = qcow2.header();
+        return Some((header.cluster_bits.size(), header.vmstate_offset()));
+    }
+    let facts = driver.facts();
+    (!facts.tells_no_state).then(|| (facts.cluster_size.unwrap_or(0), 0))
 }
