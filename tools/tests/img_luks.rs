@@ -78,6 +78,10 @@ fn each_reads_what_the_other_made() {
         "cipher-alg=serpent-256,hash-alg=sha512",
         "cipher-alg=twofish-128,hash-alg=sha1",
         "cipher-alg=aes-128,cipher-mode=ctr,hash-alg=ripemd160",
+        "hash-alg=md5",
+        "hash-alg=sm3",
+        "cipher-alg=aes-128,cipher-mode=cbc,ivgen-alg=essiv,ivgen-hash-alg=md5",
+        "cipher-mode=cbc,ivgen-alg=essiv,ivgen-hash-alg=sm3",
     ] {
         let line = format!("convert {SECRETS} -O luks -o key-secret=s,iter-time=10,{ciphers} r");
         side.our_make(&format!("{line} a.luks"));
@@ -179,6 +183,15 @@ fn cryptsetup_opens_what_we_make_and_we_what_it_makes() {
     assert!(!cryptsetup_opens(&path("ours.luks"), "abd"));
     side.our_make(&format!("amend {} -o state=active,new-secret=n,iter-time=10", luks("ours.luks")));
     assert!(cryptsetup_opens(&path("ours.luks"), "new"));
+    // The material of keyslots is encrypted as the payload is, by cryptsetup's own hands.
+    for cipher in ["aes-xts-benbi", "aes-cbc-benbi", "aes-cbc-plain64be"] {
+        side.write("v1", &vec![0; 4 << 20]);
+        let volume = path("v1");
+        let cheap = ["--pbkdf-force-iterations", "1000", "--key-file", "-", "--cipher", cipher, &volume];
+        let made = [&["luksFormat", "-q", "--type", "luks1", "--key-size", "256"][..], &cheap].concat();
+        assert!(cryptsetup(&made, b"abc"), "cryptsetup makes {cipher}");
+        side.our_make(&format!("map --output=json {}", luks("v1")));
+    }
     for sector in ["512", "4096"] {
         let plain = disk(1 << 20, 9);
         let mut file = plain.clone();
@@ -310,6 +323,129 @@ fn headers_of_their_own_are_never_taken_for_whole_volumes() {
         );
     }
     side.both("a header alone", "info -f luks luks1");
+    side.finish();
+}
+
+/// Slots that hold another key than the payload's, and those that are only tried when they are asked for.
+#[test]
+fn the_last_key_of_a_payload_is_kept_whatever_else_there_is() {
+    let side = Side::new();
+    let path = side.path("v2").to_str().expect("a path of text").to_owned();
+    side.our_make(&format!("create {SECRETS} -f luks -o {CHEAP} v2 1M"));
+    side.write("new", b"new");
+    let new = side.path("new").to_str().expect("a path of text").to_owned();
+    let cheap = ["--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000"];
+    let unbound = ["luksAddKey", "-q", "--unbound", "--key-size", "512", "--key-slot", "3", &path, &new];
+    assert!(cryptsetup(&[&unbound[..], &cheap].concat(), b""), "cryptsetup adds an unbound key");
+    let amend = |options: &str| side.ours(&format!("amend {} -o state=inactive,{options}", luks("v2")));
+    let refused = |options: &str, says: &str| {
+        let run = amend(options);
+        assert!(run.code == 1 && run.stderr.contains(says), "{options}: {run:?}");
+    };
+    refused("keyslot=0", "erase the only active keyslot 0");
+    refused("old-secret=s", "All the active keyslots match");
+    refused("keyslot=3,old-secret=w", "doesn't contain the given old password");
+    let taken = side.ours(&format!("amend {} -o state=active,new-secret=w,keyslot=3", luks("v2")));
+    assert!(taken.code == 1 && taken.stderr.contains("Refusing to overwrite active keyslot 3"), "{taken:?}");
+    refused("keyslot=-1", "Invalid keyslot -1 specified, must be between 0 and 31");
+    assert!(cryptsetup_opens(&path, "abc"), "nothing is lost");
+    assert_eq!(amend("keyslot=3,old-secret=n").code, 0, "an unbound key goes when it is named");
+
+    side.our_make(&format!("amend {} -o state=active,new-secret=n,iter-time=10", luks("v2")));
+    assert!(
+        cryptsetup(&["config", "--priority", "ignore", "--key-slot", "1", &path], b""),
+        "a slot is put aside"
+    );
+    let with_new = format!("{SECRETS} --image-opts driver=luks,key-secret=n,file.filename=v2");
+    assert_eq!(side.ours(&format!("map --output=json {with_new}")).code, 1, "it is not tried for data");
+    // It is a key like the other one, and found.
+    assert_eq!(amend("old-secret=s").code, 0);
+    side.our_make(&format!("create {SECRETS} -f luks -o {CHEAP} v2 1M"));
+    side.our_make(&format!("amend {} -o state=active,new-secret=n,iter-time=10", luks("v2")));
+    assert!(
+        cryptsetup(&["config", "--priority", "ignore", "--key-slot", "1", &path], b""),
+        "a slot is put aside"
+    );
+    assert_eq!(amend("old-secret=n").code, 0);
+    refused("old-secret=n", "No keyslots match given (old) password");
+    side.finish();
+}
+
+#[test]
+fn a_new_keyslot_of_argon2_takes_the_time_that_is_asked_for() {
+    let side = Side::new();
+    side.our_make(&format!("create {SECRETS} -f luks -o {CHEAP} v2 1M"));
+    side.our_make(&format!("amend {} -o state=active,new-secret=n,iter-time=400", luks("v2")));
+    side.our_make(&format!("amend {} -o state=active,new-secret=w", luks("v2")));
+    let info = side.ours("info --output=json -f luks v2").stdout;
+    let info: serde_json::Value = serde_json::from_str(&info).expect("JSON");
+    let slots = &info["format-specific"]["data"]["slots"];
+    let cost = |slot: usize| {
+        let number = |key: &str| slots[slot]["kdf"][key].as_u64().expect("a number");
+        (number("memory"), number("memory") * number("time"))
+    };
+    let (cheap, timed) = (cost(0), cost(1));
+    assert!(cheap.0 == 64 && timed.0 >= 32 << 10 && timed.1 > cheap.1, "{cheap:?} {timed:?}");
+    assert_eq!(cost(2), cheap, "without a time it costs what the others do");
+    side.finish();
+}
+
+#[test]
+fn a_volume_is_opened_for_no_more_than_it_may_cost() {
+    let side = Side::new();
+    side.our_make(&format!("create {SECRETS} -f luks -o key-secret=s,iter-time=10 v1 1M"));
+    side.our_make(&format!("amend {} -o state=active,new-secret=n,iter-time=10", luks("v1")));
+    let mut volume = side.read("v1");
+    volume[208 + 48 + 4..208 + 48 + 8].copy_from_slice(&60_000_000u32.to_be_bytes());
+    side.write("v1", &volume);
+    assert_eq!(
+        side.ours(&format!("map --output=json {}", luks("v1"))).code,
+        0,
+        "the first slot costs little"
+    );
+    let wrong = "map --output=json --object secret,id=s,data=no --image-opts driver=luks,key-secret=s,file.filename=v1";
+    let run = side.ours(wrong);
+    let says = "keyslot 1 asks for 60000000 rounds of sha256";
+    assert!(run.code == 1 && run.stderr.contains(says) && run.stderr.contains("100663296"), "{run:?}");
+    volume[208 + 48 + 4..208 + 48 + 8].fill(0xff);
+    side.write("v1", &volume);
+    let run = side.ours(wrong);
+    assert!(run.code == 1 && run.stderr.contains("keyslot 1 asks for 4294967295 rounds"), "{run:?}");
+    side.finish();
+}
+
+/// Only the magic of the first copy is gone: it comes from the second one again. But what is somebody else's stays.
+#[test]
+fn a_first_copy_without_its_magic_is_repaired_unless_something_else_is_there() {
+    let side = Side::new();
+    side.our_make(&format!("create {SECRETS} -f luks -o {CHEAP} v2 1M"));
+    let whole = side.read("v2");
+    let mut damaged = whole.clone();
+    damaged[0] ^= 0x20;
+    side.write("v2", &damaged);
+    let info = side.ours("info -f luks v2");
+    assert!(info.code == 0 && info.stdout.contains("damaged copy: primary"), "{info:?}");
+    assert_eq!(side.ours(&format!("map --output=json {}", luks("v2"))).code, 0);
+    assert!(side.read("v2") == damaged, "who only reads leaves it");
+    side.our_make(&format!("resize {} 2M", luks("v2")));
+    assert!(side.read("v2").starts_with(&whole[..8]), "who writes repairs it");
+    assert!(!side.ours("info -f luks v2").stdout.contains("damaged copy"));
+
+    let amend = format!("amend {} -o state=active,new-secret=n,iter-time=10", luks("v2"));
+    let mut foreign = whole.clone();
+    foreign[..4].copy_from_slice(b"QFI\xfb");
+    let mut other = whole;
+    other[..512].fill(0x90);
+    for bytes in [foreign, other] {
+        side.write("v2", &bytes);
+        assert!(side.ours("info -f luks v2").stdout.contains("damaged copy: primary"));
+        let run = side.ours(&amend);
+        assert!(
+            run.code == 1 && run.stderr.contains("first copy of the LUKS2 header was overwritten"),
+            "{run:?}"
+        );
+        assert!(side.read("v2") == bytes, "it stays");
+    }
     side.finish();
 }
 

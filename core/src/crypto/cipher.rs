@@ -175,6 +175,8 @@ enum Iv {
     Plain,
     Plain64,
     Plain64Be,
+    /// The number of the sector's first block, counted from 1.
+    Benbi,
     /// With the cipher that encrypts sector numbers.
     Essiv(Box<dyn Blocks>),
 }
@@ -216,6 +218,7 @@ impl Cipher {
             "plain" => Iv::Plain,
             "plain64" => Iv::Plain64,
             "plain64be" => Iv::Plain64Be,
+            "benbi" => Iv::Benbi,
             "essiv" => Iv::Essiv(essiv(name, key)?),
             _ => return Err(CipherError::Iv(name.iv.clone())),
         };
@@ -371,6 +374,10 @@ impl Cipher {
             Iv::Plain => vector[..4].copy_from_slice(&(number as u32).to_le_bytes()),
             Iv::Plain64 => vector[..8].copy_from_slice(&number.to_le_bytes()),
             Iv::Plain64Be => vector[8..].copy_from_slice(&number.to_be_bytes()),
+            Iv::Benbi => {
+                let block = number.wrapping_mul(SECTOR / 16).wrapping_add(1);
+                vector[8..].copy_from_slice(&block.to_be_bytes());
+            }
             Iv::Essiv(cipher) => {
                 vector[..8].copy_from_slice(&number.to_le_bytes());
                 cipher.encrypt(std::slice::from_mut(&mut vector));
@@ -440,6 +447,7 @@ mod tests {
             "ctr-plain64",
             "ecb",
             "cbc-plain64be",
+            "xts-benbi",
         ];
         for (cipher, mode, len) in ["aes", "serpent", "twofish"]
             .into_iter()
@@ -489,7 +497,7 @@ mod tests {
             ("cast5", "cbc-plain64", 16),
             ("aes", "xts-plain64", 16),
             ("aes", "lrw-benbi", 32),
-            ("aes", "cbc-benbi", 32),
+            ("aes", "cbc-eboiv", 32),
             ("aes", "cbc-essiv:md4", 32),
             ("aes", "cbc-essiv:sha1", 32),
             ("aes", "cbc-essiv", 32),

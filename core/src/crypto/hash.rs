@@ -7,12 +7,14 @@ use sha2::Digest;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs, reason = "their names say it")]
 pub enum Hash {
+    Md5,
     Sha1,
     Sha224,
     Sha256,
     Sha384,
     Sha512,
     Ripemd160,
+    Sm3,
     Whirlpool,
 }
 
@@ -20,6 +22,10 @@ pub enum Hash {
 macro_rules! with_hash {
     ($hash:expr, $digest:ident => $body:expr) => {
         match $hash {
+            Hash::Md5 => {
+                type $digest = md5::Md5;
+                $body
+            }
             Hash::Sha1 => {
                 type $digest = sha1::Sha1;
                 $body
@@ -44,6 +50,10 @@ macro_rules! with_hash {
                 type $digest = ripemd::Ripemd160;
                 $body
             }
+            Hash::Sm3 => {
+                type $digest = sm3::Sm3;
+                $body
+            }
             Hash::Whirlpool => {
                 type $digest = whirlpool::Whirlpool;
                 $body
@@ -54,25 +64,29 @@ macro_rules! with_hash {
 
 impl Hash {
     /// All hashes.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 9] = [
+        Self::Md5,
         Self::Sha1,
         Self::Sha224,
         Self::Sha256,
         Self::Sha384,
         Self::Sha512,
         Self::Ripemd160,
+        Self::Sm3,
         Self::Whirlpool,
     ];
 
     /// The name that headers and options have for it.
     pub const fn name(self) -> &'static str {
         match self {
+            Self::Md5 => "md5",
             Self::Sha1 => "sha1",
             Self::Sha224 => "sha224",
             Self::Sha256 => "sha256",
             Self::Sha384 => "sha384",
             Self::Sha512 => "sha512",
             Self::Ripemd160 => "ripemd160",
+            Self::Sm3 => "sm3",
             Self::Whirlpool => "whirlpool",
         }
     }
@@ -85,11 +99,22 @@ impl Hash {
     /// Bytes of a digest.
     pub const fn digest_len(self) -> usize {
         match self {
+            Self::Md5 => 16,
             Self::Sha1 | Self::Ripemd160 => 20,
             Self::Sha224 => 28,
-            Self::Sha256 => 32,
+            Self::Sha256 | Self::Sm3 => 32,
             Self::Sha384 => 48,
             Self::Sha512 | Self::Whirlpool => 64,
+        }
+    }
+
+    /// What a round of keyed digests costs, where one of SHA-256 costs 1: as measured on a processor with instructions for SHA-1 and
+    /// SHA-256.
+    pub const fn round_cost(self) -> u64 {
+        match self {
+            Self::Md5 | Self::Sha1 | Self::Sha224 | Self::Sha256 => 1,
+            Self::Sha384 | Self::Sha512 | Self::Ripemd160 | Self::Sm3 => 3,
+            Self::Whirlpool => 16,
         }
     }
 
@@ -141,6 +166,9 @@ mod tests {
             assert_eq!(hash.digest(&[b"a", b"bc"]), hash.digest(&[b"abc"]));
         }
         assert_eq!(Hash::parse("md4"), None);
+        // RFC 1321 and GB/T 32905, their examples of "abc".
+        assert_eq!(Hash::Md5.digest(&[b"abc"])[..4], [0x90, 0x01, 0x50, 0x98]);
+        assert_eq!(Hash::Sm3.digest(&[b"abc"])[..4], [0x66, 0xc7, 0xf0, 0xf4]);
         // FIPS 180-4, the example of one block.
         assert_eq!(Hash::Sha256.digest(&[b"abc"])[..4], [0xba, 0x78, 0x16, 0xbf]);
     }

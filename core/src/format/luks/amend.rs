@@ -7,8 +7,8 @@
 
 use super::LuksError;
 use super::copies::Header2Copies;
-use super::costs::{ITER_TIME_MS, iterations, rounds_per_second};
-use super::keyslot::{Kdf, Keyslot, Place, wipe};
+use super::costs::{ITER_TIME_MS, KdfChoice, iterations, rounds_per_second};
+use super::keyslot::{Budget, Kdf, Keyslot, Place, wipe};
 use super::layout::{Header, SLOTS, Slot, state_bytes};
 use super::volume::Volume;
 use crate::buf::Buf;
@@ -71,7 +71,9 @@ impl AmendKeyslots {
         match self.keyslot {
             Some(slot) if slot >= volume.slots_max() => {
                 let last = volume.slots_max() - 1;
-                let text = format!("Invalid keyslot {slot} specified, must be between 0 and {last}");
+                // Somebody may have meant a number below zero.
+                let said = slot.cast_signed();
+                let text = format!("Invalid keyslot {said} specified, must be between 0 and {last}");
                 Err(place.fail(io, LuksError::Option(text)))
             }
             slot => Ok(slot),
@@ -86,15 +88,15 @@ impl AmendKeyslots {
         key_secret: Option<&str>,
     ) -> Result<Volume> {
         let refuse = |text: String| Err(place.fail(io, LuksError::Option(text)));
-        let active = volume.active_slots();
+        let taken = volume.taken_slots();
         let slot = match self.checked_slot(io, place, volume)? {
-            Some(slot) if active.contains(&slot) && !self.force => {
+            Some(slot) if taken.contains(&slot) && !self.force => {
                 return refuse(format!(
                     "Refusing to overwrite active keyslot {slot} - please erase it first"
                 ));
             }
             Some(slot) => slot,
-            None => match (0..volume.slots_max()).find(|slot| !active.contains(slot)) {
+            None => match (0..volume.slots_max()).find(|slot| !taken.contains(slot)) {
                 Some(slot) => slot,
                 None => return refuse("Can't add a keyslot - all keyslots are in use".into()),
             },
@@ -107,18 +109,17 @@ impl AmendKeyslots {
         let Some((key, _)) = volume.unlock(io, place, &old).await? else {
             return Err(place.fail(io, LuksError::Password));
         };
-        let emptied = match active.contains(&slot) {
+        let emptied = match taken.contains(&slot) {
             true => volume.without(io, place, slot).await?,
             false => volume.clone(),
         };
-        let time = self.iter_time_ms.unwrap_or(ITER_TIME_MS);
-        emptied.with(io, place, slot, (&key, &passphrase, time)).await
+        emptied.with(io, place, slot, (&key, &passphrase, self.iter_time_ms)).await
     }
 
     async fn erase(&self, io: &Io, place: Place, volume: &Volume) -> Result<Volume> {
         let refuse = |text: String| Err(place.fail(io, LuksError::Option(text)));
         let active = volume.active_slots();
-        let slot = self.checked_slot(io, place, volume)?;
+        let (slot, mut budget) = (self.checked_slot(io, place, volume)?, Budget::default());
         let old = self.old_secret.as_deref().map(|id| io.secret(id)).transpose()?;
         let slots: Vec<u32> = match (slot, &old) {
             (None, None) => {
@@ -129,20 +130,20 @@ impl AmendKeyslots {
                 );
             }
             (Some(slot), old) => {
-                if !active.contains(&slot) {
+                if !volume.taken_slots().contains(&slot) {
                     return match self.force {
                         true => Ok(volume.clone()),
                         false => refuse(format!("Given keyslot {slot} is already erased (inactive) ")),
                     };
                 }
                 if let Some(old) = old
-                    && !volume.opens(io, place, slot, old).await?
+                    && !volume.opens(io, place, (slot, old), &mut budget).await?
                 {
                     return refuse(format!(
                         "Given keyslot {slot} doesn't contain the given old password for erase operation"
                     ));
                 }
-                if active.len() == 1 && !self.force {
+                if active == [slot] && !self.force {
                     return refuse(format!(
                         "Attempt to erase the only active keyslot {slot} which will erase all the data in the image \
                          irreversibly - refusing operation"
@@ -153,7 +154,7 @@ impl AmendKeyslots {
             (None, Some(old)) => {
                 let mut matching = Vec::new();
                 for slot in &active {
-                    if volume.opens(io, place, *slot, old).await? {
+                    if volume.opens(io, place, (*slot, old), &mut budget).await? {
                         matching.push(*slot);
                     }
                 }
@@ -187,8 +188,8 @@ impl Volume {
         }
     }
 
-    /// The slots that hold a key.
-    fn active_slots(&self) -> Vec<u32> {
+    /// The slots that hold a key, of whatever it is for.
+    fn taken_slots(&self) -> Vec<u32> {
         match self {
             Self::V1(header) => {
                 let slots = (0u32..).zip(&header.slots);
@@ -198,13 +199,38 @@ impl Volume {
         }
     }
 
+    /// The slots that hold the payload's key, those too that are only tried when they are asked for.
+    fn active_slots(&self) -> Vec<u32> {
+        let mut slots = self.taken_slots();
+        if let Self::V2(copies) = self {
+            let digest = copies.metadata.digest_of_segment(0);
+            slots.retain(|slot| digest.is_some_and(|(_, digest)| digest.keyslots.contains(slot)));
+        }
+        slots
+    }
+
     /// Whether a passphrase opens a slot.
-    async fn opens(&self, io: &Io, place: Place, slot: u32, passphrase: &Secret) -> Result<bool> {
-        let slots = self.keyslots().map_err(|fault| place.fail(io, fault))?;
-        let Some((_, keyslot, digest)) = slots.into_iter().find(|(number, ..)| *number == slot) else {
-            return Ok(false);
+    async fn opens(
+        &self,
+        io: &Io,
+        place: Place,
+        (number, passphrase): (u32, &Secret),
+        budget: &mut Budget,
+    ) -> Result<bool> {
+        let (keyslot, key_len, digest) = match self {
+            Self::V1(_) => {
+                let slots = self.keyslots().map_err(|fault| place.fail(io, fault))?;
+                match slots.into_iter().find(|(slot, ..)| *slot == number) {
+                    Some((_, keyslot, digest)) => (keyslot, self.key_len(), digest),
+                    None => return Ok(false),
+                }
+            }
+            Self::V2(copies) => match copies.metadata.opened_by(number) {
+                Some((slot, keyslot, digest)) => (keyslot.clone(), slot.key_len, digest.clone()),
+                None => return Ok(false),
+            },
         };
-        let key = keyslot.unlock(io, place, passphrase, (self.key_len(), &digest)).await?;
+        let key = keyslot.unlock(io, place, (number, passphrase), (key_len, &digest), budget).await?;
         Ok(key.is_some())
     }
 
@@ -217,7 +243,13 @@ impl Volume {
     }
 
     /// The volume with a slot that holds the key for a passphrase.
-    async fn with(&self, io: &Io, place: Place, slot: u32, new: (&[u8], &Secret, u64)) -> Result<Self> {
+    async fn with(
+        &self,
+        io: &Io,
+        place: Place,
+        slot: u32,
+        new: (&[u8], &Secret, Option<u64>),
+    ) -> Result<Self> {
         match self {
             Self::V1(header) => add_v1(io, place, header, slot as usize, new).await.map(Self::V1),
             Self::V2(copies) => add_v2(io, place, copies, slot, new).await.map(Self::V2),
@@ -242,7 +274,7 @@ async fn add_v1(
     place: Place,
     header: &Header,
     number: usize,
-    (key, passphrase, time): (&[u8], &Secret, u64),
+    (key, passphrase, time): (&[u8], &Secret, Option<u64>),
 ) -> Result<Header> {
     let fail = |fault| place.fail(io, fault);
     let hash = Hash::parse(&header.hash).ok_or_else(|| fail(LuksError::Hash(header.hash.clone())))?;
@@ -250,9 +282,9 @@ async fn add_v1(
     let mut header = header.clone();
     let slot = &mut header.slots[number];
     slot.salt = io.entropy::<32>(place.node).await?;
-    slot.iterations = iterations(per_second, time);
+    slot.iterations = iterations((hash, key.len()), per_second, time.unwrap_or(ITER_TIME_MS));
     let keyslot = header.keyslot(number).map_err(fail)?;
-    keyslot.seal(io, place, passphrase, key).await?;
+    keyslot.seal(io, place, (number as u32, passphrase), key).await?;
     write_slot(io, place, &header, number).await?;
     // Material, salt and rounds are durable before the slot says that it holds a key. Only its state may do that: a slot
     // crosses from one sector to the next, the state does not.
@@ -287,17 +319,18 @@ async fn add_v2(
     place: Place,
     copies: &Header2Copies,
     number: u32,
-    (key, passphrase, time): (&[u8], &Secret, u64),
+    (key, passphrase, time): (&[u8], &Secret, Option<u64>),
 ) -> Result<Header2Copies> {
     let fail = |fault| place.fail(io, fault);
     let refuse = |text: &str| Err(fail(LuksError::Option(text.into())));
     copies.next_seqid().map_err(fail)?;
     let (header, metadata) = (&copies.header, &copies.metadata);
-    let Some((digest, _)) = metadata.digest_of_segment(0) else {
+    let Some((digest, of_payload)) = metadata.digest_of_segment(0) else {
         return refuse("the volume has no digest of its key");
     };
     // The new slot is like one that there is, with a key derivation of its own.
-    let like = metadata.keyslots.iter().find_map(|(_, slot)| slot.keyslot.as_ref().ok());
+    let mut slots = metadata.keyslots.iter().filter(|(slot, _)| of_payload.keyslots.contains(slot));
+    let like = slots.find_map(|(_, slot)| slot.keyslot.as_ref().ok());
     let Some(like) = like else {
         return refuse("the volume has no keyslot that a new one could be made after");
     };
@@ -306,19 +339,23 @@ async fn add_v2(
         return refuse("Can't add a keyslot - there is no room for its material");
     };
     let salt = io.entropy::<32>(place.node).await?.to_vec();
-    let kdf = match &like.kdf {
-        Kdf::Argon2 { kind, passes, memory_kib, lanes, .. } => {
+    let kdf = match (&like.kdf, time) {
+        (Kdf::Argon2 { kind, passes, memory_kib, lanes, .. }, None) => {
             Kdf::Argon2 { kind: *kind, salt, passes: *passes, memory_kib: *memory_kib, lanes: *lanes }
         }
-        Kdf::Pbkdf2 { hash, .. } => {
-            let per_second = rounds_per_second(io, *hash, like.area_key_len).await;
-            Kdf::Pbkdf2 { hash: *hash, salt, iterations: iterations(per_second, time) }
+        (Kdf::Argon2 { kind, lanes, .. }, Some(time)) => {
+            let choice = KdfChoice { argon2: Some(*kind), lanes: *lanes, ..KdfChoice::default() };
+            choice.kdf(io, like.af_hash, salt, like.area_key_len, time).await
+        }
+        (Kdf::Pbkdf2 { hash, .. }, time) => {
+            let choice = KdfChoice { argon2: None, ..KdfChoice::default() };
+            choice.kdf(io, *hash, salt, like.area_key_len, time.unwrap_or(ITER_TIME_MS)).await
         }
     };
     let slot = Keyslot { kdf, area, ..like.clone() };
     let more =
         metadata.with_keyslot(header.size, number, (&slot, key.len(), area_len), digest).map_err(fail)?;
-    slot.seal(io, place, passphrase, key).await?;
+    slot.seal(io, place, (number, passphrase), key).await?;
     // The material is durable before a header names it.
     io.flush("luks2.add/before_header", place.node).await?;
     copies.store(io, place, more).await

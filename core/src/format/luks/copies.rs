@@ -13,6 +13,7 @@ use super::metadata::Metadata;
 use crate::buf::{Buf, is_zero};
 use crate::engine::Io;
 use crate::error::Result;
+use crate::graph::open::looks_like;
 use crate::intent::Fua;
 
 /// The header of a LUKS2 volume, from the copy that counts.
@@ -24,6 +25,8 @@ pub struct Header2Copies {
     pub metadata: Metadata,
     /// The copy that does not verify or is older, where it may be written anew.
     pub(super) stale: Option<Copy>,
+    /// Whether something else stands where the first copy was.
+    pub(super) foreign: bool,
 }
 
 impl Header2Copies {
@@ -52,9 +55,7 @@ impl Header2Copies {
                 break;
             }
         }
-        // Somebody else's header there may be what the owner wants to keep.
-        let own = head.starts_with(MAGIC) || is_zero(head);
-        let copies = |(header, metadata), stale| Self { header, metadata, stale };
+        let copies = |(header, metadata), stale| Self { header, metadata, stale, foreign: false };
         match (primary, secondary) {
             (Ok(first), Ok(second)) if second.0.seqid > first.0.seqid => {
                 Ok(copies(second, Some(Copy::Primary)))
@@ -63,7 +64,11 @@ impl Header2Copies {
                 Ok(copies(first, None))
             }
             (Ok(first), _) => Ok(copies(first, Some(Copy::Secondary))),
-            (Err(_), Ok(second)) => Ok(copies(second, own.then_some(Copy::Primary))),
+            (Err(_), Ok(second)) => {
+                // Somebody else's header there may be what the owner wants to keep.
+                let foreign = !is_own(head, &second.0);
+                Ok(Self { foreign, ..copies(second, (!foreign).then_some(Copy::Primary)) })
+            }
             (Err(LuksError::NotLuks), Err(LuksError::NotLuks)) => Err(place.fail(io, LuksError::NotLuks)),
             (Err(first), Err(second)) => {
                 let fault = LuksError::BothCopies { first: first.to_string(), second: second.to_string() };
@@ -103,8 +108,11 @@ impl Header2Copies {
     /// the header cannot change would be lost to a slot that goes on naming it.
     ///
     /// # Errors
-    /// When it cannot go up.
+    /// When it cannot go up, and when something else stands where the first copy is to be written.
     pub(super) fn next_seqid(&self) -> Result<u64, LuksError> {
+        if self.foreign {
+            return Err(LuksError::ForeignPrimary);
+        }
         let found = self.header.seqid;
         let expected = || "a number that can go up with a change".into();
         found.checked_add(1).ok_or_else(|| LuksError::Field {
@@ -133,6 +141,17 @@ impl Header2Copies {
         io.write("luks2.header/copy", place.node, at, bytes, Fua::No).await.1?;
         io.flush("luks2.header/after_copy", place.node).await
     }
+}
+
+/// Whether the first bytes of a volume are what became of its first copy: its magic is there, or everything is gone, or only the magic
+/// is, and nobody else's took its place.
+fn is_own(head: &[u8], second: &Header2) -> bool {
+    let rest = || {
+        let (version, size, uuid) = (head.get(6..8)?, head.get(8..16)?, head.get(168..208)?);
+        Some(version == 2u16.to_be_bytes() && size == second.size.to_be_bytes() && uuid == second.uuid)
+    };
+    let without_magic = || rest() == Some(true) && looks_like(head).is_none();
+    head.starts_with(MAGIC) || is_zero(head) || without_magic()
 }
 
 /// What came of reading a copy: the header, or what is wrong with it.

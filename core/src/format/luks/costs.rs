@@ -2,7 +2,8 @@
 
 use super::LuksError;
 use super::keyslot::{
-    ARGON2_LANES_MAX, ARGON2_MEMORY_MAX_KIB, ARGON2_PASSES_MAX, ITERATIONS_MAX, Kdf, advance,
+    ARGON2_KIB_COST, ARGON2_LANES_MAX, ARGON2_MEMORY_MAX_KIB, ARGON2_PASSES_MAX, ITERATIONS_MAX, Kdf,
+    WORK_MAX, advance, rounds_max,
 };
 use crate::compute::Compute;
 use crate::crypto::{Argon2Kind, Hash, Pbkdf2Chain, Secret};
@@ -82,7 +83,7 @@ impl KdfChoice {
         match (self.argon2, self.iterations) {
             (None, Some(iterations)) => Kdf::Pbkdf2 { hash, salt, iterations },
             (None, None) => {
-                let iterations = iterations(rounds_per_second(io, hash, len).await, time_ms);
+                let iterations = iterations((hash, len), rounds_per_second(io, hash, len).await, time_ms);
                 Kdf::Pbkdf2 { hash, salt, iterations }
             }
             (Some(kind), Some(passes)) => Kdf::Argon2 { kind, salt, passes, memory_kib, lanes },
@@ -98,7 +99,8 @@ impl KdfChoice {
 /// Passes and KiB of memory for a passphrase that takes so long to try: memory first, as much as may be taken, because that is
 /// what costs an attacker most.
 fn passes_and_memory(kib_per_second: u64, time_ms: u64, memory_max: u32) -> (u32, u32) {
-    let all = u128::from(kib_per_second) * u128::from(time_ms) / 1000;
+    let paid = u128::from(WORK_MAX / 4 * 3 / ARGON2_KIB_COST);
+    let all = (u128::from(kib_per_second) * u128::from(time_ms) / 1000).min(paid);
     let most = u128::from(memory_max);
     let memory = (all / u128::from(PASSES_MIN)).clamp(u128::from(TIMED_MIN_KIB).min(most), most);
     let passes = (all / memory).clamp(u128::from(PASSES_MIN), u128::from(ARGON2_PASSES_MAX));
@@ -121,10 +123,11 @@ async fn kib_per_second(io: &Io, kind: Argon2Kind, lanes: u32) -> u64 {
     u64::try_from(u128::from(MEASURED_KIB) * 1_000_000_000 / took.max(1)).unwrap_or(u64::MAX)
 }
 
-/// Rounds for a slot whose passphrase takes so long to try.
-pub(super) fn iterations(per_second: u64, time_ms: u64) -> u32 {
+/// Rounds for a slot whose passphrase takes so long to try, with that hash and for a key of that many bytes; no more than are paid when
+/// it is opened.
+pub(super) fn iterations((hash, len): (Hash, usize), per_second: u64, time_ms: u64) -> u32 {
     let wanted = u128::from(per_second) * u128::from(time_ms) / 1000;
-    wanted.clamp(u128::from(ITERATIONS_MIN), u128::from(ITERATIONS_MAX)) as u32
+    wanted.clamp(u128::from(ITERATIONS_MIN), u128::from(rounds_max(hash, len))) as u32
 }
 
 /// Rounds of the digest of the volume's key, beside slots of so many rounds. It is tried once for each slot: an eighth of the
@@ -169,6 +172,8 @@ mod tests {
         check(1 << 20, 2000, 1024, (1024, 1024));
         check(1, 1, 1 << 20, (4, TIMED_MIN_KIB));
         check(u64::MAX, u64::MAX, 64, (ARGON2_PASSES_MAX, 64));
+        // No more than is paid when it is opened: 18 GiB.
+        check(u64::MAX, u64::MAX, 1 << 20, (18, 1 << 20));
     }
 
     #[test]

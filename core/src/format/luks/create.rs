@@ -141,7 +141,7 @@ pub(in crate::format) async fn write_volume(
     };
     header.digest.copy_from_slice(&digest.of(io, key).await);
     let slot = header.keyslot(0).map_err(fail)?;
-    slot.seal(io, place, passphrase, key).await?;
+    slot.seal(io, place, (0, passphrase), key).await?;
     key.zeroize();
     // The material is durable before a header says that it is there.
     io.flush("luks.create/before_header", place.node).await?;
@@ -153,7 +153,7 @@ pub(in crate::format) async fn write_volume(
 
 fn new_header(options: &CreateOptions, random: &[u8], per_second: u64) -> Header {
     let key_len = options.key_len as u64;
-    let iterations = iterations(per_second, options.iter_time_ms);
+    let iterations = iterations((options.hash, options.key_len), per_second, options.iter_time_ms);
     let salt = |at: usize| random[at..at + 32].try_into().expect("32 bytes");
     let slot = |number: usize| Slot {
         active: number == 0,

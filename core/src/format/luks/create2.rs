@@ -92,7 +92,7 @@ pub(super) async fn write_volume2(
     let metadata = Metadata::new((HEADER_SIZE, PAYLOAD_AT, options.payload_at()), &segment, &digest)
         .and_then(|empty| empty.with_keyslot(HEADER_SIZE, 0, (&slot, key_len, area_len), 0))
         .map_err(fail)?;
-    slot.seal(io, place, passphrase, &key).await?;
+    slot.seal(io, place, (0, passphrase), &key).await?;
     // The material is durable before a header names it.
     io.flush("luks2.create/before_header", place.node).await?;
     let mut uuid = [0; 40];
@@ -100,7 +100,7 @@ pub(super) async fn write_volume2(
     uuid[..text.len()].copy_from_slice(text.as_bytes());
     let header =
         Header2 { size: HEADER_SIZE, seqid: 1, label: [0; 48], salt: [0; 64], uuid, subsystem: [0; 48] };
-    Header2Copies { header, metadata, stale: None }.write_both(io, place).await
+    Header2Copies { header, metadata, stale: None, foreign: false }.write_both(io, place).await
 }
 
 /// The digest of the volume's key.
@@ -115,7 +115,10 @@ async fn digest_of(
     let rounds = match more.kdf.iterations {
         // Nothing is timed then.
         Some(_) => 0,
-        None => iterations(rounds_per_second(io, hash, key.len()).await, options.iter_time_ms),
+        None => {
+            let per_second = rounds_per_second(io, hash, key.len()).await;
+            iterations((hash, key.len()), per_second, options.iter_time_ms)
+        }
     };
     let salt = io.entropy::<32>(place.node).await?.to_vec();
     let empty =

@@ -42,6 +42,16 @@ pub enum LuksError {
     SlotBeyondEnd { slot: usize, end: u64, len: u64 },
     #[error("{what} asks for {found} iterations, and {max} are the most that are done")]
     Iterations { what: &'static str, found: u32, max: u32 },
+    #[error(
+        "keyslot {slot} asks for {asks}, a cost of {cost}; with {spent} spent on the slots before it, that is more than the {max} \
+         that are spent on opening a volume"
+    )]
+    Work { slot: u32, asks: String, cost: u64, spent: u64, max: u64 },
+    #[error(
+        "the first copy of the LUKS2 header was overwritten with something else, and changing keyslots would overwrite that; \
+         restore it from the second copy if it is not needed"
+    )]
+    ForeignPrimary,
     #[error("the Argon2 parameters ask for {found} {what}, and {max} are the most that are taken")]
     Argon2 { what: &'static str, found: u64, max: u64 },
     #[error(
@@ -86,6 +96,8 @@ impl FormatError for LuksError {
             | Self::Hash(_)
             | Self::Cipher(_)
             | Self::Iterations { .. }
+            | Self::Work { .. }
+            | Self::ForeignPrimary
             | Self::Argon2 { .. }
             | Self::Unusable { .. }
             | Self::Segments(_)

@@ -22,9 +22,17 @@ use crate::error::{Error, Result};
 use crate::graph::NodeId;
 use crate::intent::Fua;
 
-/// Rounds of PBKDF2 at the most: two minutes of one core; honest volumes, made with times of two seconds, have some
-/// millions.
-pub const ITERATIONS_MAX: u32 = 1 << 28;
+/// What opening a volume costs at the most, for all slots that are tried together, in rounds of PBKDF2 with SHA-256 for 32 bytes of
+/// key: about ten seconds of one core. An honest slot, made in two seconds on a fast processor, costs an eighth of that to a fifth;
+/// [`Hash::round_cost`] and [`ARGON2_KIB_COST`] say what the rest costs beside it. A header can ask for eight slots of 2^32 rounds.
+pub const WORK_MAX: u64 = 96 << 20;
+
+/// What a pass over a KiB of Argon2's memory costs. It takes about as long as seven rounds; for four, volumes with two slots of 1 GiB
+/// and ten passes open, or with six of four passes, as cryptsetup makes them.
+pub const ARGON2_KIB_COST: u64 = 4;
+
+/// Rounds of PBKDF2 at the most: more are never paid.
+pub const ITERATIONS_MAX: u32 = WORK_MAX as u32;
 
 /// KiB of memory for Argon2 at the most: what cryptsetup takes at the most.
 pub const ARGON2_MEMORY_MAX_KIB: u32 = 4 << 20;
@@ -108,6 +116,49 @@ impl Place {
     }
 }
 
+/// What is left of [`WORK_MAX`].
+pub(super) struct Budget(u64);
+
+impl Default for Budget {
+    fn default() -> Self {
+        Self(WORK_MAX)
+    }
+}
+
+impl Budget {
+    /// Takes what trying a passphrase on a slot costs.
+    ///
+    /// # Errors
+    /// When not so much is left; then nothing is taken.
+    fn spend(&mut self, number: u32, slot: &Keyslot, digest: Option<&Digest>) -> Result<(), LuksError> {
+        let of_digest =
+            digest.map_or(0, |digest| rounds_cost(digest.hash, digest.iterations, digest.digest.len()));
+        let cost = slot.kdf.cost(slot.area_key_len).saturating_add(of_digest);
+        match self.0.checked_sub(cost) {
+            Some(left) => {
+                self.0 = left;
+                Ok(())
+            }
+            None => {
+                let of_digest = digest.map_or(0, |digest| digest.iterations);
+                let asks = slot.kdf.asks(of_digest);
+                Err(LuksError::Work { slot: number, asks, cost, spent: WORK_MAX - self.0, max: WORK_MAX })
+            }
+        }
+    }
+}
+
+/// What so many rounds cost for a key of `len` bytes.
+fn rounds_cost(hash: Hash, rounds: u32, len: usize) -> u64 {
+    let blocks = len.div_ceil(hash.digest_len()) as u64;
+    u64::from(rounds).saturating_mul(blocks * hash.round_cost())
+}
+
+/// Rounds of a slot at the most whose key has `len` bytes, so that there is something left for the digest.
+pub(super) fn rounds_max(hash: Hash, len: usize) -> u32 {
+    (WORK_MAX / 4 * 3 / rounds_cost(hash, 1, len).max(1)) as u32
+}
+
 impl Digest {
     /// Whether a key is the volume's.
     pub(super) async fn is_of(&self, io: &Io, key: &[u8]) -> bool {
@@ -135,9 +186,14 @@ impl Keyslot {
         &self,
         io: &Io,
         place: Place,
-        passphrase: &Secret,
+        (number, passphrase): (u32, &Secret),
         (key_len, digest): (usize, &Digest),
+        budget: &mut Budget,
     ) -> Result<Option<Zeroizing<Vec<u8>>>> {
+        budget.spend(number, self, Some(digest)).map_err(|fault| place.fail(io, fault))?;
+        check_iterations("the volume key's digest", digest.iterations)
+            .map_err(|fault| place.fail(io, fault))?;
+        self.kdf.check().map_err(|fault| place.fail(io, fault))?;
         let cipher = self.cipher_of(io, place, passphrase).await?;
         let len = self.material_len(key_len);
         let mut material =
@@ -148,11 +204,18 @@ impl Keyslot {
         Ok(digest.is_of(io, &key).await.then_some(key))
     }
 
-    /// Writes the material that holds the volume's key for a passphrase. It is not durable yet.
+    /// Writes the material of slot `number`, which holds the volume's key for a passphrase. It is not durable yet.
     ///
     /// # Errors
-    /// When it cannot be written.
-    pub(super) async fn seal(&self, io: &Io, place: Place, passphrase: &Secret, key: &[u8]) -> Result<()> {
+    /// When it cannot be written, or asks for more than is paid when it is opened.
+    pub(super) async fn seal(
+        &self,
+        io: &Io,
+        place: Place,
+        (number, passphrase): (u32, &Secret),
+        key: &[u8],
+    ) -> Result<()> {
+        Budget::default().spend(number, self, None).map_err(|fault| place.fail(io, fault))?;
         let cipher = self.cipher_of(io, place, passphrase).await?;
         let len = self.material_len(key.len());
         let mut material = io.entropy_bytes(place.node, len).await?;
@@ -204,6 +267,28 @@ async fn derive(
 }
 
 impl Kdf {
+    /// What it costs for a key of `len` bytes.
+    fn cost(&self, len: usize) -> u64 {
+        match *self {
+            Self::Pbkdf2 { hash, iterations, .. } => rounds_cost(hash, iterations, len),
+            Self::Argon2 { passes, memory_kib, .. } => {
+                u64::from(passes).saturating_mul(u64::from(memory_kib)).saturating_mul(ARGON2_KIB_COST)
+            }
+        }
+    }
+
+    /// What it asks for in words, beside a digest of so many rounds.
+    fn asks(&self, of_digest: u32) -> String {
+        match self {
+            Self::Pbkdf2 { hash, iterations, .. } => {
+                format!("{iterations} rounds of {}, and {of_digest} for the digest", hash.name())
+            }
+            Self::Argon2 { passes, memory_kib, .. } => {
+                format!("{passes} passes over {memory_kib} KiB, and {of_digest} rounds for the digest")
+            }
+        }
+    }
+
     /// Whether it costs no more than is paid.
     pub(super) fn check(&self) -> Result<(), LuksError> {
         match *self {
@@ -269,4 +354,66 @@ pub(super) async fn wipe(io: &Io, place: Place, area: u64, len: usize) -> Result
     let noise: Buf = io.entropy_bytes(place.node, len).await?;
     io.write("luks.wipe/material", place.node, place.base + area, noise, Fua::No).await.1?;
     io.flush("luks.wipe/barrier", place.node).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn slot(kdf: Kdf) -> Keyslot {
+        let cipher = CipherName::parse_whole("aes-xts-plain64").expect("a name");
+        Keyslot { kdf, cipher, area_key_len: 64, area: 0, af_hash: Hash::Sha256 }
+    }
+
+    fn pbkdf2(hash: Hash, iterations: u32) -> Keyslot {
+        slot(Kdf::Pbkdf2 { hash, salt: Vec::new(), iterations })
+    }
+
+    #[test]
+    fn opening_a_volume_costs_so_much_in_all() {
+        let opens = |slot: &Keyslot| {
+            let mut budget = Budget::default();
+            (0..20).take_while(|number| budget.spend(*number, slot, None).is_ok()).count()
+        };
+        // Rounds that fast processors do in two seconds, and what a hostile header asks for.
+        assert!(opens(&pbkdf2(Hash::Sha256, 6_000_000)) >= 8);
+        assert_eq!(opens(&pbkdf2(Hash::Sha256, 1 << 28)), 0);
+        assert!(opens(&pbkdf2(Hash::Whirlpool, 1_000_000)) >= 5);
+        let argon2 = |passes, memory_kib| {
+            slot(Kdf::Argon2 { kind: Argon2Kind::Id, salt: Vec::new(), passes, memory_kib, lanes: 4 })
+        };
+        assert_eq!(opens(&argon2(4, 1 << 20)), 6);
+        assert_eq!(opens(&argon2(10, 1 << 20)), 2);
+        assert_eq!(opens(&argon2(1024, 4 << 20)), 0);
+        assert_eq!(opens(&argon2(u32::MAX, u32::MAX)), 0);
+    }
+
+    #[test]
+    fn a_slot_that_costs_too_much_is_told_of_with_the_limit() {
+        let digest =
+            |len| Digest { hash: Hash::Sha1, salt: Vec::new(), iterations: 1 << 22, digest: vec![0; len] };
+        let (mut budget, slot) = (Budget::default(), pbkdf2(Hash::Sha256, 1 << 25));
+        assert_eq!(budget.spend(3, &slot, Some(&digest(20))), Ok(()));
+        let (spent, cost) = ((1 << 26) + (1 << 22), (1 << 26) + (1 << 22) * 26);
+        let asks = "33554432 rounds of sha256, and 4194304 for the digest".into();
+        let fault = LuksError::Work { slot: 5, asks, cost, spent, max: WORK_MAX };
+        // A long digest is made in as many parts as it needs.
+        assert_eq!(budget.spend(5, &slot, Some(&digest(512))), Err(fault));
+        // What costs less is still tried.
+        assert_eq!(budget.spend(6, &pbkdf2(Hash::Sha256, 1000), Some(&digest(20))), Ok(()));
+    }
+
+    #[test]
+    fn what_is_made_in_any_time_opens() {
+        for hash in Hash::ALL {
+            for len in [16, 32, 64] {
+                let kdf = Kdf::Pbkdf2 { hash, salt: Vec::new(), iterations: rounds_max(hash, len) };
+                let made = Keyslot { area_key_len: len, ..slot(kdf) };
+                let iterations = super::super::costs::digest_iterations(rounds_max(hash, len));
+                let digest =
+                    Digest { hash, salt: Vec::new(), iterations, digest: vec![0; hash.digest_len()] };
+                assert_eq!(Budget::default().spend(0, &made, Some(&digest)), Ok(()), "{hash:?} {len}");
+            }
+        }
+    }
 }

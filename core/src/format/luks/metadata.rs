@@ -18,6 +18,9 @@ const OBJECTS_MAX: usize = 256;
 /// Bytes of a salt or a digest at the most.
 const BYTES_MAX: usize = 512;
 
+/// Bytes of all keyslots' areas at the most, as in cryptsetup.
+const AREAS_MAX: u64 = 128 << 20;
+
 /// What the metadata says.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Metadata {
@@ -63,6 +66,8 @@ pub struct Segment {
     pub crypt: Option<SegmentCrypt>,
     /// Whether it is there for a reencryption that is under way.
     pub backup: bool,
+    /// Whether a reencryption is at work on it.
+    pub reencrypting: bool,
 }
 
 /// How a segment is encrypted.
@@ -243,6 +248,9 @@ impl Metadata {
         if !keyslots_size.is_multiple_of(4096) {
             return config.wrong("keyslots_size", "a multiple of 4096");
         }
+        if keyslots_size > AREAS_MAX {
+            return config.wrong("keyslots_size", "128 MiB at the most");
+        }
         let areas_from = 2 * header_size;
         let Some(areas_end) = areas_from.checked_add(keyslots_size) else {
             return config.wrong("keyslots_size", "a size that ends somewhere");
@@ -286,6 +294,13 @@ impl Metadata {
     /// The text of the metadata.
     pub fn encode(&self) -> Vec<u8> {
         Value::Object(self.json.clone()).to_string().into_bytes()
+    }
+
+    /// A keyslot and its digest, where there is all that they need.
+    pub(super) fn opened_by(&self, number: u32) -> Option<(&Slot2, &Keyslot, &Digest)> {
+        let (_, slot) = self.keyslots.iter().find(|(slot, _)| *slot == number)?;
+        let digest = self.digest_of(number)?.digest.as_ref().ok()?;
+        Some((slot, slot.keyslot.as_ref().ok()?, digest))
     }
 
     /// The digest of the keyslot's key.
@@ -410,6 +425,9 @@ fn slot(part: &Part<'_>) -> Result<Slot2, LuksError> {
         return part.wrong("key_size", "1 to 64 bytes");
     }
     let area_key_len = area.number("key_size")? as usize;
+    if area_key_len == 0 || area_key_len > KEY_LEN_MAX as usize {
+        return area.wrong("key_size", "1 to 64 bytes");
+    }
     let encryption = area.text("encryption")?;
     let af = part.part("af")?;
     if af.text("type")? != "luks1" {
@@ -492,7 +510,8 @@ fn segment(part: &Part<'_>) -> Result<Segment, LuksError> {
         return part.wrong("size", "whole sectors, or 'dynamic'");
     }
     let backup = flags.iter().any(|flag| flag.starts_with("backup-"));
-    Ok(Segment { kind: kind.into(), offset, size, crypt, backup })
+    let reencrypting = flags.contains(&"in-reencryption");
+    Ok(Segment { kind: kind.into(), offset, size, crypt, backup, reencrypting })
 }
 
 fn segment_crypt(part: &Part<'_>) -> Result<SegmentCrypt, LuksError> {
@@ -540,10 +559,11 @@ fn requirements(config: &Part<'_>) -> Result<Vec<String>, LuksError> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn whole() -> Value {
+    /// The metadata of a volume with one keyslot, whose headers have 16 KiB.
+    pub(in super::super) fn whole() -> Value {
         json!({
             "keyslots": {"0": {
                 "type": "luks2", "key_size": 64,
@@ -606,6 +626,8 @@ mod tests {
         check("/keyslots/0/area/offset", json!("0"), "keyslots.0.area.offset");
         check("/keyslots/0/area/size", json!("18446744073709551615"), "keyslots.0.area.size");
         check("/keyslots/0/key_size", json!(65), "keyslots.0.key_size");
+        check("/keyslots/0/area/key_size", json!(4_294_967_295u32), "keyslots.0.area.key_size");
+        check("/keyslots/0/area/key_size", json!(0), "keyslots.0.area.key_size");
         check("/keyslots/0/kdf/salt", json!("!"), "keyslots.0.kdf.salt");
         check("/segments/0/size", json!(4096), "segments.0.size");
         check("/segments/0/size", json!("-512"), "segments.0.size");
@@ -616,6 +638,7 @@ mod tests {
         check("/digests/0/keyslots", json!(["0", "1"]), "digests.0.keyslots");
         check("/config/json_size", json!("16384"), "config.json_size");
         check("/config/keyslots_size", json!("4095"), "config.keyslots_size");
+        check("/config/keyslots_size", json!("9223372036854771712"), "config.keyslots_size");
         check("/tokens", json!(42), "tokens");
         check("/tokens", json!({"0": {"type": "x", "keyslots": ["3"]}}), "tokens.0.keyslots");
         check("/tokens", json!({"00": {"type": "x", "keyslots": []}}), "tokens.00");

@@ -5,14 +5,14 @@ use zeroize::Zeroizing;
 
 use super::LuksError;
 use super::copies::Header2Copies;
-use super::keyslot::{Digest, Kdf, Keyslot, Place, check_iterations};
+use super::keyslot::{Budget, Digest, Kdf, Keyslot, Place};
 use super::layout::{self, HEADER_LEN, Header, SECTOR};
 use super::layout2::Copy;
 use super::metadata::SegmentCrypt;
 use super::sectors::Sectors;
 use crate::crypto::{Argon2Kind, Cipher, CipherName, Hash, Secret};
 use crate::engine::Io;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// The header of a volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -101,7 +101,6 @@ impl Volume {
     pub(super) fn keyslots(&self) -> Result<Vec<(u32, Keyslot, Digest)>, LuksError> {
         match self {
             Self::V1(header) => {
-                check_iterations("the volume key's digest", header.digest_iterations)?;
                 let digest = header.key_digest()?;
                 let active = (0u32..).zip(&header.slots).filter(|(_, slot)| slot.active);
                 let slots =
@@ -135,7 +134,8 @@ impl Volume {
     }
 
     /// The volume's key and the number of the slot that gave it, where the passphrase opens one. A slot that asks for
-    /// what there is not is passed by, unless none opens.
+    /// what there is not is passed by, unless none opens; one that costs more than is left is told of then in any case, because the
+    /// passphrase may be its.
     ///
     /// # Errors
     /// When the header cannot be used, or a slot cannot be read.
@@ -146,18 +146,21 @@ impl Volume {
         passphrase: &Secret,
     ) -> Result<Option<(Zeroizing<Vec<u8>>, u32)>> {
         let slots = self.keyslots().map_err(|fault| place.fail(io, fault))?;
-        let (mut refused, mut tried) = (None, false);
+        let (mut refused, mut dear, mut tried, mut budget) = (None, None, false, Budget::default());
         for (number, slot, digest) in slots {
-            match slot.unlock(io, place, passphrase, (self.key_len(), &digest)).await {
+            let key = (self.key_len(), &digest);
+            match slot.unlock(io, place, (number, passphrase), key, &mut budget).await {
                 Ok(Some(key)) => return Ok(Some((key, number))),
                 Ok(None) => tried = true,
+                Err(error) if is_too_dear(&error) => drop(dear.get_or_insert(error)),
                 Err(error) => {
                     refused.get_or_insert(error);
                 }
             }
         }
-        match refused {
-            Some(error) if !tried => Err(error),
+        match (dear, refused) {
+            (Some(error), _) => Err(error),
+            (None, Some(error)) if !tried => Err(error),
             _ => Ok(None),
         }
     }
@@ -200,6 +203,12 @@ impl Volume {
     }
 }
 
+/// Whether a slot was passed by for what it costs.
+fn is_too_dear(error: &Error) -> bool {
+    let Error::Format { fault, .. } = error else { return false };
+    matches!(fault.as_any().downcast_ref(), Some(LuksError::Work { .. } | LuksError::Iterations { .. }))
+}
+
 impl Header2Copies {
     /// The slots whose key is the payload's, those first that are to be tried first.
     fn keyslots(&self) -> Result<Vec<(u32, Keyslot, Digest)>, LuksError> {
@@ -216,7 +225,6 @@ impl Header2Copies {
             }
             match (&slot.keyslot, &digest.digest) {
                 (Ok(keyslot), Ok(digest)) => {
-                    check_iterations("the volume key's digest", digest.iterations)?;
                     slots.push((slot.priority, *number, keyslot.clone(), digest.clone()));
                 }
                 (Err(why), _) | (_, Err(why)) => drop(refused.get_or_insert(unusable(*number, why))),
@@ -244,7 +252,7 @@ impl Header2Copies {
             return Err(LuksError::Requirement(requirement.clone()));
         }
         let refuse = |why: &str| Err(LuksError::Segments(why.into()));
-        if self.metadata.segments.iter().any(|(_, segment)| segment.backup) {
+        if self.metadata.segments.iter().any(|(_, segment)| segment.backup || segment.reencrypting) {
             return refuse("a reencryption is under way");
         }
         let [(_, segment)] = &self.metadata.segments[..] else {
@@ -286,7 +294,7 @@ impl Header2Copies {
         if !metadata.requirements.is_empty() {
             put("requirements", json!(metadata.requirements));
         }
-        if let Some(copy) = self.stale {
+        if let Some(copy) = self.stale.or(self.foreign.then_some(Copy::Primary)) {
             let name = match copy {
                 Copy::Primary => "primary",
                 Copy::Secondary => "secondary",
@@ -370,5 +378,28 @@ impl Header {
         put("uuid", json!(self.uuid));
         put("slots", Value::Array(slots));
         data
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::layout2::Header2;
+    use super::super::metadata::{Metadata, tests::whole};
+    use super::*;
+
+    #[test]
+    fn a_segment_that_is_being_reencrypted_is_not_used() {
+        let refused = |flags: Value| {
+            let mut json = whole();
+            json["segments"]["0"]["flags"] = flags;
+            let metadata = Metadata::parse(json.to_string().as_bytes(), 16384).expect("it goes together");
+            let (size, seqid, label, salt) = (16384, 1, [0; 48], [0; 64]);
+            let header = Header2 { size, seqid, label, salt, uuid: [0; 40], subsystem: [0; 48] };
+            let copies = Header2Copies { header, metadata, stale: None, foreign: false };
+            copies.payload_cipher().is_err()
+        };
+        assert!(!refused(json!([])));
+        assert!(refused(json!(["in-reencryption"])));
+        assert!(refused(json!(["backup-final"])));
     }
 }
