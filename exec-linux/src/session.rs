@@ -261,7 +261,9 @@ impl Session {
         self.alone.set(self.alone.get() + 1);
         let mut backend = self.backend.borrow_mut();
         let mut unsent = self.engine.submit_lone(request);
+        let mut others = false;
         for _ in 0..LOOKS {
+            others |= self.engine.has_intents();
             let sent = match unsent.take() {
                 Some(intent) => backend.push(intent),
                 None => self.hand_over(&mut backend),
@@ -271,12 +273,20 @@ impl Session {
                 self.failed.set(true);
             }
             let mut reply = None;
-            let any = backend.look(|token, outcome| reply = self.engine.complete_lone(token, outcome));
-            if reply.is_some() {
-                return reply;
+            let any = backend.look(|token, outcome| {
+                // Others may complete beside it.
+                reply = self.engine.complete_lone(token, outcome).or(reply.take());
+            });
+            if reply.is_none() && any {
+                reply = self.engine.next_reply();
             }
-            if any && let Some(reply) = self.engine.next_reply() {
-                return Some(reply);
+            if reply.is_some() {
+                if others || self.engine.has_intents() {
+                    // What nobody waits for is the driver's to submit, and to carry on with.
+                    drop(backend);
+                    self.kick();
+                }
+                return reply;
             }
             if !backend.must_poll() {
                 break;
