@@ -172,8 +172,8 @@ mod tests {
         check(1 << 20, 2000, 1024, (1024, 1024));
         check(1, 1, 1 << 20, (4, TIMED_MIN_KIB));
         check(u64::MAX, u64::MAX, 64, (ARGON2_PASSES_MAX, 64));
-        // No more than is paid when it is opened: 18 GiB.
-        check(u64::MAX, u64::MAX, 1 << 20, (18, 1 << 20));
+        // No more than is paid when it is opened: 36 GiB.
+        check(u64::MAX, u64::MAX, 1 << 20, (36, 1 << 20));
     }
 
     #[test]
