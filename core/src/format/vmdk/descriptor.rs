@@ -393,7 +393,7 @@ mod tests {
         };
         let line = "Invalid extent line: line 5 of the descriptor: ";
         check("RW 5 FLAT \"a\"", &format!("{line}a flat extent needs its first sector: RW 5 FLAT \"a\""));
-        check("RW 0 SPARSE \"a\"", &format!("{line}an extent of no sectors: RW 0 SPARSE \"a\""));
+        check("RW 0 FLAT \"a\" 0", &format!("{line}an extent of no sectors: RW 0 FLAT \"a\" 0"));
         check("RW 1 BOGUS \"a\"", &format!("{line}a kind of extent that is not known: RW 1 BOGUS \"a\""));
         check("RW 1 SPARSE", &format!("{line}no name: RW 1 SPARSE"));
         let words = "expected access, sectors, kind and a name in quotes";
