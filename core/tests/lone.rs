@@ -68,6 +68,22 @@ fn its_answer_may_also_come_among_others() {
 }
 
 #[test]
+fn there_is_one_at_a_time() {
+    let (null, disk, data) = image();
+    let engine = null.engine();
+    let first = engine.submit_lone(read(disk, 0, data)).expect("one intent");
+    let second = Request { tag: 8, ..read(disk, 65536, Buf::zeroed(512).into()) };
+    assert!(engine.submit_lone(second).is_none(), "it begins as any other");
+    let token = first.token;
+    assert_eq!(engine.complete_lone(token, moved(first, Ok(PAGE))).map(|reply| reply.tag), Some(7));
+    let other = engine.next_intent().expect("in the queue");
+    let token = other.token;
+    assert!(engine.complete_lone(token, moved(other, Ok(512))).is_none());
+    assert_eq!(engine.next_reply().map(|reply| (reply.tag, reply.data.len_bytes())), Some((8, 512)));
+    assert!(engine.is_idle());
+}
+
+#[test]
 fn what_falls_short_goes_on_as_any_other() {
     let (null, disk, data) = image();
     let engine = null.engine();

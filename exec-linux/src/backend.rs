@@ -319,6 +319,12 @@ impl Backend {
         self.sockets.is_none() && (self.lanes.is_empty() || self.must_poll() || self.lanes.is_idle())
     }
 
+    /// Whether any leaf is one that is polled.
+    #[inline]
+    pub(crate) fn has_polled(&self) -> bool {
+        !self.lanes.is_empty()
+    }
+
     /// Begins what was pushed to polled leaves, and hands over what came of it. Does not wait. Tells whether there was anything.
     #[inline]
     pub(crate) fn look(&mut self, mut done: impl FnMut(Token, Outcome)) -> bool {

@@ -20,7 +20,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use drystone_core::intent::{Errno, LockRefused, Permissions};
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{Mode, OFlags, fstat};
 
 /// First byte of the permissions that are held.
 const HELD: i64 = 100;
@@ -72,10 +72,14 @@ impl FileLocks {
 }
 
 /// The same file, opened once more, whatever its name has become. None where that is not allowed, as after rights were
-/// dropped, or where there is no `/proc`. All locks are shared ones, for which reading is enough.
+/// dropped, or where `/proc` is not there or names another file. All locks are shared ones, for which reading is enough.
 fn opened_again(file: BorrowedFd<'_>) -> Option<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
-    rustix::fs::open(format!("/proc/self/fd/{}", file.as_raw_fd()), flags, Mode::empty()).ok()
+    let name = format!("/proc/thread-self/fd/{}", file.as_raw_fd());
+    let again = rustix::fs::open(name, flags, Mode::empty()).ok()?;
+    let (one, other) = (fstat(file).ok()?, fstat(&again).ok()?);
+    let same = (one.st_dev, one.st_ino, one.st_rdev) == (other.st_dev, other.st_ino, other.st_rdev);
+    same.then_some(again)
 }
 
 /// Brings the locks from `held` to `wanted`; when that is refused they stay as they were.

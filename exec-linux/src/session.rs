@@ -49,7 +49,7 @@ pub struct Session {
     closing: Cell<bool>,
     /// Somebody was answered, and may want to do something.
     answered: Cell<bool>,
-    /// Requests that [`look_for`](Self::look_for) answered since the driver task had its turn.
+    /// Requests that [`submit_alone`](Self::submit_alone) began since the driver task had its turn.
     alone: Cell<u32>,
     /// NBD servers of this engine's images, and what came of their clients' requests.
     servers: RefCell<Vec<Server>>,
@@ -248,52 +248,48 @@ impl Session {
         Ok(())
     }
 
-    /// Whether nobody waits for anything, nor is kept waiting by who looks for an answer.
-    #[inline]
-    fn is_alone(&self) -> bool {
-        self.waiters.borrow().is_empty() && self.alone.get() < ALONE_MAX && self.trace.is_none()
-    }
-
-    /// Begins a request while nobody else waits, and looks a little for its answer: on a polled leaf the way over the driver
-    /// task, and back by waking who asked, would be most of what it costs.
+    /// Begins a request whose answer goes to `key`, while nobody else waits, and looks a little for the answer: on a polled leaf
+    /// the way over the driver task, and back by waking who asked, would be most of what it costs. Gives the request back where
+    /// somebody waits, or would be kept waiting.
     #[inline(always)]
-    fn submit_alone(&self, request: Request) -> Option<Reply> {
-        self.alone.set(self.alone.get() + 1);
+    fn submit_alone(&self, request: Request) -> std::result::Result<Option<Reply>, Request> {
+        let alone = self.waiters.borrow().len() == 1 && self.alone.get() < ALONE_MAX && self.trace.is_none();
         let mut backend = self.backend.borrow_mut();
-        let mut unsent = self.engine.submit_lone(request);
-        let mut others = false;
+        if !alone || !backend.has_polled() || !backend.has_room() {
+            return Err(request);
+        }
+        self.alone.set(self.alone.get() + 1);
+        // What nobody waits for is the driver's to submit, and to carry on with.
+        let mut others = self.engine.has_intents();
+        let mut sent = self.engine.submit_lone(request).map_or(Ok(()), |intent| backend.push(intent));
         for _ in 0..LOOKS {
-            others |= self.engine.has_intents();
-            let sent = match unsent.take() {
-                Some(intent) => backend.push(intent),
-                None => self.hand_over(&mut backend),
-            };
+            if sent.is_ok() && self.engine.has_intents() {
+                others = true;
+                sent = self.hand_over(&mut backend);
+            }
             if sent.is_err() {
-                // The driver's next call to the kernel says why.
-                self.failed.set(true);
+                drop(backend);
+                self.fail();
+                break;
             }
             let mut reply = None;
             let any = backend.look(|token, outcome| {
                 // Others may complete beside it.
                 reply = self.engine.complete_lone(token, outcome).or(reply.take());
             });
-            if reply.is_none() && any {
-                reply = self.engine.next_reply();
-            }
             if reply.is_some() {
                 if others || self.engine.has_intents() {
-                    // What nobody waits for is the driver's to submit, and to carry on with.
                     drop(backend);
                     self.kick();
                 }
-                return reply;
+                return Ok(reply);
             }
-            if !backend.must_poll() {
+            if any && self.deliver() || !backend.must_poll() {
                 break;
             }
             backend.relax();
         }
-        None
+        Ok(None)
     }
 
     /// Gives servers their turn. Tells whether they did anything.
@@ -470,19 +466,24 @@ impl Session {
         image: &Rc<Opened>,
         request: Request,
     ) -> std::result::Result<(BufList, Result<()>), usize> {
-        let key = self.waiters.borrow().vacant_key();
-        let request = Request { tag: key as u64, ..request };
-        if self.is_alone() {
-            if let Some(Reply { data, result, .. }) = self.submit_alone(request) {
+        image.enter();
+        let key = self.waiters.borrow_mut().insert(Waiter::Waiting { waker: None, image: None });
+        match self.submit_alone(Request { tag: key as u64, ..request }) {
+            Ok(Some(Reply { data, result, .. })) => {
+                self.waiters.borrow_mut().remove(key);
+                image.leave();
                 return Ok((data, result));
             }
-        } else {
-            self.engine.submit(request);
+            Ok(None) => {}
+            Err(request) => self.engine.submit(request),
         }
-        image.enter();
-        let waiter = Waiter::Waiting { waker: None, image: Some(Rc::clone(image)) };
-        let entered = self.waiters.borrow_mut().insert(waiter);
-        debug_assert_eq!(entered, key, "nobody comes between");
+        let waits = match &mut self.waiters.borrow_mut()[key] {
+            Waiter::Waiting { image: held, .. } => held.replace(Rc::clone(image)).is_none(),
+            _ => false,
+        };
+        if !waits {
+            image.leave();
+        }
         // What memory alone can answer is answered by now.
         self.deliver();
         self.kick();

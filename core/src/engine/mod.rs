@@ -226,12 +226,15 @@ impl Engine {
         }
     }
 
-    /// Begins a request, for who has nothing else in flight, carries out its intent at once, and waits for it: neither the
-    /// intent nor its answer, which [`complete_lone`](Self::complete_lone) takes, goes through a queue. Where it is more than one
-    /// intent, it begins as by [`submit`](Self::submit).
+    /// Begins a request for who carries out its intent at once and waits for it: neither the intent nor its answer, which
+    /// [`complete_lone`](Self::complete_lone) takes, goes through a queue. Where it is more than one intent, or another one that
+    /// began like this is in flight, it begins as by [`submit`](Self::submit).
     #[inline(always)]
     pub fn submit_lone(&self, request: Request) -> Option<Intent> {
-        debug_assert!(self.0.lone.get().is_none(), "there is one at a time");
+        if self.0.lone.get().is_some() {
+            self.submit(request);
+            return None;
+        }
         let fly = |this: &Shared, whole| {
             this.lone.set(Some(whole));
             whole::LONE

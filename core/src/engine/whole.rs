@@ -24,7 +24,7 @@ pub(crate) struct Whole {
     len: u64,
 }
 
-/// The one intent that is not among the [flights](Shared::fly): whoever has it has nothing else in flight.
+/// The one intent that is not among the [flights](Shared::fly). There is none other of its kind.
 pub(super) const LONE: Token = Token(u64::MAX);
 
 impl Shared {

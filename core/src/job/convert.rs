@@ -337,7 +337,7 @@ impl State<'_> {
         };
         let status = match status {
             Ok(status) => status,
-            Err(error) if self.plan.salvage => self.untold(source, (offset, len), error).await,
+            Err(error) if self.plan.salvage => self.untold((source, base), (offset, len), error).await,
             Err(error) => return Err(Doing::Status.failed(0, offset)(error)),
         };
         let status = self.without_holes(source, status).await;
@@ -365,17 +365,22 @@ impl State<'_> {
 
     /// The status of a range that begins with a sector which has none, because of `error`: as many such sectors as a chunk
     /// has at the most, and reading will tell what is in them. A cluster that is to be compressed is asked for once.
-    async fn untold(&self, source: NodeId, (offset, len): (u64, u64), error: Box<Error>) -> Status {
+    async fn untold(
+        &self,
+        (source, base): (NodeId, Option<NodeId>),
+        (offset, len): (u64, u64),
+        error: Box<Error>,
+    ) -> Status {
         let most = len.min(self.chunk);
         let step = if self.plan.compress { self.chunk } else { SECTOR };
         let (mut known, mut error) = (0, error);
         loop {
             (self.lost)(&Doing::Status.failed(0, offset + known)(error));
             known = (known + step).min(most);
-            if known == most {
+            if known == most || (self.stop)() {
                 break;
             }
-            match self.io.status(source, offset + known, most - known, None).await {
+            match self.io.status(source, offset + known, most - known, base).await {
                 Ok(_) => break,
                 Err(next) => error = next,
             }
@@ -500,7 +505,13 @@ impl State<'_> {
         while !rest.is_empty() {
             let before = done.len_bytes() as u64;
             let len = SECTOR.min(rest.len_bytes() as u64);
-            let sector = rest.split_to(len as usize);
+            let mut sector = rest.split_to(len as usize);
+            if (self.stop)() {
+                // Nobody waits for the copy any more, and a sector may take a dying disk long.
+                sector.zero_from(0);
+                done.append(sector);
+                continue;
+            }
             let (mut sector, result) = self.io.read("convert/salvage", source, offset + before, sector).await;
             if let Err(error) = result {
                 (self.lost)(&Doing::Read.failed(0, offset + before)(error));
