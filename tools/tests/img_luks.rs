@@ -8,6 +8,7 @@ use std::io::Write as _;
 use std::process::{Command, Stdio};
 
 use drystone_core::crypto::Hash;
+use drystone_core::format::luks::keyslot::WORK_MAX;
 use real::{folder, unpacked};
 use side::{Side, disk};
 
@@ -396,7 +397,7 @@ fn a_volume_is_opened_for_no_more_than_it_may_cost() {
     side.our_make(&format!("create {SECRETS} -f luks -o key-secret=s,iter-time=10 v1 1M"));
     side.our_make(&format!("amend {} -o state=active,new-secret=n,iter-time=10", luks("v1")));
     let mut volume = side.read("v1");
-    volume[208 + 48 + 4..208 + 48 + 8].copy_from_slice(&60_000_000u32.to_be_bytes());
+    volume[208 + 48 + 4..208 + 48 + 8].copy_from_slice(&120_000_000u32.to_be_bytes());
     side.write("v1", &volume);
     assert_eq!(
         side.ours(&format!("map --output=json {}", luks("v1"))).code,
@@ -405,8 +406,11 @@ fn a_volume_is_opened_for_no_more_than_it_may_cost() {
     );
     let wrong = "map --output=json --object secret,id=s,data=no --image-opts driver=luks,key-secret=s,file.filename=v1";
     let run = side.ours(wrong);
-    let says = "keyslot 1 asks for 60000000 rounds of sha256";
-    assert!(run.code == 1 && run.stderr.contains(says) && run.stderr.contains("100663296"), "{run:?}");
+    let says = "keyslot 1 asks for 120000000 rounds of sha256";
+    assert!(
+        run.code == 1 && run.stderr.contains(says) && run.stderr.contains(&WORK_MAX.to_string()),
+        "{run:?}"
+    );
     volume[208 + 48 + 4..208 + 48 + 8].fill(0xff);
     side.write("v1", &volume);
     let run = side.ours(wrong);
