@@ -85,7 +85,7 @@ enum State {
 }
 
 /// The passphrases of the images that tests make, by their ids.
-pub const SECRETS: [(&str, &str); 2] = [("key", "stones"), ("new", "mortar")];
+pub const SECRETS: [(&str, &str); 3] = [("key", "stones"), ("new", "mortar"), ("newer", "cement")];
 
 /// An engine that knows the passphrases of the images that tests make.
 pub(crate) fn new_engine() -> Engine {

@@ -391,6 +391,88 @@ fn a_new_keyslot_of_argon2_takes_the_time_that_is_asked_for() {
     side.finish();
 }
 
+/// The only key of a volume is overwritten: the data is there by the new passphrase, and by it alone.
+#[test]
+fn the_only_keyslot_is_overwritten_by_force() {
+    let side = Side::new();
+    side.write("r", &disk(1 << 20, 7));
+    let path = side.path("v").to_str().expect("a path of text").to_owned();
+    let pbkdf2 = "key-secret=s,version=luks2,pbkdf=pbkdf2,pbkdf-force-iterations=1000";
+    for (options, version) in [("key-secret=s,iter-time=10", 1), (CHEAP, 2), (pbkdf2, 2)] {
+        side.our_make(&format!("convert {SECRETS} -O luks -o {options} r v"));
+        let amend = |more: &str| {
+            let options = "state=active,new-secret=n,iter-time=10,keyslot=0";
+            side.ours(&format!("amend {} -o {options}{more}", luks("v")))
+        };
+        let before = side.read("v");
+        let refused = amend("");
+        assert!(
+            refused.code == 1 && refused.stderr.contains("Refusing to overwrite active keyslot 0"),
+            "{refused:?}"
+        );
+        assert!(side.read("v") == before, "{options}: nothing is written");
+        let done = amend(" --force");
+        assert_eq!(done.code, 0, "{options}: {done:?}");
+        // Nothing is left of the old material: the first area is behind the header, or behind both of its copies.
+        let (area, after) = (if version == 1 { 4 << 10 } else { 32 << 10 }, side.read("v"));
+        let sectors = |bytes: &[u8]| -> Vec<Vec<u8>> {
+            bytes[area..][..64 * 4000].chunks_exact(512).map(<[u8]>::to_vec).collect()
+        };
+        let left = sectors(&before).iter().zip(sectors(&after)).filter(|(old, new)| *old == new).count();
+        assert_eq!(left, 0, "{options}: sectors of the old key");
+
+        let by = |id: &str| {
+            format!(
+                "compare {SECRETS} --image-opts driver=luks,key-secret={id},file.filename=v driver=raw,file.filename=r"
+            )
+        };
+        let opened = |run: &side::Run| (run.code, run.stdout.contains("Images are identical."));
+        let (new, old) = (side.ours(&by("n")), side.ours(&by("s")));
+        assert_eq!(opened(&new), (0, true), "{options}: {new:?}");
+        assert!(old.stderr.contains("Invalid password, cannot unlock any keyslot"), "{options}: {old:?}");
+        if version == 1 {
+            let (new, old) = (side.theirs(&by("n")), side.theirs(&by("s")));
+            assert_eq!(opened(&new), (0, true), "{options}: {new:?}");
+            assert!(old.stderr.contains("Invalid password, cannot unlock any keyslot"), "{options}: {old:?}");
+        }
+        if Command::new("cryptsetup").arg("--version").output().is_ok() {
+            assert!(cryptsetup_opens(&path, "new") && !cryptsetup_opens(&path, "abc"), "{options}");
+        }
+    }
+    side.finish();
+}
+
+/// What a new slot costs is paid together with those that are there, when the volume is opened.
+#[test]
+fn a_keyslot_that_makes_a_volume_too_dear_to_open_is_not_made() {
+    let side = Side::new();
+    let cheap = "key-secret=s,cipher-alg=aes-128,iter-time=10";
+    side.our_make(&format!("create {SECRETS} -f luks -o {cheap} v 1M"));
+    for id in ["n", "w"] {
+        side.our_make(&format!("amend {} -o state=active,new-secret={id},iter-time=10", luks("v")));
+    }
+    let mut volume = side.read("v");
+    for slot in [1, 2] {
+        let at = 208 + 48 * slot + 4;
+        volume[at..at + 4].copy_from_slice(&90_000_000u32.to_be_bytes());
+    }
+    side.write("v", &volume);
+    // As many rounds as a slot may have: too many beside two of them, and beside one.
+    for (number, others) in [("keyslot=3", 180_000_000), ("keyslot=2 --force", 90_000_000)] {
+        let run = side
+            .ours(&format!("amend {} -o state=active,new-secret=n,iter-time=100000000,{number}", luks("v")));
+        let slot = &number[..9].replace('=', " ");
+        assert!(run.code == 1 && run.stderr.contains(&format!("{slot} asks for ")), "{number}: {run:?}");
+        // The digest, which is tried with every slot, and the first slot cost little.
+        let said = run.stderr.split("with ").nth(1).and_then(|rest| rest.split(' ').next());
+        let spent: u64 = said.and_then(|said| said.parse().ok()).unwrap_or_else(|| panic!("{run:?}"));
+        assert!((others..others + 10_000_000).contains(&spent), "{number}: {run:?}");
+        assert!(side.read("v") == volume, "{number}: nothing is written");
+    }
+    side.our_make(&format!("amend {} -o state=active,new-secret=n,iter-time=10,keyslot=3", luks("v")));
+    side.finish();
+}
+
 #[test]
 fn a_volume_is_opened_for_no_more_than_it_may_cost() {
     let side = Side::new();

@@ -4,12 +4,19 @@
 //! material, a barrier, the header's copies one after the other. So a slot that says it holds a key does. Erasing: the
 //! material is overwritten, a barrier, the state, a barrier: a slot whose state is lost to a crash opens nothing, and no
 //! slot that says it is empty has a key that can still be read. A crash leaves the other slots as they were.
+//!
+//! Overwriting. LUKS2: the new material in an area that is free, a barrier, the header's copies one after the other with the slot at
+//! its new area, and only then the old material: at any moment the slot opens by the old passphrase or by the new one. LUKS1: a
+//! slot's area is where it is, so what can fail or takes long comes first, and then the new material over the old, the slot, and one
+//! barrier. A crash before that barrier may leave a slot that opens by neither; where it is the only one, the data is lost, as with
+//! the reference.
 
 use super::LuksError;
 use super::copies::Header2Copies;
 use super::costs::{ITER_TIME_MS, KdfChoice, iterations, rounds_per_second};
 use super::keyslot::{Budget, Kdf, Keyslot, Place, wipe};
-use super::layout::{Header, SLOTS, Slot, state_bytes};
+use super::layout::{Header, SLOTS, STRIPES, Slot, state_bytes};
+use super::metadata::Slot2;
 use super::volume::Volume;
 use crate::buf::Buf;
 use crate::crypto::{Hash, Secret};
@@ -109,11 +116,13 @@ impl AmendKeyslots {
         let Some((key, _)) = volume.unlock(io, place, &old).await? else {
             return Err(place.fail(io, LuksError::Password));
         };
-        let emptied = match taken.contains(&slot) {
-            true => volume.without(io, place, slot).await?,
-            false => volume.clone(),
-        };
-        emptied.with(io, place, slot, (&key, &passphrase, self.iter_time_ms)).await
+        let budget = volume.budget_beside(slot).map_err(|fault| place.fail(io, fault))?;
+        let time = self.iter_time_ms;
+        let new = NewSlot { number: slot, key: &key, passphrase: &passphrase, time, budget };
+        match volume {
+            Volume::V1(header) => put_v1(io, place, header, new).await.map(Volume::V1),
+            Volume::V2(copies) => put_v2(io, place, copies, new).await.map(Volume::V2),
+        }
     }
 
     async fn erase(&self, io: &Io, place: Place, volume: &Volume) -> Result<Volume> {
@@ -179,7 +188,30 @@ impl AmendKeyslots {
     }
 }
 
+/// A slot that is to hold the key for a passphrase, in use or not.
+struct NewSlot<'a> {
+    number: u32,
+    key: &'a [u8],
+    passphrase: &'a Secret,
+    /// Milliseconds that the passphrase takes to be tried.
+    time: Option<u64>,
+    /// What the other slots leave for it.
+    budget: Budget,
+}
+
 impl Volume {
+    /// What the slots beside one leave of the budget of an opening. A slot that is too dear by itself takes nothing, as when it is
+    /// passed by.
+    fn budget_beside(&self, number: u32) -> Result<Budget, LuksError> {
+        let mut budget = Budget::default();
+        for (other, keyslot, digest) in self.keyslots()? {
+            if other != number {
+                drop(budget.spend(other, &keyslot, &digest));
+            }
+        }
+        Ok(budget)
+    }
+
     /// Keyslots that there can be.
     fn slots_max(&self) -> u32 {
         match self {
@@ -241,20 +273,6 @@ impl Volume {
             Self::V2(copies) => erase_v2(io, place, copies, slot).await.map(Self::V2),
         }
     }
-
-    /// The volume with a slot that holds the key for a passphrase.
-    async fn with(
-        &self,
-        io: &Io,
-        place: Place,
-        slot: u32,
-        new: (&[u8], &Secret, Option<u64>),
-    ) -> Result<Self> {
-        match self {
-            Self::V1(header) => add_v1(io, place, header, slot as usize, new).await.map(Self::V1),
-            Self::V2(copies) => add_v2(io, place, copies, slot, new).await.map(Self::V2),
-        }
-    }
 }
 
 async fn erase_v1(io: &Io, place: Place, header: &Header, number: usize) -> Result<Header> {
@@ -269,23 +287,24 @@ async fn erase_v1(io: &Io, place: Place, header: &Header, number: usize) -> Resu
     Ok(header)
 }
 
-async fn add_v1(
-    io: &Io,
-    place: Place,
-    header: &Header,
-    number: usize,
-    (key, passphrase, time): (&[u8], &Secret, Option<u64>),
-) -> Result<Header> {
+async fn put_v1(io: &Io, place: Place, header: &Header, new: NewSlot<'_>) -> Result<Header> {
     let fail = |fault| place.fail(io, fault);
+    let (number, key) = (new.number as usize, new.key);
     let hash = Hash::parse(&header.hash).ok_or_else(|| fail(LuksError::Hash(header.hash.clone())))?;
+    let digest = header.key_digest().map_err(fail)?;
     let per_second = rounds_per_second(io, hash, key.len()).await;
     let mut header = header.clone();
     let slot = &mut header.slots[number];
     slot.salt = io.entropy::<32>(place.node).await?;
-    slot.iterations = iterations((hash, key.len()), per_second, time.unwrap_or(ITER_TIME_MS));
+    slot.iterations = iterations((hash, key.len()), per_second, new.time.unwrap_or(ITER_TIME_MS));
     let keyslot = header.keyslot(number).map_err(fail)?;
-    keyslot.seal(io, place, (number as u32, passphrase), key).await?;
+    keyslot.seal(io, place, (new.number, new.passphrase), (key, &digest), new.budget).await?;
     write_slot(io, place, &header, number).await?;
+    if header.slots[number].active {
+        // The old material is gone, as if it had been wiped: the new one has its place and looks as random.
+        io.flush("luks.replace/after", place.node).await?;
+        return Ok(header);
+    }
     // Material, salt and rounds are durable before the slot says that it holds a key. Only its state may do that: a slot
     // crosses from one sector to the next, the state does not.
     io.flush("luks.add/before_state", place.node).await?;
@@ -308,38 +327,46 @@ async fn erase_v2(io: &Io, place: Place, copies: &Header2Copies, number: u32) ->
     let size = copies.header.size;
     let left = copies.metadata.without_keyslot(size, number).map_err(|fault| place.fail(io, fault))?;
     // The material is gone, durably, before the header says so.
-    let (at, len) = slot.area;
-    let used = (slot.key_len as u64 * u64::from(super::layout::STRIPES)).next_multiple_of(4096).min(len);
-    wipe(io, place, at, used as usize).await?;
+    wipe_v2(io, place, slot).await?;
     copies.store(io, place, left).await
 }
 
-async fn add_v2(
-    io: &Io,
-    place: Place,
-    copies: &Header2Copies,
-    number: u32,
-    (key, passphrase, time): (&[u8], &Secret, Option<u64>),
-) -> Result<Header2Copies> {
+async fn wipe_v2(io: &Io, place: Place, slot: &Slot2) -> Result<()> {
+    let (at, len) = slot.area;
+    let used = area_len(slot.key_len).min(len);
+    wipe(io, place, at, used as usize).await
+}
+
+/// Bytes of an area for the material of such a key.
+fn area_len(key_len: usize) -> u64 {
+    (key_len as u64 * u64::from(STRIPES)).next_multiple_of(4096)
+}
+
+async fn put_v2(io: &Io, place: Place, copies: &Header2Copies, new: NewSlot<'_>) -> Result<Header2Copies> {
     let fail = |fault| place.fail(io, fault);
     let refuse = |text: &str| Err(fail(LuksError::Option(text.into())));
     copies.next_seqid().map_err(fail)?;
-    let (header, metadata) = (&copies.header, &copies.metadata);
-    let Some((digest, of_payload)) = metadata.digest_of_segment(0) else {
+    let (size, metadata) = (copies.header.size, &copies.metadata);
+    let Some((digest_id, of_payload)) = metadata.digest_of_segment(0) else {
         return refuse("the volume has no digest of its key");
     };
-    // The new slot is like one that there is, with a key derivation of its own.
+    let digest = match &of_payload.digest {
+        Ok(digest) => digest,
+        Err(why) => return refuse(why),
+    };
+    // The new slot is like one that there is, perhaps the one in its place, with a key derivation of its own.
     let mut slots = metadata.keyslots.iter().filter(|(slot, _)| of_payload.keyslots.contains(slot));
     let like = slots.find_map(|(_, slot)| slot.keyslot.as_ref().ok());
     let Some(like) = like else {
         return refuse("the volume has no keyslot that a new one could be made after");
     };
-    let area_len = (key.len() as u64 * u64::from(super::layout::STRIPES)).next_multiple_of(4096);
-    let Some(area) = metadata.free_area(header.size, area_len) else {
+    // Not that of a slot which is overwritten: its key is needed until a header names the new one.
+    let area_len = area_len(new.key.len());
+    let Some(area) = metadata.free_area(size, area_len) else {
         return refuse("Can't add a keyslot - there is no room for its material");
     };
     let salt = io.entropy::<32>(place.node).await?.to_vec();
-    let kdf = match (&like.kdf, time) {
+    let kdf = match (&like.kdf, new.time) {
         (Kdf::Argon2 { kind, passes, memory_kib, lanes, .. }, None) => {
             Kdf::Argon2 { kind: *kind, salt, passes: *passes, memory_kib: *memory_kib, lanes: *lanes }
         }
@@ -353,10 +380,20 @@ async fn add_v2(
         }
     };
     let slot = Keyslot { kdf, area, ..like.clone() };
-    let more =
-        metadata.with_keyslot(header.size, number, (&slot, key.len(), area_len), digest).map_err(fail)?;
-    slot.seal(io, place, (number, passphrase), key).await?;
+    let old = metadata.keyslots.iter().find(|(number, _)| *number == new.number).map(|(_, slot)| slot);
+    let others = match old {
+        Some(_) => &metadata.without_keyslot(size, new.number).map_err(fail)?,
+        None => metadata,
+    };
+    let made = (&slot, new.key.len(), area_len);
+    let more = others.with_keyslot(size, new.number, made, digest_id).map_err(fail)?;
+    slot.seal(io, place, (new.number, new.passphrase), (new.key, digest), new.budget).await?;
     // The material is durable before a header names it.
     io.flush("luks2.add/before_header", place.node).await?;
-    copies.store(io, place, more).await
+    let stored = copies.store(io, place, more).await?;
+    // Both copies name the new material, durably, before the old one is gone.
+    if let Some(old) = old {
+        wipe_v2(io, place, old).await?;
+    }
+    Ok(stored)
 }

@@ -8,7 +8,7 @@ use zeroize::Zeroize;
 use super::LuksError;
 use super::costs::{ITER_TIME_MS, digest_iterations, iterations, rounds_per_second};
 use super::create2::{Options2, PAYLOAD_AT, write_volume2};
-use super::keyslot::{Digest, Place};
+use super::keyslot::{Budget, Digest, Place};
 use super::layout::{Header, SECTOR, SLOTS, STRIPES, Slot, header_len, slot_place};
 use crate::buf::Buf;
 use crate::crypto::{Cipher, CipherName, Hash, Secret};
@@ -133,15 +133,16 @@ pub(in crate::format) async fn write_volume(
     let (key, salts) = random.split_at_mut(options.key_len);
     let per_second = rounds_per_second(io, options.hash, options.key_len).await;
     let mut header = new_header(options, salts, per_second);
-    let digest = Digest {
+    let mut digest = Digest {
         hash: options.hash,
         salt: header.digest_salt.to_vec(),
         iterations: header.digest_iterations,
         digest: vec![0; header.digest.len()],
     };
-    header.digest.copy_from_slice(&digest.of(io, key).await);
+    digest.digest = digest.of(io, key).await.to_vec();
+    header.digest.copy_from_slice(&digest.digest);
     let slot = header.keyslot(0).map_err(fail)?;
-    slot.seal(io, place, (0, passphrase), key).await?;
+    slot.seal(io, place, (0, passphrase), (key, &digest), Budget::default()).await?;
     key.zeroize();
     // The material is durable before a header says that it is there.
     io.flush("luks.create/before_header", place.node).await?;

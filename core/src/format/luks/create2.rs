@@ -17,7 +17,7 @@ use super::LuksError;
 use super::copies::Header2Copies;
 use super::costs::{KdfChoice, digest_iterations, iterations, rounds_per_second};
 use super::create::{CreateOptions, random_uuid};
-use super::keyslot::{Digest, Keyslot, Place};
+use super::keyslot::{Budget, Digest, Keyslot, Place};
 use super::layout::STRIPES;
 use super::layout2::Header2;
 use super::metadata::{Metadata, SegmentCrypt};
@@ -92,7 +92,7 @@ pub(super) async fn write_volume2(
     let metadata = Metadata::new((HEADER_SIZE, PAYLOAD_AT, options.payload_at()), &segment, &digest)
         .and_then(|empty| empty.with_keyslot(HEADER_SIZE, 0, (&slot, key_len, area_len), 0))
         .map_err(fail)?;
-    slot.seal(io, place, (0, passphrase), &key).await?;
+    slot.seal(io, place, (0, passphrase), (&key, &digest), Budget::default()).await?;
     // The material is durable before a header names it.
     io.flush("luks2.create/before_header", place.node).await?;
     let mut uuid = [0; 40];

@@ -131,9 +131,8 @@ impl Budget {
     ///
     /// # Errors
     /// When not so much is left; then nothing is taken.
-    fn spend(&mut self, number: u32, slot: &Keyslot, digest: Option<&Digest>) -> Result<(), LuksError> {
-        let of_digest =
-            digest.map_or(0, |digest| rounds_cost(digest.hash, digest.iterations, digest.digest.len()));
+    pub(super) fn spend(&mut self, number: u32, slot: &Keyslot, digest: &Digest) -> Result<(), LuksError> {
+        let of_digest = rounds_cost(digest.hash, digest.iterations, digest.digest.len());
         let cost = slot.kdf.cost(slot.area_key_len).saturating_add(of_digest);
         match self.0.checked_sub(cost) {
             Some(left) => {
@@ -141,8 +140,7 @@ impl Budget {
                 Ok(())
             }
             None => {
-                let of_digest = digest.map_or(0, |digest| digest.iterations);
-                let asks = slot.kdf.asks(of_digest);
+                let asks = slot.kdf.asks(digest.iterations);
                 Err(LuksError::Work { slot: number, asks, cost, spent: WORK_MAX - self.0, max: WORK_MAX })
             }
         }
@@ -191,7 +189,7 @@ impl Keyslot {
         (key_len, digest): (usize, &Digest),
         budget: &mut Budget,
     ) -> Result<Option<Zeroizing<Vec<u8>>>> {
-        budget.spend(number, self, Some(digest)).map_err(|fault| place.fail(io, fault))?;
+        budget.spend(number, self, digest).map_err(|fault| place.fail(io, fault))?;
         check_iterations("the volume key's digest", digest.iterations)
             .map_err(|fault| place.fail(io, fault))?;
         self.kdf.check().map_err(|fault| place.fail(io, fault))?;
@@ -205,18 +203,20 @@ impl Keyslot {
         Ok(digest.is_of(io, &key).await.then_some(key))
     }
 
-    /// Writes the material of slot `number`, which holds the volume's key for a passphrase. It is not durable yet.
+    /// Writes the material of slot `number`, which holds the volume's key for a passphrase. It is not durable yet. `budget` is what
+    /// the other slots leave of that of an opening.
     ///
     /// # Errors
-    /// When it cannot be written, or asks for more than is paid when it is opened.
+    /// When the slot asks for more than that, or the material cannot be made; then nothing is written. When it cannot be written.
     pub(super) async fn seal(
         &self,
         io: &Io,
         place: Place,
         (number, passphrase): (u32, &Secret),
-        key: &[u8],
+        (key, digest): (&[u8], &Digest),
+        mut budget: Budget,
     ) -> Result<()> {
-        Budget::default().spend(number, self, None).map_err(|fault| place.fail(io, fault))?;
+        budget.spend(number, self, digest).map_err(|fault| place.fail(io, fault))?;
         let cipher = self.cipher_of(io, place, passphrase).await?;
         let len = self.material_len(key.len());
         let mut material = io.entropy_bytes(place.node, len).await?;
@@ -370,11 +370,15 @@ mod tests {
         slot(Kdf::Pbkdf2 { hash, salt: Vec::new(), iterations })
     }
 
+    fn digest(iterations: u32, len: usize) -> Digest {
+        Digest { hash: Hash::Sha1, salt: Vec::new(), iterations, digest: vec![0; len] }
+    }
+
     #[test]
     fn opening_a_volume_costs_so_much_in_all() {
         let opens = |slot: &Keyslot| {
             let mut budget = Budget::default();
-            (0..20).take_while(|number| budget.spend(*number, slot, None).is_ok()).count()
+            (0..20).take_while(|number| budget.spend(*number, slot, &digest(0, 0)).is_ok()).count()
         };
         // Rounds that fast processors do in two seconds, and what a hostile header asks for.
         assert!(opens(&pbkdf2(Hash::Sha256, 10_000_000)) >= 8);
@@ -391,17 +395,16 @@ mod tests {
 
     #[test]
     fn a_slot_that_costs_too_much_is_told_of_with_the_limit() {
-        let digest =
-            |len| Digest { hash: Hash::Sha1, salt: Vec::new(), iterations: 1 << 22, digest: vec![0; len] };
+        let digest = |len| digest(1 << 22, len);
         let (mut budget, slot) = (Budget::default(), pbkdf2(Hash::Sha256, 1 << 25));
-        assert_eq!(budget.spend(3, &slot, Some(&digest(20))), Ok(()));
+        assert_eq!(budget.spend(3, &slot, &digest(20)), Ok(()));
         let (spent, cost) = ((1 << 26) + (1 << 22), (1 << 26) + (1 << 22) * 26);
         let asks = "33554432 rounds of sha256, and 4194304 for the digest".into();
         let fault = LuksError::Work { slot: 5, asks, cost, spent, max: WORK_MAX };
         // A long digest is made in as many parts as it needs.
-        assert_eq!(budget.spend(5, &slot, Some(&digest(512))), Err(fault));
+        assert_eq!(budget.spend(5, &slot, &digest(512)), Err(fault));
         // What costs less is still tried.
-        assert_eq!(budget.spend(6, &pbkdf2(Hash::Sha256, 1000), Some(&digest(20))), Ok(()));
+        assert_eq!(budget.spend(6, &pbkdf2(Hash::Sha256, 1000), &digest(20)), Ok(()));
     }
 
     #[test]
@@ -413,7 +416,7 @@ mod tests {
                 let iterations = super::super::costs::digest_iterations(rounds_max(hash, len));
                 let digest =
                     Digest { hash, salt: Vec::new(), iterations, digest: vec![0; hash.digest_len()] };
-                assert_eq!(Budget::default().spend(0, &made, Some(&digest)), Ok(()), "{hash:?} {len}");
+                assert_eq!(Budget::default().spend(0, &made, &digest), Ok(()), "{hash:?} {len}");
             }
         }
     }

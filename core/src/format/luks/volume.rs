@@ -327,7 +327,7 @@ impl Header {
         Hash::parse(&self.hash).ok_or_else(|| LuksError::Hash(self.hash.clone()))
     }
 
-    fn key_digest(&self) -> Result<Digest, LuksError> {
+    pub(super) fn key_digest(&self) -> Result<Digest, LuksError> {
         Ok(Digest {
             hash: self.hash_of_keys()?,
             salt: self.digest_salt.to_vec(),
