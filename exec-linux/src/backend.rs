@@ -319,10 +319,10 @@ impl Backend {
         self.sockets.is_none() && (self.lanes.is_empty() || self.must_poll() || self.lanes.is_idle())
     }
 
-    /// Whether any leaf is one that is polled.
+    /// Whether there are leaves that are polled, and none of them sends interrupts, which would come for nothing.
     #[inline]
     pub(crate) fn has_polled(&self) -> bool {
-        !self.lanes.is_empty()
+        self.lanes.are_only_polled()
     }
 
     /// Begins what was pushed to polled leaves, and hands over what came of it. Does not wait. Tells whether there was anything.

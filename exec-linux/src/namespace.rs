@@ -144,6 +144,12 @@ impl Lanes {
         self.lanes.is_empty()
     }
 
+    /// Whether there are leaves that are namespaces, and no interrupt tells of any of them.
+    #[inline]
+    pub(crate) fn are_only_polled(&self) -> bool {
+        !self.is_empty() && self.lanes.iter().all(|lane| lane.patience.is_none())
+    }
+
     /// Takes a leaf that has its number.
     pub(crate) fn admit(&mut self, leaf: LeafId, open: &OpenNamespace) -> Result<(), Refused> {
         let same = |lane: &Lane| Arc::ptr_eq(&lane.device, &open.device);

@@ -79,6 +79,10 @@ impl Lanes {
         true
     }
 
+    pub(crate) fn are_only_polled(&self) -> bool {
+        false
+    }
+
     pub(crate) fn ring(&mut self) {}
 
     pub(crate) fn reap(&mut self, _: &mut impl FnMut(Token, Outcome)) -> bool {
