@@ -219,10 +219,7 @@ impl Engine {
         let fly = |this: &Shared, whole| this.fly(Flight::Whole(whole));
         match self.0.begin_whole(request, fly) {
             Ok(intent) => self.0.intents.borrow_mut().push_back(intent),
-            Err(request) => {
-                self.0.submit_any(request);
-                self.0.tasks.run();
-            }
+            Err(request) => self.0.submit_any(request),
         }
     }
 
@@ -243,7 +240,6 @@ impl Engine {
             Ok(intent) => Some(intent),
             Err(request) => {
                 self.0.submit_any(request);
-                self.0.tasks.run();
                 None
             }
         }
@@ -356,7 +352,7 @@ impl Drop for Engine {
 }
 
 impl Shared {
-    /// Begins any request.
+    /// Begins any request, and runs whatever coroutines it starts.
     #[inline(never)]
     fn submit_any(&self, request: Request) {
         let Request { node, op, offset, len, data, tag } = request;
@@ -377,6 +373,7 @@ impl Shared {
             ReplyTo::Caller(tag),
             Piece { request: 0, label, verb, node, offset, len, position: 0, through: false, data },
         );
+        self.tasks.run();
     }
 
     /// The verb for a node whose writes are durable when they complete, or are looked at for zeros.
