@@ -153,6 +153,6 @@ fn rings(memory: &DmaMemory, registers: &Registers, stride: usize) -> (Submissio
     let completion = memory.part(half, usize::from(ENTRIES) * COMPLETION_ENTRY_LEN);
     (
         SubmissionRing::new(&submission, Doorbell::new(registers.cell(tail), None)),
-        CompletionRing::new(&completion, Doorbell::new(registers.cell(head), None)),
+        CompletionRing::new(0, &completion, Doorbell::new(registers.cell(head), None)),
     )
 }

@@ -87,10 +87,10 @@ impl Mapper {
     }
 
     /// Describes a window in the command itself, without copying: one that the device knows, and of two pages at most.
-    #[inline]
+    #[inline(always)]
     pub(super) fn describe_small(&self, window: &Buf) -> Option<Prp> {
         let iova = self.translate(window)?;
-        let within = self.page as u64 - 1;
+        let within = (self.page as u64).wrapping_sub(1);
         let next_page = (iova | within).wrapping_add(1);
         let end = iova.wrapping_add(window.len() as u64);
         if iova & 3 != 0 || end > next_page.wrapping_add(self.page as u64) {

@@ -265,7 +265,8 @@ impl<const WORDS: usize> Entries<WORDS> {
     /// When there is none of that number.
     #[inline]
     pub(super) fn at(&self, index: u16) -> &[AtomicU64; WORDS] {
-        assert!(index < self.count, "entry {index} of {}", self.count);
+        // Without the numbers, which would have to lie in memory for that.
+        assert!(index < self.count, "an entry beyond the end of its queue");
         // SAFETY: the entry is inside, as was just checked, and `entries` has counted only whole ones.
         let entry = unsafe { self.start.add(usize::from(index)) };
         // SAFETY: aligned to 8 and mapped while `memory` lives; touched through atomics alone.

@@ -31,7 +31,7 @@ use super::memory::DmaMemory;
 use super::recovery::State;
 use super::request::{Answer, Counters, Operation, Request};
 use super::ring::{CompletionRing, Doorbell, Shadow, SubmissionRing};
-use super::slot::{Owner, Slot, Split, Waiting, encode, encode_blocks, place};
+use super::slot::{Owner, Slot, Split, Waiting, encode, place};
 
 /// Requests that wait for a slot at the most, before [`QueuePair::has_room`] says no.
 const WAITING_MAX: usize = 1024;
@@ -171,7 +171,7 @@ impl QueuePair {
     }
 
     /// Takes a request. The controller is told by [`ring`](Self::ring).
-    #[inline]
+    #[inline(always)]
     pub fn submit(&mut self, namespace: &Namespace, request: Request) {
         // In pieces, so that what goes the short way need never be together in memory.
         let Request { tag, op, offset, len, data } = request;
@@ -196,12 +196,16 @@ impl QueuePair {
         (offset, len): (u64, u64),
         window: &Buf,
     ) -> Option<Command> {
-        if !matches!(op, Operation::Read | Operation::Write { .. }) || window.len() as u64 != len {
+        if window.len() as u64 != len {
             return None;
         }
         let range = namespace.blocks_at(offset, len)?;
-        let prp = self.mapper.describe_small(window)?;
-        Some(encode_blocks(op, namespace, DataPointer::Prp(prp), range))
+        let data = DataPointer::Prp(self.mapper.describe_small(window)?);
+        match op {
+            Operation::Read => Some(Command::read(namespace.id, data, range)),
+            Operation::Write { fua } => Some(Command::write(namespace.id, data, range, fua)),
+            _ => None,
+        }
     }
 
     /// Takes a request of any kind.
@@ -298,7 +302,8 @@ impl QueuePair {
         self.submission.push(&command);
         let slot = &mut self.slots[usize::from(cid)];
         slot.owner = owner;
-        slot.data = data;
+        // Nothing to drop: a slot has none while it is free.
+        std::mem::forget(std::mem::replace(&mut slot.data, data));
         slot.op = op;
         slot.attempts = 1;
         slot.aborting = false;
@@ -319,7 +324,7 @@ impl QueuePair {
     }
 
     /// Tells the controller of what was submitted.
-    #[inline]
+    #[inline(always)]
     pub fn ring(&mut self) {
         // Queues of an earlier epoch have no doorbells any more.
         if self.submission.has_news() && self.epoch.load(Ordering::Relaxed) == self.running_in {
@@ -331,10 +336,9 @@ impl QueuePair {
     /// Hands over answers. Does not wait. Tells whether there were any.
     #[inline]
     pub fn poll(&mut self, mut done: impl FnMut(Answer)) -> bool {
-        let mut any = false;
-        while let Some(answer) = self.answered.pop_front() {
-            done(answer);
-            any = true;
+        let mut any = !self.answered.is_empty();
+        if any {
+            self.answered.drain(..).for_each(&mut done);
         }
         if self.epoch.load(Ordering::Acquire) != self.running_in {
             if self.state == State::Running {
@@ -342,33 +346,89 @@ impl QueuePair {
             }
             return any;
         }
-        // No more can be true: whoever writes more entries than there are commands is stopped.
-        for _ in 0..self.slots.len() {
-            let index = self.completion.head();
-            let Some(entry) = self.completion.next_without_result() else { break };
-            any = true;
-            if let Err(error) = self.check(index, entry) {
-                self.fault(error);
-                return true;
+        // Ends: each entry is the end of a command, or one more attempt, or else the end of the queue.
+        loop {
+            let word = self.completion.look();
+            if !self.completion.is_new(word) {
+                break;
             }
-            self.complete(entry, &mut done);
+            any = true;
+            match self.complete(word, None) {
+                Some(answer) => done(answer),
+                None if self.complete_otherwise(word, &mut done) => {}
+                None => return true,
+            }
             // Nothing can follow where nothing is in flight.
             if self.free.len() == self.slots.len() {
                 break;
             }
         }
-        if any {
-            self.completion.release();
-            if !self.waiting.is_empty() {
-                self.refill(&mut done);
-                self.ring();
-            }
+        self.completion.release();
+        if any && !self.waiting.is_empty() {
+            self.refill(&mut done);
+            self.ring();
         }
         any
     }
 
-    /// Whether a completion is one that may come.
+    /// Takes the answer to the request `tag`, if it is the next, and there is nothing to say about it: it succeeded, in its own
+    /// buffers. Nothing means that [`poll`](Self::poll) may have more to say, which is also to be asked now and then in any case:
+    /// the controller gets the places of completions back there, and runs out of them.
     #[inline(always)]
+    pub fn take(&mut self, tag: u64) -> Option<BufList> {
+        if self.epoch.load(Ordering::Acquire) != self.running_in {
+            return None;
+        }
+        let answer = self.complete(self.completion.look(), Some(tag))?;
+        Some(answer.data)
+    }
+
+    /// Takes a completion, if it is new, and says that a command that was a whole request succeeded: nearly all are like that. It
+    /// may have to be a certain request.
+    #[inline(always)]
+    fn complete(&mut self, word: u64, wanted: Option<u64>) -> Option<Answer> {
+        if !self.completion.is_success(word) {
+            return None;
+        }
+        let entry = Completion::parse([0, word]);
+        let slot = self.slots.get_mut(usize::from(entry.cid))?;
+        let Owner::Whole { tag } = slot.owner else { return None };
+        let other = wanted.is_some_and(|wanted| wanted != tag);
+        if other || entry.head >= self.submission.len() || !slot.pages.is_empty() {
+            return None;
+        }
+        self.completion.advance();
+        slot.owner = Owner::Nobody;
+        let (op, data) = (slot.op, std::mem::take(&mut slot.data));
+        self.free.push(entry.cid);
+        Some(Answer { tag, op, data, result: Ok(()) })
+    }
+
+    /// Takes any other completion. Tells whether it was one that may come.
+    #[inline(never)]
+    fn complete_otherwise(&mut self, word: u64, done: &mut impl FnMut(Answer)) -> bool {
+        let (index, entry) = (self.completion.head(), Completion::parse([0, word]));
+        self.completion.advance();
+        if let Err(error) = self.check(index, entry) {
+            self.fault(error);
+            return false;
+        }
+        let slot = &self.slots[usize::from(entry.cid)];
+        let result = match entry.status {
+            status if status.is_success() => Ok(()),
+            status if status.may_retry() && slot.attempts < ATTEMPTS_MAX => {
+                self.send_again(entry.cid);
+                self.ring();
+                return true;
+            }
+            status if slot.aborting && status.may_retry() => Err(RequestError::TimedOut),
+            status => Err(RequestError::Status(status)),
+        };
+        self.finish(entry.cid, result, done);
+        true
+    }
+
+    /// Whether a completion is one that may come.
     fn check(&self, index: u16, entry: Completion) -> Result<(), NvmeError> {
         let (queue, len) = (self.lease.number, self.submission.len());
         let in_flight =
@@ -383,38 +443,6 @@ impl QueuePair {
             return Ok(());
         };
         Err(NvmeError::Completion { queue, index, field, found, expected })
-    }
-
-    #[inline(always)]
-    fn complete(&mut self, entry: Completion, done: &mut impl FnMut(Answer)) {
-        if !entry.status.is_success() {
-            return self.complete_otherwise(entry, done);
-        }
-        let slot = &mut self.slots[usize::from(entry.cid)];
-        match slot.owner {
-            Owner::Whole { tag } if slot.pages.is_empty() => {
-                slot.owner = Owner::Nobody;
-                let (op, data) = (slot.op, std::mem::take(&mut slot.data));
-                self.free.push(entry.cid);
-                done(Answer { tag, op, data, result: Ok(()) });
-            }
-            _ => self.finish(entry.cid, Ok(()), done),
-        }
-    }
-
-    /// Takes the completion of a command that the controller did not carry out.
-    #[cold]
-    fn complete_otherwise(&mut self, entry: Completion, done: &mut impl FnMut(Answer)) {
-        let slot = &self.slots[usize::from(entry.cid)];
-        if entry.status.may_retry() && slot.attempts < ATTEMPTS_MAX {
-            self.send_again(entry.cid);
-            return self.ring();
-        }
-        let error = match entry.status {
-            status if slot.aborting && status.may_retry() => RequestError::TimedOut,
-            status => RequestError::Status(status),
-        };
-        self.finish(entry.cid, Err(error), done);
     }
 
     /// Ends a command. The controller does nothing more for it.
@@ -551,6 +579,10 @@ pub(super) fn rings(
     let half = submission_len.next_multiple_of(capabilities.page);
     (
         SubmissionRing::new(&memory.part(0, submission_len), doorbell(tail)),
-        CompletionRing::new(&memory.part(half, usize::from(entries) * COMPLETION_ENTRY_LEN), doorbell(head)),
+        CompletionRing::new(
+            queue,
+            &memory.part(half, usize::from(entries) * COMPLETION_ENTRY_LEN),
+            doorbell(head),
+        ),
     )
 }

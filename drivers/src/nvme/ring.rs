@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   submission   [ . . c c c . . ]     head (theirs, told by completions) ──▶ tail (ours, doorbell)
-//!   completion   [ 1 1 0 0 0 0 0 ]     phase tag: entries of this round have `phase`
+//!   completion   [ 1 1 0 0 0 0 0 ]     phase tag: entries of this round have the phase of `success`
 //!                      ▲ head (ours, doorbell)
 //! ```
 //!
@@ -85,7 +85,7 @@ impl SubmissionRing {
     }
 
     /// Puts a command at the tail. The caller has fewer commands in flight than the queue has places, less one.
-    #[inline]
+    #[inline(always)]
     pub(super) fn push(&mut self, command: &Command) {
         for (word, value) in self.entries.at(self.tail).iter().zip(command.0) {
             word.store(value.to_le(), Ordering::Relaxed);
@@ -110,15 +110,16 @@ impl SubmissionRing {
 pub(super) struct CompletionRing {
     entries: Entries<{ COMPLETION_ENTRY_LEN / 8 }>,
     head: u16,
-    phase: bool,
+    /// What the [verdict](Completion::VERDICT) on a command that succeeded is in this round: it has the phase tag of new entries.
+    success: u64,
     doorbell: Doorbell,
 }
 
 impl CompletionRing {
-    /// Takes over `memory`, all of which is the queue, and clears it: phase tags begin at 0.
-    pub(super) fn new(memory: &DmaMemory, doorbell: Doorbell) -> Self {
+    /// Takes over `memory`, all of which is the completion queue of queue pair `queue`, and clears it: phase tags begin at 0.
+    pub(super) fn new(queue: u16, memory: &DmaMemory, doorbell: Doorbell) -> Self {
         memory.clear();
-        Self { entries: memory.entries(), head: 0, phase: true, doorbell }
+        Self { entries: memory.entries(), head: 0, success: Completion::success(queue, true), doorbell }
     }
 
     pub(super) fn iova(&self) -> u64 {
@@ -131,25 +132,44 @@ impl CompletionRing {
         self.head
     }
 
-    /// Takes the next entry, if the controller has written it.
-    pub(super) fn next(&mut self) -> Option<Completion> {
-        let place = self.head;
-        let entry = self.next_without_result()?;
-        // After the word with the phase tag: what is read now is no older.
-        let result = u64::from_le(self.entries.at(place)[0].load(Ordering::Relaxed));
-        Some(Completion { result: result as u32, ..entry })
+    /// The second word of the next entry, which may be an old one. For commands that have no result of their own, the first
+    /// need not be read.
+    #[inline]
+    pub(super) fn look(&self) -> u64 {
+        u64::from_le(self.entries.at(self.head)[1].load(Ordering::Acquire))
     }
 
-    /// As [`next`](Self::next), for commands that have no result of their own: half of the entry need not be read.
+    /// Whether what was [seen](Self::look) has just come.
     #[inline]
-    pub(super) fn next_without_result(&mut self) -> Option<Completion> {
-        let word = u64::from_le(self.entries.at(self.head)[1].load(Ordering::Acquire));
-        if Completion::phase(word) != self.phase {
+    pub(super) fn is_new(&self, word: u64) -> bool {
+        Completion::phase(word) == Completion::phase(self.success)
+    }
+
+    /// Whether it is new, and says that a command of this queue succeeded.
+    #[inline]
+    pub(super) fn is_success(&self, word: u64) -> bool {
+        word & Completion::VERDICT == self.success
+    }
+
+    /// Goes on to the next entry.
+    #[inline]
+    pub(super) fn advance(&mut self) {
+        self.head = after(self.head, self.entries.count());
+        if self.head == 0 {
+            self.success ^= Completion::success(0, true);
+        }
+    }
+
+    /// Takes the next entry, if the controller has written it.
+    pub(super) fn next(&mut self) -> Option<Completion> {
+        let word = self.look();
+        if !self.is_new(word) {
             return None;
         }
-        self.head = after(self.head, self.entries.count());
-        self.phase ^= self.head == 0;
-        Some(Completion::parse([0, word]))
+        // After the word with the phase tag: what is read now is no older.
+        let result = u64::from_le(self.entries.at(self.head)[0].load(Ordering::Relaxed));
+        self.advance();
+        Some(Completion::parse([result, word]))
     }
 
     /// Gives the places of what was taken back to the controller.

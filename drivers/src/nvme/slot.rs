@@ -138,13 +138,7 @@ pub(super) fn encode(
 }
 
 /// The command for what names its blocks itself.
-#[inline]
-pub(super) fn encode_blocks(
-    op: Operation,
-    namespace: &Namespace,
-    data: DataPointer,
-    range: BlockRange,
-) -> Command {
+fn encode_blocks(op: Operation, namespace: &Namespace, data: DataPointer, range: BlockRange) -> Command {
     let id = namespace.id;
     match op {
         Operation::Read => Command::read(id, data, range),

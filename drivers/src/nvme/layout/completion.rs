@@ -35,6 +35,14 @@ impl Completion {
         word >> 48 & 1 != 0
     }
 
+    /// The bits of an entry's second word that say whether it is there, whose it is, and how it went.
+    pub const VERDICT: u64 = 0xffff << 16 | 1 << 48 | 0x7ff << 49;
+
+    /// What these bits are where a command of a queue succeeded.
+    pub const fn success(queue: u16, phase: bool) -> u64 {
+        (queue as u64) << 16 | (phase as u64) << 48
+    }
+
     /// Reads an entry.
     #[inline]
     pub fn parse(words: [u64; 2]) -> Self {
@@ -241,6 +249,11 @@ mod tests {
             let words = entry.encode(phase);
             prop_assert_eq!(Completion::parse(words), entry);
             prop_assert_eq!(Completion::phase(words[1]), phase);
+            let succeeded = words[1] & Completion::VERDICT == Completion::success(queue, phase);
+            prop_assert_eq!(succeeded, entry.status.is_success());
+            let other = Completion::success(queue.wrapping_add(1), phase);
+            prop_assert_ne!(words[1] & Completion::VERDICT, other);
+            prop_assert_ne!(words[1] & Completion::VERDICT, Completion::success(queue, !phase));
         }
     }
 }

@@ -183,25 +183,29 @@ impl Namespace {
     /// Size in bytes.
     #[inline]
     pub fn len_bytes(&self) -> u64 {
-        self.blocks << self.block_bits
+        self.blocks.wrapping_shl(self.block_bits)
     }
 
     /// The blocks that `len` bytes at `offset` are; nothing unless they are whole ones, inside, one at least, and no more
     /// than a command can name.
     #[inline]
     pub fn blocks_at(&self, offset: u64, len: u64) -> Option<BlockRange> {
-        // No more than 16 bits, so that nothing wraps.
+        if (offset | len).trailing_zeros() < self.block_bits {
+            return None;
+        }
+        // No more than 16 bits; and what is left of two numbers then has a sum.
         let (lba, count) = (offset.wrapping_shr(self.block_bits), len.wrapping_shr(self.block_bits));
-        let whole = (offset | len).trailing_zeros() >= self.block_bits;
-        let inside = lba <= self.blocks && count <= self.blocks - lba;
+        if lba.wrapping_add(count) > self.blocks {
+            return None;
+        }
         let less_one = u16::try_from(count.wrapping_sub(1)).ok()?;
-        (whole && inside).then_some(BlockRange { lba, less_one })
+        Some(BlockRange { lba, less_one })
     }
 
     /// Bytes of a block.
     #[inline]
     pub fn block(&self) -> u32 {
-        1 << self.block_bits
+        1u32.wrapping_shl(self.block_bits)
     }
 }
 
