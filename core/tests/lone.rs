@@ -1,4 +1,4 @@
-//! A request that its submitter carries out at once, with neither its intent nor its answer in a queue.
+//! A request that its caller carries out, with neither an intent nor an answer in a queue.
 
 mod counting;
 mod null;
@@ -22,10 +22,10 @@ fn image() -> (Null, NodeId, BufList) {
 }
 
 fn read(node: NodeId, offset: u64, data: BufList) -> Request {
-    Request { node, op: Op::Read, offset, len: 0, data, tag: 7 }
+    Request { node, op: Op::Read, offset, len: 0, data, tag: 8 }
 }
 
-/// The answer to an intent of so many bytes.
+/// The answer to an intent, of so many bytes.
 fn moved(intent: Intent, result: Result<usize, Errno>) -> Outcome {
     match intent.action {
         Action::Read { data, .. } | Action::Write { data, .. } => Outcome::Moved { data, result },
@@ -35,99 +35,114 @@ fn moved(intent: Intent, result: Result<usize, Errno>) -> Outcome {
 
 #[test]
 fn goes_through_no_queue_and_allocates_nothing() {
-    let (null, disk, mut data) = image();
+    let (null, disk, data) = image();
     let engine = null.engine();
     let before = (allocations(), engine.coroutines());
     for n in 0..100 {
-        let (op, offset) = (if n % 2 == 0 { Op::Read } else { Op::Write(Fua::No) }, n * PAGE as u64);
-        let request = Request { node: disk, op, offset, len: 0, data, tag: n };
-        let intent = engine.submit_lone(request).expect("one cluster in memory is one intent");
-        assert!(!engine.has_intents() && !engine.is_idle());
-        let token = intent.token;
-        let reply = engine.complete_lone(token, moved(intent, Ok(PAGE))).expect("all of it went well");
-        assert!(reply.tag == n && reply.result.is_ok() && engine.is_idle() && engine.next_reply().is_none());
-        data = reply.data;
+        let op = if n % 2 == 0 { Op::Read } else { Op::Write(Fua::No) };
+        let lone = engine.begin_lone(disk, op, n * PAGE as u64, &data).expect("one cluster in memory");
+        assert_eq!(lone.writes(), n % 2 == 1);
+        engine.end_lone(lone);
+        assert!(engine.is_idle() && engine.next_reply().is_none());
     }
     assert_eq!((allocations(), engine.coroutines()), before);
 }
 
+/// The place is where an intent would go.
 #[test]
-fn its_answer_may_also_come_among_others() {
-    let (null, disk, data) = image();
+fn goes_where_any_other_goes() {
+    let (null, disk, mut data) = image();
     let engine = null.engine();
-    let intent = engine.submit_lone(read(disk, 0, data)).expect("one intent");
-    engine.submit(Request { tag: 8, ..read(disk, 65536, Buf::zeroed(PAGE).into()) });
-    let other = engine.next_intent().expect("begun beside it");
-    for one in [other, intent] {
-        let token = one.token;
-        engine.complete(token, moved(one, Ok(PAGE)));
+    for offset in (0..1 << 20).step_by(PAGE) {
+        engine.submit(read(disk, offset, data));
+        let intent = engine.next_intent().expect("one cluster in memory is one intent");
+        let Action::Read { leaf, offset: there, .. } = intent.action else { panic!("{:?}", intent.action) };
+        let token = intent.token;
+        engine.complete(token, moved(intent, Ok(PAGE)));
+        data = engine.next_reply().expect("it was answered").data;
+        let lone = engine.begin_lone(disk, Op::Read, offset, &data).expect("the same request");
+        assert_eq!((lone.leaf(), lone.offset()), (leaf, there));
+        engine.end_lone(lone);
     }
-    let tags = std::iter::from_fn(|| engine.next_reply()).map(|reply| reply.tag);
-    assert_eq!(tags.collect::<Vec<_>>(), [8, 7]);
-    assert!(engine.is_idle());
 }
 
 #[test]
-fn there_is_one_at_a_time() {
-    let (null, disk, data) = image();
-    let engine = null.engine();
-    let first = engine.submit_lone(read(disk, 0, data)).expect("one intent");
-    let second = Request { tag: 8, ..read(disk, 65536, Buf::zeroed(512).into()) };
-    assert!(engine.submit_lone(second).is_none(), "it begins as any other");
-    let token = first.token;
-    assert_eq!(engine.complete_lone(token, moved(first, Ok(PAGE))).map(|reply| reply.tag), Some(7));
-    let other = engine.next_intent().expect("in the queue");
-    let token = other.token;
-    assert!(engine.complete_lone(token, moved(other, Ok(512))).is_none());
-    assert_eq!(engine.next_reply().map(|reply| (reply.tag, reply.data.len_bytes())), Some((8, 512)));
-    assert!(engine.is_idle());
+fn may_go_on_as_any_other_beside_others() {
+    for op in [Op::Read, Op::Write(Fua::No)] {
+        let (null, disk, data) = image();
+        let engine = null.engine();
+        let lone = engine.begin_lone(disk, op, 0, &data).expect("one cluster in memory");
+        engine.submit(read(disk, 65536, Buf::zeroed(PAGE).into()));
+        let other = engine.next_intent().expect("begun beside it");
+        let late = engine.lone_goes_on(lone, 7);
+        assert!(!engine.is_idle());
+        let token = other.token;
+        engine.complete(token, moved(other, Ok(PAGE)));
+        engine.complete(late, Outcome::Moved { data, result: Ok(PAGE) });
+        let tags = std::iter::from_fn(|| engine.next_reply()).map(|reply| reply.tag);
+        assert_eq!(tags.collect::<Vec<_>>(), [8, 7]);
+        assert!(engine.is_idle());
+    }
 }
 
 #[test]
-fn what_falls_short_goes_on_as_any_other() {
+fn what_falls_short_is_asked_for_again() {
     let (null, disk, data) = image();
     let engine = null.engine();
-    let intent = engine.submit_lone(read(disk, 0, data)).expect("one intent");
-    let token = intent.token;
-    assert!(engine.complete_lone(token, moved(intent, Ok(1024))).is_none(), "the rest is still to come");
-    let rest = engine.next_intent().expect("and is asked for");
+    let lone = engine.begin_lone(disk, Op::Read, 0, &data).expect("one cluster in memory");
+    let token = engine.lone_goes_on(lone, 7);
+    engine.complete(token, Outcome::Moved { data, result: Ok(1024) });
+    let rest = engine.next_intent().expect("the rest");
     assert!(matches!(&rest.action, Action::Read { data, .. } if data.len_bytes() == PAGE - 1024));
     let token = rest.token;
-    assert!(engine.complete_lone(token, moved(rest, Ok(PAGE - 1024))).is_none(), "a token of the queue");
+    engine.complete(token, moved(rest, Ok(PAGE - 1024)));
     let Reply { tag, data, result } = engine.next_reply().expect("all parts are there");
     assert!(tag == 7 && data.len_bytes() == PAGE && result.is_ok() && engine.is_idle());
 }
 
 #[test]
 fn what_fails_gives_its_buffers_back() {
-    let (null, disk, data) = image();
-    let engine = null.engine();
-    let intent = engine.submit_lone(read(disk, 0, data)).expect("one intent");
-    let token = intent.token;
-    assert!(engine.complete_lone(token, moved(intent, Err(Errno::EIO))).is_none());
-    let Reply { data, result, .. } = engine.next_reply().expect("it is answered all the same");
-    assert!(data.len_bytes() == PAGE && result.is_err() && engine.is_idle());
+    for op in [Op::Read, Op::Write(Fua::No)] {
+        let (null, disk, data) = image();
+        let engine = null.engine();
+        let lone = engine.begin_lone(disk, op, 0, &data).expect("one cluster in memory");
+        let token = engine.lone_goes_on(lone, 7);
+        engine.complete(token, Outcome::Moved { data, result: Err(Errno::EIO) });
+        let Reply { data, result, .. } = engine.next_reply().expect("it is answered all the same");
+        assert!(data.len_bytes() == PAGE && result.is_err() && engine.is_idle());
+    }
 }
 
 #[test]
-fn what_is_no_single_intent_begins_as_any_other() {
+fn what_is_more_than_one_range_in_memory_does_not_begin() {
     let (null, disk, data) = image();
     let engine = null.engine();
-    let beyond = engine.submit_lone(read(disk, 1 << 30, data));
-    assert!(beyond.is_none() && engine.next_reply().is_some_and(|reply| reply.result.is_err()));
-    let zeros = engine.submit_lone(read(disk, 1 << 29, Buf::zeroed(PAGE).into()));
-    assert!(zeros.is_none());
-    let flush = Request { op: Op::Flush, ..read(disk, 0, BufList::new()) };
-    assert!(engine.submit_lone(flush).is_none());
+    for (op, offset) in [
+        (Op::Read, 1 << 30),
+        (Op::Read, (1 << 30) - 512),
+        (Op::Read, u64::MAX - 511),
+        (Op::Read, 1 << 29),
+        (Op::Write(Fua::No), 1 << 29),
+        (Op::Write(Fua::Yes), 0),
+        (Op::Flush, 0),
+    ] {
+        assert!(engine.begin_lone(disk, op, offset, &data).is_none(), "{op:?} at {offset:#x}");
+    }
+    assert!(engine.begin_lone(disk, Op::Read, 0, &BufList::new()).is_none());
+    assert!(engine.is_idle() && !engine.has_intents());
 }
 
+/// A flush waits for what was written before it, and so does a write of half a block.
 #[test]
-#[should_panic(expected = "answered exactly once")]
-fn is_answered_once() {
-    let (null, disk, data) = image();
-    let engine = null.engine();
-    let intent = engine.submit_lone(read(disk, 0, data)).expect("one intent");
-    let token = intent.token;
-    engine.complete_lone(token, moved(intent, Ok(PAGE)));
-    engine.complete_lone(token, Outcome::Moved { data: BufList::new(), result: Ok(0) });
+fn what_did_not_begin_is_in_nobodys_way() {
+    let (mut null, disk, data) = image();
+    for op in [Op::Read, Op::Write(Fua::No)] {
+        let engine = null.engine();
+        let lone = engine.begin_lone(disk, op, 0, &data).expect("one cluster in memory");
+        engine.forget_lone(lone);
+        assert!(engine.is_idle());
+    }
+    null.request(disk, Op::Write(Fua::No), 100, Buf::zeroed(100).into());
+    null.request(disk, Op::Flush, 0, BufList::new());
+    assert!(null.engine().is_idle());
 }

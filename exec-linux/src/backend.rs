@@ -325,11 +325,10 @@ impl Backend {
         self.lanes.are_only_polled()
     }
 
-    /// Begins what was pushed to polled leaves, and hands over what came of it. Does not wait. Tells whether there was anything.
+    /// The polled leaves.
     #[inline]
-    pub(crate) fn look(&mut self, mut done: impl FnMut(Token, Outcome)) -> bool {
-        self.lanes.ring();
-        self.lanes.reap(&mut done)
+    pub(crate) fn lanes(&mut self) -> &mut Lanes {
+        &mut self.lanes
     }
 
     /// Lets the least time pass, while somebody looks for completions.

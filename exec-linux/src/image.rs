@@ -14,6 +14,7 @@ use drystone_core::intent::{Fua, ZeroFlags};
 use crate::client::Client;
 use crate::opened::Opened;
 use crate::promise::promise;
+use crate::session::Alone;
 
 /// A disk: the root of a tree of nodes that [`Client::open`] opened.
 ///
@@ -75,7 +76,7 @@ impl Image {
     /// Begins any request; `len` is for those that carry no data.
     #[inline]
     pub fn transfer(&self, op: Op, offset: u64, len: u64, data: BufList) -> Transfer<'_> {
-        Transfer { image: self, state: State::New { op, offset, len, data } }
+        Transfer { image: self, state: State::New { op, offset, len }, data }
     }
 
     /// Makes everything durable that completed before.
@@ -133,10 +134,13 @@ impl Image {
 pub struct Transfer<'a> {
     image: &'a Image,
     state: State,
+    /// The buffers, until it begins.
+    data: BufList,
 }
 
+#[derive(Clone, Copy)]
 enum State {
-    New { op: Op, offset: u64, len: u64, data: BufList },
+    New { op: Op, offset: u64, len: u64 },
     InFlight(usize),
     Done,
 }
@@ -146,25 +150,29 @@ impl Future for Transfer<'_> {
 
     #[inline]
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let session = self.image.client.session();
-        let key = match std::mem::replace(&mut self.state, State::Done) {
+        let this = &mut *self;
+        let session = this.image.client.session();
+        let key = match this.state {
             State::InFlight(key) => key,
-            State::New { op, offset, len, data } => {
-                let opened = &self.image.opened;
+            State::New { op, offset, len } => {
+                let opened = &this.image.opened;
+                this.state = State::Done;
                 if let Err(error) = opened.check_open() {
-                    return Poll::Ready((data, Err(error)));
+                    return Poll::Ready((std::mem::take(&mut this.data), Err(error)));
                 }
-                match session.submit(opened, Request { node: opened.node(), op, offset, len, data, tag: 0 }) {
-                    Ok(answer) => return Poll::Ready(answer),
-                    Err(key) => key,
+                match session.submit_alone(opened, op, offset, &mut this.data) {
+                    Alone::Done(data) => return Poll::Ready((data, Ok(()))),
+                    Alone::Waits(key) => key,
+                    Alone::No => {
+                        let data = std::mem::take(&mut this.data);
+                        session.submit(opened, Request { node: opened.node(), op, offset, len, data, tag: 0 })
+                    }
                 }
             }
             State::Done => panic!("a request is not polled after its end"),
         };
         let answer = session.poll_answer(key, cx);
-        if answer.is_pending() {
-            self.state = State::InFlight(key);
-        }
+        this.state = if answer.is_pending() { State::InFlight(key) } else { State::Done };
         answer
     }
 }

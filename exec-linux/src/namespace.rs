@@ -13,6 +13,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use drystone_core::buf::{Buf, BufList};
+use drystone_core::engine::Lone;
 use drystone_core::intent::{
     Action, Errno, Fua, LeafId, LeafInfo, LeafKind, LockRefused, Outcome, Permissions, Token,
 };
@@ -106,7 +107,12 @@ pub(crate) struct Lanes {
     leaves: Vec<Option<Place>>,
     /// The memory that each leaf's device reaches, for who makes buffers.
     arenas: Arenas,
+    /// What the request in flight as [`LONE`] goes on as, once nobody looks for it alone any more.
+    lone: Option<Token>,
 }
+
+/// The token of a request that went past intents, as long as nobody else looks for it. There is one of them at a time.
+pub(crate) const LONE: Token = Token(u64::MAX);
 
 /// Where requests to a leaf go.
 #[derive(Clone, Copy)]
@@ -135,7 +141,8 @@ struct Lane {
 impl Lanes {
     /// There are none yet; `bell` wakes the engine's thread.
     pub(crate) fn new(bell: Arc<Doorbell>) -> Self {
-        Self { lanes: Vec::new(), bell, watch: None, leaves: Vec::new(), arenas: Arenas::default() }
+        let (lanes, leaves) = (Vec::new(), Vec::new());
+        Self { lanes, bell, watch: None, leaves, arenas: Arenas::default(), lone: None }
     }
 
     /// Whether any leaf is a namespace.
@@ -265,6 +272,37 @@ impl Lanes {
         Pushed::InFlight
     }
 
+    /// Begins a read or write past intents, at once; tells the number of the queue pair. The buffers stay where they are if the leaf is
+    /// no namespace, or there is no room.
+    #[inline(always)]
+    pub(crate) fn begin_lone(&mut self, lone: &Lone, data: &mut BufList) -> Option<usize> {
+        let Some(Some(Place { lane, namespace, lost: false })) = self.leaves.get(lone.leaf().0 as usize)
+        else {
+            return None;
+        };
+        let Lane { pair, .. } = self.lanes.get_mut(*lane)?;
+        if self.lone.is_some() || !pair.has_room() {
+            return None;
+        }
+        let op = if lone.writes() { Operation::Write { fua: false } } else { Operation::Read };
+        let (offset, len, data) = (lone.offset(), lone.len_bytes(), std::mem::take(data));
+        pair.submit(namespace, Request { tag: LONE.0, op, offset, len, data });
+        pair.ring();
+        Some(*lane)
+    }
+
+    /// The buffers of the lone request on that queue pair, once all of it was moved, and it is next. Else [`reap`](Self::reap)
+    /// may have more to say.
+    #[inline(always)]
+    pub(crate) fn take_lone(&mut self, lane: usize) -> Option<BufList> {
+        self.lanes.get_mut(lane)?.pair.take(LONE.0)
+    }
+
+    /// Has the lone request go on as any other, whose answer goes to `token`.
+    pub(crate) fn lone_goes_on(&mut self, token: Token) {
+        self.lone = Some(token);
+    }
+
     /// Whether every queue pair takes another request.
     #[inline]
     pub(crate) fn has_room(&self) -> bool {
@@ -303,7 +341,8 @@ impl Lanes {
         let (mut any, mut changed) = (false, false);
         for lane in &mut self.lanes {
             let pair = &mut lane.pair;
-            let found = pair.poll(|answer| answered(answer, done));
+            let lone = &mut self.lone;
+            let found = pair.poll(|answer| answered(answer, lone, done));
             lane.in_vain = if found { 0 } else { lane.in_vain.saturating_add(1) };
             any |= found;
             lane.looks += 1;
@@ -312,7 +351,7 @@ impl Lanes {
                 lane.looks = 0;
                 pair.tick(|answer| {
                     any = true;
-                    answered(answer, done);
+                    answered(answer, lone, done);
                 });
                 changed |= lane.device.namespaces_version() != lane.namespaces_version;
             }
@@ -397,9 +436,11 @@ pub(crate) enum Pushed {
     Back(Action),
 }
 
+/// Hands over an answer; `lone` is what the lone request goes on as.
 #[inline]
-fn answered(answer: Answer, done: &mut impl FnMut(Token, Outcome)) {
+fn answered(answer: Answer, lone: &mut Option<Token>, done: &mut impl FnMut(Token, Outcome)) {
     let Answer { tag, op, data, result } = answer;
+    let token = if tag == LONE.0 { lone.take().unwrap_or(LONE) } else { Token(tag) };
     let outcome = match op {
         Operation::Read | Operation::Write { .. } => {
             let len = data.len_bytes();
@@ -407,5 +448,5 @@ fn answered(answer: Answer, done: &mut impl FnMut(Token, Outcome)) {
         }
         _ => Outcome::Done(result.map_err(|error| error.errno())),
     };
-    done(Token(tag), outcome);
+    done(token, outcome);
 }

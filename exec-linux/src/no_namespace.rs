@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use drystone_core::buf::Buf;
+use drystone_core::buf::{Buf, BufList};
+use drystone_core::engine::Lone;
 use drystone_core::intent::{Action, Errno, LeafId, LeafInfo, LockRefused, Outcome, Permissions, Token};
 
 use crate::config::Polling;
@@ -31,6 +32,9 @@ impl OpenNamespace {
 
 /// Never any.
 pub(crate) struct Lanes;
+
+/// Nothing goes past intents.
+pub(crate) const LONE: Token = Token(u64::MAX);
 
 /// What became of an action.
 pub(crate) enum Pushed {
@@ -70,6 +74,16 @@ impl Lanes {
     pub(crate) fn push(&mut self, _: Token, action: Action) -> Pushed {
         Pushed::Back(action)
     }
+
+    pub(crate) fn begin_lone(&mut self, _: &Lone, _: &mut BufList) -> Option<usize> {
+        None
+    }
+
+    pub(crate) fn take_lone(&mut self, _: usize) -> Option<BufList> {
+        None
+    }
+
+    pub(crate) fn lone_goes_on(&mut self, _: Token) {}
 
     pub(crate) fn has_room(&self) -> bool {
         true

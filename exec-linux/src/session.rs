@@ -4,7 +4,7 @@
 //! outcomes the other until nothing moves; whoever submits only marks the session and wakes its driver task, so that
 //! many requests of one turn of the runtime go to the kernel in one call.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, RefCell, RefMut};
 use std::future::{Future, poll_fn};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -15,15 +15,17 @@ use std::task::{Context, Poll, Waker};
 
 use drystone_core::buf::{Buf, BufList};
 use drystone_core::crypto::Secret;
-use drystone_core::engine::{Engine, Event, Io, Job, Reply, Request, Stored};
+use drystone_core::engine::{Engine, Event, Io, Job, Lone, Op, Reply, Request, Stored};
 use drystone_core::error::Result;
 use drystone_core::graph::{NodeId, NodeInfo};
+use drystone_core::intent::Outcome;
 use slab::Slab;
 
 use crate::backend::Backend;
 use crate::config::{Config, Trace};
 use crate::doorbell::Doorbell;
 use crate::handle::{COMMANDS_MAX, Command, Gate, Handle, RemoteRequest};
+use crate::namespace::LONE;
 use crate::nbd::TlsCredentials;
 use crate::nbd::server::{Finished, InFile, Job as ClientJob, NbdPlan, NbdServer, Server};
 use crate::opened::Opened;
@@ -49,7 +51,7 @@ pub struct Session {
     closing: Cell<bool>,
     /// Somebody was answered, and may want to do something.
     answered: Cell<bool>,
-    /// Requests that [`submit_alone`](Self::submit_alone) began since the driver task had its turn.
+    /// Requests that [`submit_alone`](Self::submit_alone) may begin before the driver task has its turn.
     alone: Cell<u32>,
     /// NBD servers of this engine's images, and what came of their clients' requests.
     servers: RefCell<Vec<Server>>,
@@ -72,6 +74,25 @@ const ALONE_MAX: u32 = 64;
 
 /// Requests of all kinds in flight from which on other threads have to wait.
 const WAITERS_MAX: usize = 4096;
+
+/// What became of a request that was to be carried out alone.
+pub(crate) enum Alone {
+    /// All of it was moved.
+    Done(BufList),
+    /// Its answer goes to this key.
+    Waits(usize),
+    /// It did not begin.
+    No,
+}
+
+/// What was seen while a request is in flight alone.
+enum Around {
+    Nothing,
+    /// Others have their turn.
+    Others,
+    /// What came of the request itself, which is not simply done.
+    Lone(Outcome),
+}
 
 /// Who waits for a reply.
 enum Waiter {
@@ -148,7 +169,6 @@ impl Session {
         // Whoever submits meanwhile is seen below.
         self.kicked.set(true);
         self.answered.set(false);
-        self.alone.set(0);
         let mut looks = 0;
         loop {
             let moved = self.turn()?;
@@ -160,6 +180,8 @@ impl Session {
             looks += 1;
         }
         self.kicked.set(false);
+        let alone = self.trace.is_none() && self.backend.borrow().has_polled();
+        self.alone.set(if alone { ALONE_MAX } else { 0 });
         Ok(())
     }
 
@@ -248,48 +270,76 @@ impl Session {
         Ok(())
     }
 
-    /// Begins a request whose answer goes to `key`, while nobody else waits, and looks a little for the answer: on a polled leaf
-    /// the way over the driver task, and back by waking who asked, would be most of what it costs. Gives the request back where
-    /// somebody waits, or would be kept waiting.
+    /// Carries a request out past the engine's queues, while nobody else waits, and looks a little for its end: on a polled leaf the
+    /// way over the driver task, and back by waking who asked, would be most of what it costs. The buffers stay where they are
+    /// if it is no request for that, or somebody waits, or would be kept waiting.
     #[inline(always)]
-    fn submit_alone(&self, request: Request) -> std::result::Result<Option<Reply>, Request> {
-        let alone = self.waiters.borrow().len() == 1 && self.alone.get() < ALONE_MAX && self.trace.is_none();
-        let mut backend = self.backend.borrow_mut();
-        if !alone || !backend.has_polled() || !backend.has_room() {
-            return Err(request);
+    pub(crate) fn submit_alone(&self, image: &Rc<Opened>, op: Op, offset: u64, data: &mut BufList) -> Alone {
+        if self.alone.get() == 0 || !self.waiters.borrow().is_empty() {
+            return Alone::No;
         }
-        self.alone.set(self.alone.get() + 1);
-        // What nobody waits for is the driver's to submit, and to carry on with.
-        let mut others = self.engine.has_intents();
-        let mut sent = self.engine.submit_lone(request).map_or(Ok(()), |intent| backend.push(intent));
+        let Some(lone) = self.engine.begin_lone(image.node(), op, offset, data) else { return Alone::No };
+        let mut backend = self.backend.borrow_mut();
+        let Some(lane) = backend.lanes().begin_lone(&lone, data) else {
+            self.engine.forget_lone(lone);
+            return Alone::No;
+        };
+        self.alone.set(self.alone.get() - 1);
         for _ in 0..LOOKS {
-            if sent.is_ok() && self.engine.has_intents() {
-                others = true;
-                sent = self.hand_over(&mut backend);
-            }
-            if sent.is_err() {
+            if let Some(data) = backend.lanes().take_lone(lane) {
                 drop(backend);
-                self.fail();
-                break;
-            }
-            let mut reply = None;
-            let any = backend.look(|token, outcome| {
-                // Others may complete beside it.
-                reply = self.engine.complete_lone(token, outcome).or(reply.take());
-            });
-            if reply.is_some() {
-                if others || self.engine.has_intents() {
-                    drop(backend);
+                self.engine.end_lone(lone);
+                if self.engine.has_intents() {
+                    // What nobody waits for is the driver's to carry on with.
                     self.kick();
                 }
-                return Ok(reply);
+                return Alone::Done(data);
             }
-            if any && self.deliver() || !backend.must_poll() {
-                break;
+            match self.look_around(&mut backend) {
+                Around::Nothing => backend.relax(),
+                Around::Others => break,
+                Around::Lone(outcome) => return self.go_on(backend, image, lone, Some(outcome)),
             }
-            backend.relax();
         }
-        Ok(None)
+        self.go_on(backend, image, lone, None)
+    }
+
+    /// Looks at polled leaves while a request is in flight alone.
+    #[inline(never)]
+    fn look_around(&self, backend: &mut Backend) -> Around {
+        let mut outcome = None;
+        let any = backend.lanes().reap(&mut |token, done| match token == LONE {
+            true => outcome = Some(done),
+            false => self.engine.complete(token, done),
+        });
+        match outcome {
+            Some(outcome) => Around::Lone(outcome),
+            None if any && (self.deliver() || self.engine.has_intents()) => Around::Others,
+            None => Around::Nothing,
+        }
+    }
+
+    /// Has a request that was begun alone go on as any other; `outcome` is what came of it, if something did.
+    #[cold]
+    fn go_on(
+        &self,
+        mut backend: RefMut<'_, Backend>,
+        image: &Rc<Opened>,
+        lone: Lone,
+        outcome: Option<Outcome>,
+    ) -> Alone {
+        image.enter();
+        let waiter = Waiter::Waiting { waker: None, image: Some(Rc::clone(image)) };
+        let key = self.waiters.borrow_mut().insert(waiter);
+        let token = self.engine.lone_goes_on(lone, key as u64);
+        match outcome {
+            Some(outcome) => self.engine.complete(token, outcome),
+            None => backend.lanes().lone_goes_on(token),
+        }
+        drop(backend);
+        self.deliver();
+        self.kick();
+        Alone::Waits(key)
     }
 
     /// Gives servers their turn. Tells whether they did anything.
@@ -458,36 +508,16 @@ impl Session {
         }
     }
 
-    /// Begins a request, and waits a little where that is worth it; else its answer goes to the key returned, which takes the
-    /// place of the tag.
-    #[inline]
-    pub(crate) fn submit(
-        &self,
-        image: &Rc<Opened>,
-        request: Request,
-    ) -> std::result::Result<(BufList, Result<()>), usize> {
+    /// Begins a request; its answer goes to the key returned, which takes the place of the tag.
+    pub(crate) fn submit(&self, image: &Rc<Opened>, request: Request) -> usize {
         image.enter();
-        let key = self.waiters.borrow_mut().insert(Waiter::Waiting { waker: None, image: None });
-        match self.submit_alone(Request { tag: key as u64, ..request }) {
-            Ok(Some(Reply { data, result, .. })) => {
-                self.waiters.borrow_mut().remove(key);
-                image.leave();
-                return Ok((data, result));
-            }
-            Ok(None) => {}
-            Err(request) => self.engine.submit(request),
-        }
-        let waits = match &mut self.waiters.borrow_mut()[key] {
-            Waiter::Waiting { image: held, .. } => held.replace(Rc::clone(image)).is_none(),
-            _ => false,
-        };
-        if !waits {
-            image.leave();
-        }
+        let waiter = Waiter::Waiting { waker: None, image: Some(Rc::clone(image)) };
+        let key = self.waiters.borrow_mut().insert(waiter);
+        self.engine.submit(Request { tag: key as u64, ..request });
         // What memory alone can answer is answered by now.
         self.deliver();
         self.kick();
-        Err(key)
+        key
     }
 
     /// Begins a coroutine; that it ended is answered to the key returned.
@@ -531,6 +561,7 @@ impl Session {
     /// Has everyone who waits find out that nothing will come.
     fn fail(&self) {
         self.failed.set(true);
+        self.alone.set(0);
         drop(self.others.take());
         let remote = |waiter: &Waiter| matches!(waiter, Waiter::Remote { .. });
         self.waiters.borrow_mut().retain(|_, waiter| !remote(waiter));

@@ -19,17 +19,27 @@ pub(crate) struct Epochs {
 
 impl Epochs {
     /// Counts a request; the answer goes to [`leave`](Self::leave).
+    #[inline]
     pub(crate) fn enter(&self) -> u8 {
         let epoch = self.current.get();
-        let live = &self.live[usize::from(epoch)];
-        live.set(live.get() + 1);
+        let live = self.live(epoch);
+        // There are fewer requests than there are bytes of memory.
+        live.set(live.get().wrapping_add(1));
         epoch
     }
 
+    /// How many live in an epoch, which is 0 or 1.
+    #[inline(always)]
+    fn live(&self, epoch: u8) -> &Cell<u32> {
+        &self.live[usize::from(epoch & 1)]
+    }
+
     /// Counts a request that ended.
+    #[inline(always)]
     pub(crate) fn leave(&self, epoch: u8, tasks: &Tasks) {
-        let live = &self.live[usize::from(epoch)];
-        live.set(live.get() - 1);
+        let live = self.live(epoch);
+        debug_assert!(live.get() > 0, "a request ends once");
+        live.set(live.get().wrapping_sub(1));
         if live.get() == 0 {
             self.emptied.notify(tasks);
         }

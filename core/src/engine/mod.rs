@@ -33,6 +33,7 @@ pub use io::Io;
 pub use places::{Places, Stored};
 pub use status::Status;
 pub use task::LocalFuture;
+pub use whole::Lone;
 
 use crate::buf::{Buf, BufList};
 use crate::error::{Error, Result};
@@ -165,8 +166,6 @@ pub(crate) struct Shared {
     replies: RefCell<VecDeque<Reply>>,
     events: RefCell<VecDeque<Event>>,
     flights: RefCell<Slab<(u32, Flight)>>,
-    /// The request in flight as [`whole::LONE`].
-    lone: Cell<Option<whole::Whole>>,
     generation: Cell<u32>,
     pub(crate) requests: RefCell<Slab<Slot>>,
     pub(crate) tasks: Tasks,
@@ -216,49 +215,37 @@ impl Engine {
     /// Begins a request. Its intents are ready when this returns; so may be its reply.
     #[inline]
     pub fn submit(&self, request: Request) {
-        let fly = |this: &Shared, whole| this.fly(Flight::Whole(whole));
-        match self.0.begin_whole(request, fly) {
-            Ok(intent) => self.0.intents.borrow_mut().push_back(intent),
-            Err(request) => self.0.submit_any(request),
+        if let Err(request) = self.0.begin_whole(request) {
+            self.0.submit_any(request);
         }
     }
 
-    /// Begins a request for who carries out its intent at once and waits for it: neither the intent nor its answer, which
-    /// [`complete_lone`](Self::complete_lone) takes, goes through a queue. Where it is more than one intent, or another one that
-    /// began like this is in flight, it begins as by [`submit`](Self::submit).
+    /// Begins a read, or a write that need not be durable, for a caller who carries it out and waits for it: past intents,
+    /// outcomes and replies. Nothing where it is not just one buffer and one range of one leaf that memory knows the place of;
+    /// then it has not begun. It ends with [`end_lone`](Self::end_lone), or goes on with [`lone_goes_on`](Self::lone_goes_on). Until then there
+    /// must not be another one.
     #[inline(always)]
-    pub fn submit_lone(&self, request: Request) -> Option<Intent> {
-        if self.0.lone.get().is_some() {
-            self.submit(request);
-            return None;
-        }
-        let fly = |this: &Shared, whole| {
-            this.lone.set(Some(whole));
-            whole::LONE
-        };
-        match self.0.begin_whole(request, fly) {
-            Ok(intent) => Some(intent),
-            Err(request) => {
-                self.0.submit_any(request);
-                None
-            }
-        }
+    pub fn begin_lone(&self, node: NodeId, op: Op, offset: u64, data: &BufList) -> Option<Lone> {
+        self.0.begin_lone(op, (node, offset), data)
     }
 
-    /// Hands in the answer to the intent of that token, if it is the one that [`submit_lone`](Self::submit_lone) gave. The reply
-    /// is its request's; without one there is more to do, and the reply comes as any other.
-    ///
-    /// # Panics
-    /// As [`complete`](Self::complete).
+    /// Ends a lone request: all of its bytes were moved.
     #[inline(always)]
-    pub fn complete_lone(&self, token: Token, outcome: Outcome) -> Option<Reply> {
-        if token != whole::LONE {
-            self.complete(token, outcome);
-            return None;
-        }
-        let reply = self.0.lone_done(outcome);
+    pub fn end_lone(&self, lone: Lone) {
+        self.0.end_lone(&lone);
         self.0.tasks.run();
-        reply
+    }
+
+    /// Has a lone request that was begun to be carried out be answered as any other: what comes of it is handed in under this
+    /// token, and then comes a reply with `tag`.
+    pub fn lone_goes_on(&self, lone: Lone, tag: u64) -> Token {
+        self.0.lone_flies(&lone, tag)
+    }
+
+    /// Takes a lone request back that was not begun to be carried out.
+    pub fn forget_lone(&self, lone: Lone) {
+        self.0.forget_lone(&lone);
+        self.0.tasks.run();
     }
 
     /// Whether there is something for the executor to do.
@@ -337,7 +324,6 @@ impl Engine {
     /// Tells whether nothing is in flight: no intent, no request, no coroutine.
     pub fn is_idle(&self) -> bool {
         self.0.flights.borrow().is_empty()
-            && self.0.lone.get().is_none()
             && self.0.requests.borrow().is_empty()
             && self.0.tasks.len() == 0
             && self.0.intents.borrow().is_empty()
@@ -533,12 +519,6 @@ impl Shared {
     }
 
     fn complete(&self, token: Token, outcome: Outcome) {
-        if token == whole::LONE {
-            if let Some(Reply { tag, data, result }) = self.lone_done(outcome) {
-                self.reply(ReplyTo::Caller(tag), data, result);
-            }
-            return;
-        }
         let (key, generation) = ((token.0 & 0xffff_ffff) as usize, (token.0 >> 32) as u32);
         let mut flights = self.flights.borrow_mut();
         let flight = match flights.get(key) {

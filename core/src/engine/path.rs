@@ -18,7 +18,7 @@ use super::{ReplyTo, Shared};
 use crate::buf::BufList;
 use crate::error::{Error, Result};
 use crate::graph::driver::{Access, Length, Mapping, Role};
-use crate::graph::{self, DetectZeroes, Kind, Node, NodeId};
+use crate::graph::{self, DetectZeroes, Kind, Leaf, Node, NodeId};
 use crate::graph::{Collision, Owner};
 use crate::intent::{Action, Errno, Fua, Intent, Label, Outcome, Token, ZeroFlags};
 
@@ -144,6 +144,49 @@ pub(crate) enum Place {
     Coroutine { node: NodeId, offset: u64 },
     /// At a node below the first that looks for zeros in what is written.
     Looking { node: NodeId, offset: u64 },
+}
+
+/// The leaf that holds all of a range, and the place there, where memory knows it and there is no more to say: what
+/// [`resolve`] says too, of most requests.
+#[inline(always)]
+pub(crate) fn place(
+    nodes: &[Option<Rc<Node>>],
+    mut node: NodeId,
+    mut offset: u64,
+    len: u64,
+    access: Access,
+) -> Option<(NodeId, &Leaf, u64)> {
+    let (first, start) = (node, offset);
+    loop {
+        let here = graph::at(nodes, node);
+        if access == Access::Write && here.flags.detect_zeroes != DetectZeroes::Off && node != first {
+            return None;
+        }
+        let driver = match &here.kind {
+            Kind::Leaf(leaf) => {
+                debug_assert!(
+                    is_at(nodes, (first, start), len, access, (node, offset)),
+                    "{first:?} {start:#x}"
+                );
+                return Some((node, leaf, offset));
+            }
+            Kind::Driver(driver) => driver,
+        };
+        let (child, there) = driver.place(offset, len, access)?;
+        (node, offset) = (here.edges.at(child)?, there);
+    }
+}
+
+/// Whether the long way to a place ends there, too.
+fn is_at(
+    nodes: &[Option<Rc<Node>>],
+    (first, start): (NodeId, u64),
+    len: u64,
+    access: Access,
+    there: (NodeId, u64),
+) -> bool {
+    let found = resolve(nodes, first, start, len, access);
+    matches!(found, Ok((long, Place::Leaf { node, offset })) if long == len && (node, offset) == there)
 }
 
 /// Walks from `node` down to the leaf that holds `offset`; says how many of the `len` bytes the answer covers.
@@ -392,7 +435,7 @@ impl Shared {
         }
     }
 
-    fn range_done(&self, leaf: &graph::Leaf, part: &Part, result: Result<(), Errno>) {
+    fn range_done(&self, leaf: &Leaf, part: &Part, result: Result<(), Errno>) {
         let zeroes = matches!(part.verb, Verb::WriteZeroes(..));
         if result.is_ok() {
             leaf.wrote(if zeroes { part.offset + part.len } else { 0 });

@@ -126,8 +126,14 @@ impl Tasks {
     }
 
     /// Polls tasks until all of them wait. Does nothing when a task of this engine is what calls.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn run(&self) {
+        if !self.ready.borrow().is_empty() {
+            self.run_ready();
+        }
+    }
+
+    fn run_ready(&self) {
         if self.running.replace(true) {
             return;
         }
@@ -179,7 +185,7 @@ pub(crate) struct WaitList(RefCell<Vec<TaskId>>);
 
 impl WaitList {
     /// Wakes all; each looks at its condition again.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn notify(&self, tasks: &Tasks) {
         if !self.0.borrow().is_empty() {
             self.wake_all(tasks);

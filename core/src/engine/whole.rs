@@ -5,11 +5,11 @@
 
 use std::rc::Rc;
 
-use super::path::{Part, Place, Verb, resolve};
-use super::{Flight, Op, Reply, ReplyTo, Request, Shared};
+use super::path::{self, Part, Verb};
+use super::{Flight, Op, ReplyTo, Request, Shared};
 use crate::buf::BufList;
 use crate::graph::{self, Access, Collision, DetectZeroes, Kind, Leaf, Node, NodeId, Owner};
-use crate::intent::{Action, Fua, Intent, Label, Outcome, Token};
+use crate::intent::{Action, Fua, Intent, Label, LeafId, Outcome, Token};
 
 /// A whole request in flight. Its fields are plain words: it is copied for every request, and a copy that gathers what was
 /// just written in smaller pieces waits for them.
@@ -24,32 +24,76 @@ pub(crate) struct Whole {
     len: u64,
 }
 
-/// The one intent that is not among the [flights](Shared::fly). There is none other of its kind.
-pub(super) const LONE: Token = Token(u64::MAX);
+/// A request that its caller carries out at once, as one read or write of one buffer and one range of one leaf, without an intent.
+/// It has begun, and ends with the call that takes this.
+#[must_use = "a request that has begun has to end"]
+pub struct Lone {
+    leaf: LeafId,
+    node: NodeId,
+    offset: u64,
+    len: u64,
+    epoch: u8,
+    writes: bool,
+}
+
+impl Lone {
+    /// The leaf.
+    #[inline]
+    pub fn leaf(&self) -> LeafId {
+        self.leaf
+    }
+
+    /// First byte there.
+    #[inline]
+    pub fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// Bytes: those of the buffer.
+    #[inline]
+    pub fn len_bytes(&self) -> u64 {
+        self.len
+    }
+
+    /// Whether the buffers are to be written, rather than filled.
+    #[inline]
+    pub fn writes(&self) -> bool {
+        self.writes
+    }
+}
+
+/// The leaf of a whole request, by both its names, and the place there.
+type Placed<'a> = (NodeId, &'a Leaf, u64);
 
 impl Shared {
-    /// Begins a caller's request as one intent, in flight by `fly`; gives it back where it is nothing for that.
+    /// Begins a caller's request as one intent; gives it back where it is nothing for that.
     #[inline(always)]
-    pub(super) fn begin_whole(
-        &self,
-        request: Request,
-        fly: impl FnOnce(&Self, Whole) -> Token,
-    ) -> Result<Intent, Request> {
+    pub(super) fn begin_whole(&self, request: Request) -> Result<(), Request> {
         let Request { node, op, offset, len, data, tag } = request;
-        let (writes, label) = match op {
-            Op::Read if self.debugged.get() == 0 => (false, "read"),
-            Op::Write(Fua::No) => (true, "write"),
-            _ => return Err(Request { node, op, offset, len, data, tag }),
-        };
-        self.graph.with(|nodes| {
-            if self.holds.any() || !is_plain(nodes, writes, (node, offset), data.len_bytes() as u64) {
-                return Err(Request { node, op, offset, len, data, tag });
+        let nodes = self.graph.nodes();
+        let bytes = data.len_bytes() as u64;
+        let fits = |leaf: &Leaf, offset| leaf.fits(offset, &data);
+        match self.plain(&nodes, op, (node, offset), bytes, fits) {
+            Some((writes, place)) => {
+                self.emit_whole((ReplyTo::Caller(tag), writes, label(writes)), place, data);
+                Ok(())
             }
-            match whole_place(nodes, writes, (node, offset), &data) {
-                Some(place) => Ok(self.emit_whole((ReplyTo::Caller(tag), writes, label), place, data, fly)),
-                None => Err(Request { node, op, offset, len, data, tag }),
-            }
-        })
+            None => Err(Request { node, op, offset, len, data, tag }),
+        }
+    }
+
+    /// Begins a caller's request that its caller carries out, if it is one that would be one intent, and no other of its kind is
+    /// in flight.
+    #[inline(always)]
+    pub(super) fn begin_lone(&self, op: Op, at: (NodeId, u64), data: &BufList) -> Option<Lone> {
+        let nodes = self.graph.nodes();
+        let window = data.only()?;
+        let (len, fits) = (window.len() as u64, |leaf: &Leaf, offset| leaf.fits_window(offset, window));
+        let (writes, (node, leaf, offset)) = self.plain(&nodes, op, at, len, fits)?;
+        if writes {
+            leaf.enter(Owner::Lone, offset, offset + len);
+        }
+        Some(Lone { leaf: leaf.info.leaf, node, offset, len, epoch: self.epochs.enter(), writes })
     }
 
     /// Begins a read, or a write that need not be durable, as one intent; gives the buffers back where memory does not know
@@ -63,71 +107,123 @@ impl Shared {
         (node, offset): (NodeId, u64),
         data: BufList,
     ) -> Result<(), (ReplyTo, BufList)> {
-        self.graph.with(|nodes| {
-            let Some(place) = whole_place(nodes, writes, (node, offset), &data) else {
-                return Err((to, data));
-            };
-            let fly = |this: &Self, whole| this.fly(Flight::Whole(whole));
-            let intent = self.emit_whole((to, writes, label), place, data, fly);
-            self.intents.borrow_mut().push_back(intent);
-            Ok(())
-        })
+        let nodes = self.graph.nodes();
+        let fits = |leaf: &Leaf, offset| leaf.fits(offset, &data);
+        match whole_place(&nodes, writes, (node, offset), data.len_bytes() as u64, fits) {
+            Some(place) => {
+                self.emit_whole((to, writes, label), place, data);
+                Ok(())
+            }
+            None => Err((to, data)),
+        }
+    }
+
+    /// Whether a caller's request means no more than one intent, and which.
+    #[inline(always)]
+    fn plain<'a>(
+        &self,
+        nodes: &'a [Option<Rc<Node>>],
+        op: Op,
+        (node, offset): (NodeId, u64),
+        len: u64,
+        fits: impl FnOnce(&Leaf, u64) -> bool,
+    ) -> Option<(bool, Placed<'a>)> {
+        let writes = !matches!(op, Op::Read);
+        if writes && !matches!(op, Op::Write(Fua::No)) || !writes && self.debugged.get() != 0 {
+            return None;
+        }
+        if self.holds.any() || !is_plain(nodes, writes, node) {
+            return None;
+        }
+        if (offset | len) >> 63 != 0 {
+            return None;
+        }
+        let place = whole_place(nodes, writes, (node, offset), len, fits)?;
+        // What lies beyond a leaf's end is also beyond that of a node that is as long as its leaf.
+        let (_, leaf, there) = place;
+        (there.checked_add(len)? <= leaf.len.get()).then_some((writes, place))
     }
 
     #[inline(always)]
     fn emit_whole(
         &self,
         (to, writes, label): (ReplyTo, bool, Label),
-        (node, leaf, offset): (NodeId, &Leaf, u64),
+        (node, leaf, offset): Placed<'_>,
         data: BufList,
-        fly: impl FnOnce(&Self, Whole) -> Token,
-    ) -> Intent {
+    ) {
         let (len, id) = (data.len_bytes() as u64, leaf.info.leaf);
         let epoch = u32::from(self.epochs.enter());
-        let token = fly(self, Whole { to, epoch, writes, leaf: node, label, offset, len });
-        if !writes {
-            return Intent { token, label, action: Action::Read { leaf: id, offset, data } };
-        }
-        leaf.enter(Owner::Intent(token), offset, offset + len);
-        Intent { token, label, action: Action::Write { leaf: id, offset, data, fua: Fua::No } }
+        let token = self.fly(Flight::Whole(Whole { to, epoch, writes, leaf: node, label, offset, len }));
+        let action = if writes {
+            leaf.enter(Owner::Intent(token), offset, offset + len);
+            Action::Write { leaf: id, offset, data, fua: Fua::No }
+        } else {
+            Action::Read { leaf: id, offset, data }
+        };
+        self.intents.borrow_mut().push_back(Intent { token, label, action });
     }
 
     /// Takes the answer to an intent that [`start_whole`](Self::start_whole) made.
     #[inline(always)]
     pub(crate) fn whole_done(&self, token: Token, whole: Whole, outcome: Outcome) {
-        if let Some(data) = self.end_whole(token, &whole, outcome) {
-            self.reply(whole.to, data, Ok(()));
-        }
-    }
-
-    /// As [`whole_done`](Self::whole_done) for the lone one, which is answered to whoever hands in the outcome, unless there is
-    /// more to do for it.
-    #[inline(always)]
-    pub(super) fn lone_done(&self, outcome: Outcome) -> Option<Reply> {
-        let whole = self.lone.take().expect("the lone intent is answered exactly once");
-        let ReplyTo::Caller(tag) = whole.to else { unreachable!("a caller's request") };
-        let data = self.end_whole(LONE, &whole, outcome)?;
-        Some(Reply { tag, data, result: Ok(()) })
-    }
-
-    /// Ends a request that went to plan; opens the books for any other.
-    #[inline(always)]
-    fn end_whole(&self, token: Token, whole: &Whole, outcome: Outcome) -> Option<BufList> {
         match outcome {
             Outcome::Moved { data, result: Ok(moved) } if moved as u64 >= whole.len => {
                 if whole.writes {
-                    self.wrote_whole(token, whole);
+                    self.wrote(Owner::Intent(token), whole.leaf, whole.offset + whole.len);
                 }
                 self.epochs.leave(whole.epoch as u8, &self.tasks);
-                Some(data)
+                self.reply(whole.to, data, Ok(()));
             }
-            outcome => {
-                self.whole_goes_on(token, *whole, outcome);
-                None
-            }
+            outcome => self.whole_goes_on(token, whole, outcome),
         }
     }
 
+    /// Ends a request whose caller has moved all of it.
+    #[inline(always)]
+    pub(super) fn end_lone(&self, lone: &Lone) {
+        if lone.writes {
+            self.wrote(Owner::Lone, lone.node, lone.offset + lone.len);
+        }
+        self.epochs.leave(lone.epoch, &self.tasks);
+    }
+
+    /// Has a request that its caller has begun to carry out end as any other: what comes of it is the answer to the token.
+    #[cold]
+    pub(super) fn lone_flies(&self, lone: &Lone, tag: u64) -> Token {
+        let Lone { node: leaf, offset, len, writes, .. } = *lone;
+        let (to, epoch, label) = (ReplyTo::Caller(tag), u32::from(lone.epoch), label(writes));
+        let token = self.fly(Flight::Whole(Whole { to, epoch, writes, leaf, label, offset, len }));
+        if writes {
+            self.with_leaf(leaf, |leaf| {
+                leaf.leave(Owner::Lone);
+                leaf.enter(Owner::Intent(token), offset, offset + len);
+            });
+        }
+        token
+    }
+
+    /// Forgets a request that its caller did not begin to carry out.
+    #[cold]
+    pub(super) fn forget_lone(&self, lone: &Lone) {
+        if lone.writes {
+            self.with_leaf(lone.node, |leaf| {
+                leaf.leave(Owner::Lone);
+                leaf.settled.notify(&self.tasks);
+            });
+        }
+        self.epochs.leave(lone.epoch, &self.tasks);
+    }
+
+    /// Takes note of a write to a leaf, up to `end`.
+    fn wrote(&self, owner: Owner, leaf: NodeId, end: u64) {
+        self.with_leaf(leaf, |leaf| {
+            leaf.leave(owner);
+            leaf.settled.notify(&self.tasks);
+            leaf.wrote(end);
+        });
+    }
+
+    /// Opens the books for a request that did not.
     #[cold]
     fn whole_goes_on(&self, token: Token, whole: Whole, outcome: Outcome) {
         let Whole { to, epoch, writes, leaf, label, offset, len } = whole;
@@ -137,26 +233,26 @@ impl Shared {
         self.part_done(token, part, outcome);
     }
 
-    fn wrote_whole(&self, token: Token, whole: &Whole) {
-        self.graph.with(|nodes| {
-            let Kind::Leaf(leaf) = &graph::at(nodes, whole.leaf).kind else {
-                unreachable!("intents go to leaves")
-            };
-            leaf.leave(Owner::Intent(token));
-            leaf.settled.notify(&self.tasks);
-            leaf.wrote(whole.offset + whole.len);
+    fn with_leaf(&self, leaf: NodeId, f: impl FnOnce(&Leaf)) {
+        self.graph.with(|nodes| match &graph::at(nodes, leaf).kind {
+            Kind::Leaf(leaf) => f(leaf),
+            Kind::Driver(_) => unreachable!("intents go to leaves"),
         });
     }
 }
 
+/// What a caller's request is called.
+#[inline(always)]
+fn label(writes: bool) -> Label {
+    if writes { "write" } else { "read" }
+}
+
 /// Whether a caller may ask a node for a read, or a write, and it means no more than that.
 #[inline(always)]
-fn is_plain(nodes: &[Option<Rc<Node>>], writes: bool, (node, offset): (NodeId, u64), len: u64) -> bool {
+fn is_plain(nodes: &[Option<Rc<Node>>], writes: bool, node: NodeId) -> bool {
     let Some(here) = nodes.get(node.0 as usize).and_then(Option::as_ref) else { return false };
     let flags = &here.flags;
-    let plain =
-        !writes || !flags.read_only && !flags.write_through && flags.detect_zeroes == DetectZeroes::Off;
-    plain && offset.checked_add(len).is_some_and(|end| end <= graph::guest_length(nodes, node))
+    !writes || !flags.read_only && !flags.write_through && flags.detect_zeroes == DetectZeroes::Off
 }
 
 /// The place of a read or write on a leaf, when memory knows, and one intent will do.
@@ -165,18 +261,17 @@ fn whole_place<'a>(
     nodes: &'a [Option<Rc<Node>>],
     writes: bool,
     (node, offset): (NodeId, u64),
-    data: &BufList,
-) -> Option<(NodeId, &'a Leaf, u64)> {
-    let len = data.len_bytes() as u64;
+    len: u64,
+    fits: impl FnOnce(&Leaf, u64) -> bool,
+) -> Option<Placed<'a>> {
     if len == 0 {
         return None;
     }
     let access = if writes { Access::Write } else { Access::Read };
-    let Ok((found, Place::Leaf { node, offset })) = resolve(nodes, node, offset, len, access) else {
+    let (node, leaf, offset) = path::place(nodes, node, offset, len, access)?;
+    if len > leaf.transfer_max() as u64 || !fits(leaf, offset) {
         return None;
-    };
-    let Kind::Leaf(leaf) = &graph::at(nodes, node).kind else { unreachable!("requests end on leaves") };
-    let fits = found == len && len <= leaf.transfer_max() as u64 && leaf.fits(offset, data);
+    }
     let free = !writes || !leaf.collides(offset, offset + len, Collision::WithCycles);
-    (fits && free).then_some((node, leaf, offset))
+    free.then_some((node, leaf, offset))
 }

@@ -4,6 +4,8 @@
 //! (`flush`); one that is being written stays in memory until the write has landed, because until then the file
 //! still holds what was there before.
 
+use std::cell::Cell;
+
 use rustc_hash::FxHashMap;
 
 use super::HostOffset;
@@ -12,13 +14,20 @@ use crate::buf::Buf;
 /// Slices of one kind of table.
 pub(in crate::format) struct SliceCache {
     slice_len: usize,
+    /// The slice length's, or that of the largest power of two in it.
+    slice_bits: u32,
     slots_max: usize,
     slots: Vec<Slot>,
     index: FxHashMap<u64, u32>,
+    /// Where slices were found last, by where they start in the file. A slot says itself whether it is the right one.
+    hints: [Cell<u32>; HINTS],
     /// Where the search for a victim goes on.
     hand: usize,
     dirty: usize,
 }
+
+/// As many slices as it costs little to keep hints of.
+const HINTS: usize = 64;
 
 struct Slot {
     at: HostOffset,
@@ -26,7 +35,7 @@ struct Slot {
     dirty: bool,
     writing: bool,
     /// Used since the hand came by.
-    used: std::cell::Cell<bool>,
+    used: Cell<bool>,
 }
 
 /// Place of a slice in the cache, good until the next await.
@@ -43,7 +52,18 @@ impl SliceCache {
         /// A commit writes while others look up; with fewer than this they would wait for each other.
         const SLOTS_MIN: usize = 16;
         let slots_max = (bytes_max / slice_len).max(SLOTS_MIN);
-        Self { slice_len, slots_max, slots: Vec::new(), index: FxHashMap::default(), hand: 0, dirty: 0 }
+        let (slots, index) = (Vec::new(), FxHashMap::default());
+        let slice_bits = slice_len.trailing_zeros() % usize::BITS;
+        Self {
+            slice_len,
+            slice_bits,
+            slots_max,
+            slots,
+            index,
+            hints: [const { Cell::new(0) }; HINTS],
+            hand: 0,
+            dirty: 0,
+        }
     }
 
     /// Bytes of a slice.
@@ -59,9 +79,30 @@ impl SliceCache {
     /// Finds the slice that starts at `at`.
     #[inline]
     pub(in crate::format) fn find(&self, at: HostOffset) -> Option<SlotIndex> {
+        let hint = self.hint(at).get();
+        if let Some(slot) = self.slots.get(hint as usize)
+            && slot.at == at
+        {
+            slot.used.set(true);
+            return Some(SlotIndex(hint));
+        }
         let index = *self.index.get(&at.0)?;
         self.slots[index as usize].used.set(true);
+        self.hint(at).set(index);
         Some(SlotIndex(index))
+    }
+
+    /// The bytes of the slice that starts at `at`, where it was [found](Self::find) not long ago.
+    #[inline(always)]
+    pub(in crate::format) fn hinted(&self, at: HostOffset) -> Option<&[u8]> {
+        let slot = self.slots.get(self.hint(at).get() as usize).filter(|slot| slot.at == at)?;
+        slot.used.set(true);
+        Some(&slot.bytes)
+    }
+
+    #[inline(always)]
+    fn hint(&self, at: HostOffset) -> &Cell<u32> {
+        &self.hints[at.0.wrapping_shr(self.slice_bits) as usize % HINTS]
     }
 
     #[inline]
@@ -89,7 +130,7 @@ impl SliceCache {
         if let Some(slot) = self.find(at) {
             return Ok(slot);
         }
-        let slot = Slot { at, bytes, dirty: false, writing: false, used: std::cell::Cell::new(true) };
+        let slot = Slot { at, bytes, dirty: false, writing: false, used: Cell::new(true) };
         let place = if self.slots.len() < self.slots_max {
             self.slots.push(slot);
             self.slots.len() - 1
@@ -201,6 +242,30 @@ mod tests {
             cache.insert(HostOffset(i * 512), Buf::zeroed(512)).expect("room");
         }
         cache
+    }
+
+    /// 512 bytes a slice, and as many hints as 64: slices whose starts are 32 KiB apart share one.
+    #[test]
+    fn a_hint_is_of_the_slice_that_is_there() {
+        let mut cache = SliceCache::new(512, 16 * 512);
+        let (one, other) = (HostOffset(512), HostOffset(512 + 64 * 512));
+        assert_eq!(cache.hinted(one), None);
+        for (at, byte) in [(one, 1), (other, 2)] {
+            cache.insert(at, Buf::from(&[byte; 512][..])).expect("there is room");
+        }
+        for (at, byte) in [(one, 1), (other, 2), (one, 1)] {
+            assert!(cache.find(at).is_some());
+            assert_eq!(cache.hinted(at), Some(&[byte; 512][..]));
+        }
+        assert_eq!(cache.hinted(other), None, "the hint is of the one that was found last");
+        cache.forget(one, 512);
+        assert_eq!(cache.hinted(one), None);
+        assert_eq!(cache.find(one), None);
+        cache.insert(one, Buf::from(&[3; 512][..])).expect("there is room");
+        assert!(cache.find(one).is_some());
+        assert_eq!(cache.hinted(one), Some(&[3; 512][..]));
+        cache.clear();
+        assert_eq!((cache.hinted(one), cache.find(other)), (None, None));
     }
 
     #[test]

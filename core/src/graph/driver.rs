@@ -208,6 +208,13 @@ pub trait Driver {
     /// When the metadata for the range is damaged.
     fn lookup(&self, offset: u64, len: u64, access: Access) -> Result<Extent>;
 
+    /// The child, and the place there, of a range that [`lookup`](Self::lookup) says is data of one child, all of it, and that
+    /// a guest may ask for; `len` is above zero. Nothing means that there may be more to say. For one who has a shorter way to
+    /// most answers.
+    fn place(&self, offset: u64, len: u64, access: Access) -> Option<(Role, u64)> {
+        looked_up(self, offset, len, access)
+    }
+
     /// Fetches what a lookup or reservation missed.
     fn load<'a>(&'a self, _io: &'a Io, _miss: Miss) -> LocalFuture<'a, Result<()>> {
         unreachable!("a driver that answers `Miss` loads")
@@ -371,4 +378,24 @@ pub trait Driver {
 
     /// For jobs that work on one format.
     fn as_any(&self) -> &dyn std::any::Any;
+}
+
+/// What [`Driver::place`] says where there is no shorter way: what a lookup does.
+pub(crate) fn looked_up<D: Driver + ?Sized>(
+    driver: &D,
+    offset: u64,
+    len: u64,
+    access: Access,
+) -> Option<(Role, u64)> {
+    if let Length::Bytes(end) | Length::Growing(end) = driver.guest_length()
+        && offset.checked_add(len).is_none_or(|past| past > end)
+    {
+        return None;
+    }
+    match driver.lookup(offset, len, access) {
+        Ok(Extent { len: found, mapping: Mapping::Data { child, offset } }) if found >= len => {
+            Some((child, offset))
+        }
+        _ => None,
+    }
 }

@@ -6,7 +6,7 @@ use smallvec::SmallVec;
 
 use super::NodeId;
 use super::driver::Role;
-use crate::buf::BufList;
+use crate::buf::{Buf, BufList};
 use crate::engine::task::{Gate, WaitList};
 use crate::error::{Error, Result};
 use crate::intent::{Errno, LeafInfo, LeafKind, Location, Permissions, Token};
@@ -65,6 +65,8 @@ pub(crate) struct InFlight {
 pub(crate) enum Owner {
     /// An intent.
     Intent(Token),
+    /// The request that its caller carries out. There is one of them at a time.
+    Lone,
     /// A read-modify-write cycle, by its number.
     Cycle(u64),
 }
@@ -160,10 +162,14 @@ impl Leaf {
     /// Whether the leaf takes a request as it is.
     #[inline]
     pub(crate) fn fits(&self, offset: u64, data: &BufList) -> bool {
-        let fits = |window: &[u8]| {
-            window.len() & self.block_mask == 0 && window.as_ptr() as usize & self.memory_mask == 0
-        };
-        offset & self.block_mask as u64 == 0 && data.windows().iter().all(|window| fits(window))
+        data.windows().iter().all(|window| self.fits_window(offset, window))
+    }
+
+    /// As [`fits`](Self::fits), for a request of one window.
+    #[inline(always)]
+    pub(crate) fn fits_window(&self, offset: u64, window: &Buf) -> bool {
+        (offset as usize | window.len()) & self.block_mask == 0
+            && window.as_ptr() as usize & self.memory_mask == 0
     }
 
     /// The blocks that a write of a range touches, and what it must not meet there: whole blocks go beside their like.

@@ -14,7 +14,7 @@ pub mod open;
 pub(crate) mod opening;
 pub mod options;
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, Ref, RefCell};
 use std::rc::Rc;
 
 use smallvec::SmallVec;
@@ -106,8 +106,13 @@ pub(crate) struct Edges {
 }
 
 impl Edges {
-    #[inline]
+    #[inline(always)]
     pub(crate) fn at(&self, role: Role) -> Option<NodeId> {
+        // Most ask for that.
+        if role == Role::File { self.file.get() } else { self.other_at(role) }
+    }
+
+    fn other_at(&self, role: Role) -> Option<NodeId> {
         match role {
             Role::File => self.file.get(),
             Role::Backing => self.backing.get(),
@@ -191,6 +196,7 @@ impl Node {
         self.users.get() > 1
     }
 
+    #[inline(always)]
     pub(crate) fn child(&self, role: Role) -> NodeId {
         self.edges.at(role).expect("a driver names only edges that it opened")
     }
@@ -282,6 +288,12 @@ impl Graph {
         self.nodes.borrow()[id.0 as usize].clone().expect("a node lives while its number is used")
     }
 
+    /// The nodes, for the data path, which clones none of them.
+    #[inline]
+    pub(crate) fn nodes(&self) -> Ref<'_, Vec<Option<Rc<Node>>>> {
+        self.nodes.borrow()
+    }
+
     /// Runs `f` with the nodes, for the data path, which clones none of them.
     #[inline(always)]
     pub(crate) fn with<T>(&self, f: impl FnOnce(&[Option<Rc<Node>>]) -> T) -> T {
@@ -314,6 +326,7 @@ impl Graph {
 }
 
 /// The node at `id`, without counting a reference.
+#[inline(always)]
 pub(crate) fn at(nodes: &[Option<Rc<Node>>], id: NodeId) -> &Node {
     nodes[id.0 as usize].as_ref().expect("a node lives while its number is used")
 }
@@ -331,14 +344,22 @@ pub(crate) fn guest_length(nodes: &[Option<Rc<Node>>], id: NodeId) -> u64 {
 }
 
 #[inline]
-fn length_as(nodes: &[Option<Rc<Node>>], id: NodeId, of: fn(&dyn Driver) -> Length) -> u64 {
-    let node = at(nodes, id);
-    match &node.kind {
-        Kind::Leaf(leaf) => leaf.len.get(),
-        Kind::Driver(driver) => match of(driver.as_ref()) {
-            Length::Bytes(len) | Length::Growing(len) => len,
-            Length::OfFileFrom(start) => length_as(nodes, node.child(Role::File), of).saturating_sub(start),
-        },
+fn length_as(nodes: &[Option<Rc<Node>>], id: NodeId, of: impl Fn(&dyn Driver) -> Length) -> u64 {
+    let mut start = 0;
+    let mut node = at(nodes, id);
+    loop {
+        let len = match &node.kind {
+            Kind::Leaf(leaf) => leaf.len.get(),
+            Kind::Driver(driver) => match of(driver.as_ref()) {
+                Length::Bytes(len) | Length::Growing(len) => len,
+                Length::OfFileFrom(first) => {
+                    start += first;
+                    node = at(nodes, node.child(Role::File));
+                    continue;
+                }
+            },
+        };
+        return len.saturating_sub(start);
     }
 }
 

@@ -2,7 +2,9 @@
 //! Source: \[qcow2\] "Cluster mapping".
 
 use super::crypt::aes_mapping;
-use super::layout::{ExtendedL2Entry, GuestOffset, HostOffset, L1Entry, L2Entry, SubclusterKind};
+use super::layout::{
+    COPIED, ExtendedL2Entry, GuestOffset, HostOffset, L1Entry, L2Entry, SubclusterKind, usual_place,
+};
 use super::{Geometry, Lock, Missing, Qcow2, Qcow2Error};
 use crate::error::Result;
 use crate::graph::driver::{Access, Extent, Mapping};
@@ -39,16 +41,44 @@ impl Qcow2 {
             return Ok(Extent { len, mapping: Mapping::Miss(Missing::L2Slice.at(slice.0)) });
         };
         let entries = &l2.bytes(slot)[first..];
-        // Most requests lie within one cluster of data.
-        if geometry.direct
-            && let Some(offset) = geometry.data_at(be_u64(entries, 0), offset, len, access)
-        {
-            return Ok(Extent { len, mapping: Mapping::Data { child: geometry.guest, offset } });
-        }
         match self.segment(entries, geometry.cluster_bits.offset_in(offset.0), access) {
             Ok((mapping, segment)) if segment >= len => Ok(Extent { len, mapping }),
             _ => self.walk(entries, slice, offset, len, access),
         }
+    }
+
+    /// The place of a range that a guest may ask for, and that lies within one standard cluster of data, where memory knows it:
+    /// most requests. What [`extent`](Self::extent) says too, by way of values that stay in registers.
+    #[inline(always)]
+    pub(super) fn data_at(&self, offset: GuestOffset, len: u64, access: Access) -> Option<u64> {
+        let Geometry { cluster_size, direct, unusual, .. } = self.geometry;
+        // Slices and clusters are powers of two, and no shift is by more than 63: nothing of this wraps.
+        let (cluster_mask, slice_mask) =
+            (cluster_size.wrapping_sub(1), self.geometry.l2_slice_len.wrapping_sub(1));
+        let in_cluster = offset.0 & cluster_mask;
+        let usual = direct && self.locked.get().is_none() && self.shown_len.get().is_none();
+        if !usual || len > cluster_size.wrapping_sub(in_cluster) {
+            return None;
+        }
+        let size = self.header.borrow().size & !511;
+        if offset.0 >= size || len > size.wrapping_sub(offset.0) {
+            return None;
+        }
+        let cluster = offset.0.wrapping_shr(self.geometry.cluster_bits.bits());
+        let l1 = *self.l1.borrow().entries.get(cluster.wrapping_shr(self.geometry.l2_bits) as usize)?;
+        let table = usual_place(l1, unusual)?;
+        let byte = cluster.wrapping_mul(8) & cluster_mask;
+        let in_slice = byte as usize & slice_mask;
+        let l2 = self.l2.borrow();
+        let slice = l2.hinted(HostOffset(table.0 | byte.wrapping_sub(in_slice as u64)))?;
+        let entry = u64::from_be_bytes(*slice.get(in_slice..)?.first_chunk()?);
+        let host = usual_place(entry, unusual)?;
+        let allowed = match access {
+            Access::Read => true,
+            Access::Write => l1 & entry & COPIED != 0,
+            Access::Zero => false,
+        };
+        allowed.then_some(host.0 | in_cluster)
     }
 
     /// Merges segments from the first entry of `entries` on.
@@ -119,16 +149,6 @@ impl Qcow2 {
 }
 
 impl Geometry {
-    /// The place of a range that lies within one standard cluster of data: what [`segment`](Qcow2::segment) says too, by
-    /// way of values that stay in registers.
-    #[inline]
-    fn data_at(&self, raw: u64, offset: GuestOffset, len: u64, access: Access) -> Option<u64> {
-        let in_cluster = self.cluster_bits.offset_in(offset.0);
-        let Ok(L2Entry::Standard { host, copied }) = L2Entry::parse(raw, &self.rules) else { return None };
-        let whole = in_cluster + len <= self.cluster_size;
-        (whole && (copied || access == Access::Read)).then_some(host.0 + in_cluster)
-    }
-
     #[inline]
     fn mapping(&self, entry: &L2Entry, in_cluster: u64, access: Access) -> Mapping {
         match (entry, access) {

@@ -71,7 +71,9 @@ use crate::error::{Error, Result};
 use crate::format::cache::SliceCache;
 use crate::format::loads::Loads;
 use crate::format::{Backing, ImageFacts, OutsideName};
-use crate::graph::driver::{Access, Driver, Extent, Length, Miss, Preallocate, Ready, Reservation, Role};
+use crate::graph::driver::{
+    Access, Driver, Extent, Length, Miss, Preallocate, Ready, Reservation, Role, looked_up,
+};
 use crate::intent::ZeroFlags;
 
 /// An open qcow2 image.
@@ -151,6 +153,8 @@ struct Geometry {
     aes: bool,
     /// Whether an entry of eight bytes says all about a cluster's place.
     direct: bool,
+    /// What such an entry does not have where it is nothing but a place.
+    unusual: u64,
     version: u32,
 }
 
@@ -266,6 +270,19 @@ impl Qcow2 {
         usize::try_from(offset.0 >> shift).expect("an L1 table is at most 32 MiB")
     }
 
+    /// Out of the way, so that the short way needs none of the registers that a call saves.
+    #[inline(never)]
+    fn looked_up(&self, offset: u64, len: u64, access: Access) -> Option<(Role, u64)> {
+        looked_up(self, offset, len, access)
+    }
+
+    /// What there is to see of the disk, in bytes.
+    #[inline]
+    fn shown_len(&self) -> u64 {
+        let size = self.shown_len.get().unwrap_or_else(|| self.header.borrow().size);
+        size - size % 512
+    }
+
     #[inline]
     fn l1_entry(&self, index: usize) -> Result<L1Entry> {
         let raw = self.l1.borrow().entries[index];
@@ -298,8 +315,7 @@ impl Driver for Qcow2 {
 
     /// Disks are whole sectors; QEMU 10.0.2 leaves out the rest of a size that is not.
     fn length(&self) -> Length {
-        let size = self.shown_len.get().unwrap_or_else(|| self.header.borrow().size);
-        Length::Bytes(size - size % 512)
+        Length::Bytes(self.shown_len())
     }
 
     /// What a longer disk will show, and the state of a machine behind the disk, is not yet the guest's, or never.
@@ -310,6 +326,13 @@ impl Driver for Qcow2 {
 
     fn lookup(&self, offset: u64, len: u64, access: Access) -> Result<Extent> {
         self.extent(GuestOffset(offset), len, access)
+    }
+
+    fn place(&self, offset: u64, len: u64, access: Access) -> Option<(Role, u64)> {
+        match self.data_at(GuestOffset(offset), len, access) {
+            Some(place) => Some((self.geometry.guest, place)),
+            None => self.looked_up(offset, len, access),
+        }
     }
 
     fn load<'a>(&'a self, io: &'a Io, miss: Miss) -> LocalFuture<'a, Result<()>> {

@@ -355,6 +355,12 @@ fn geometry(header: &Header, options: &Qcow2Options, key: &Key) -> Geometry {
     let cluster_size = header.cluster_bits.size();
     let extended = header.has(Incompatible::EXTENDED_L2);
     let l2_entry_len = header.l2_entry_len();
+    let rules = EntryRules {
+        cluster_bits: header.cluster_bits,
+        data_file: header.has(Incompatible::DATA_FILE),
+        extended,
+        version: header.version,
+    };
     Geometry {
         cluster_bits: header.cluster_bits,
         cluster_size,
@@ -366,16 +372,12 @@ fn geometry(header: &Header, options: &Qcow2Options, key: &Key) -> Geometry {
         } else {
             cluster_size
         },
-        rules: EntryRules {
-            cluster_bits: header.cluster_bits,
-            data_file: header.has(Incompatible::DATA_FILE),
-            extended,
-            version: header.version,
-        },
+        rules,
         data,
         guest: if matches!(key, Key::Luks(_) | Key::Node) { Role::Crypt } else { data },
         aes,
         direct: l2_entry_len == 8 && !aes,
+        unusual: rules.unusual(),
         version: header.version,
     }
 }

@@ -31,6 +31,20 @@ pub struct EntryRules {
     pub version: u32,
 }
 
+impl EntryRules {
+    /// The bits that make a standard L2 entry, or an L1 entry, more than the place of a cluster.
+    pub fn unusual(&self) -> u64 {
+        COMPRESSED | ZERO | OFFSET_MASK & (self.cluster_bits.size() - 1)
+    }
+}
+
+/// The place in an entry that has none of the [unusual](EntryRules::unusual) bits; nothing if there is none, or has some.
+#[inline(always)]
+pub fn usual_place(raw: u64, unusual: u64) -> Option<HostOffset> {
+    let at = raw & OFFSET_MASK;
+    (raw & unusual == 0 && at != 0).then_some(HostOffset(at))
+}
+
 /// L1 table entry. Source: \[qcow2\] "L1 table entry".
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum L1Entry {

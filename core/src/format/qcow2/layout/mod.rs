@@ -10,7 +10,7 @@ mod snapshot;
 
 pub use entry::{
     COMPRESSED, COPIED, EntryRules, ExtendedL2Entry, L1Entry, L2Entry, RefcountTableEntry, RefcountWidth,
-    SUBCLUSTERS, SubclusterKind,
+    SUBCLUSTERS, SubclusterKind, usual_place,
 };
 pub(super) use header::BACKING_NAME_MAX;
 pub use header::{Autoclear, Compatible, Crypt, Extension, Header, Incompatible, extension_kind};
