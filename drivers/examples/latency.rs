@@ -190,12 +190,15 @@ fn limits(address: &str, namespace: u32) -> Result<(), Box<dyn std::error::Error
     }
     for round in 0..4 {
         let mut answers = 0;
-        for pair in &mut pairs {
+        for (index, pair) in pairs.iter_mut().enumerate() {
             let data = device.arena().buffer(BLOCK as usize).expect("an empty arena has room").into();
             pair.submit(&namespace, Request { tag: 0, op: Operation::Read, offset: 0, len: BLOCK, data });
-            pair.ring();
+            // The controller knows of one request, in whatever state that is, and the others lie in their queues unseen. Not all
+            // of them rung: QEMU's controller fetches requests while it waits for others in a reset, and then frees their queues.
+            if index == round % usize::from(granted) {
+                pair.ring();
+            }
         }
-        // With requests in flight.
         device.reset();
         let until = Instant::now() + Duration::from_secs(60);
         while answers < pairs.len() {
