@@ -472,14 +472,25 @@ fn odd_requests_are_answered() {
     assert_eq!(server.stop(), Some(0));
 }
 
+/// Who looks at what there is, or is refused, does not count as one.
 #[test]
 fn a_server_ends_with_its_last_client() {
     let place = Place::new();
     images(&place);
-    let mut server = place.ours("socket", "-f raw plain.raw");
-    let uri = server.uri("");
-    place.make("qemu-io", &format!("-f raw -c length {uri}"));
-    assert_eq!(server.wait(), Some(0));
+    for ours in [true, false] {
+        let line = "-e 3 -f raw plain.raw";
+        let mut server = if ours { place.ours("socket", line) } else { place.theirs("socket", line) };
+        place.make("qemu-nbd", &format!("-L -k {}", place.path("socket")));
+        let refused = place.run("qemu-io", &format!("-f raw -c length {}", server.uri("other")));
+        assert_eq!(refused.status.code(), Some(1));
+        let mut looks = UnixStream::connect(&server.socket).expect("it listens");
+        looks.read_exact(&mut [0; 18]).expect("it greets");
+        drop(looks);
+        std::thread::sleep(Duration::from_millis(100));
+        assert_eq!(server.child.try_wait().expect("it is ours"), None, "nobody was served; ours: {ours}");
+        place.make("qemu-io", &format!("-f raw -c length {}", server.uri("")));
+        assert_eq!(server.wait(), Some(0), "ours: {ours}");
+    }
 }
 
 #[test]

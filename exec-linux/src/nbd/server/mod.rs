@@ -58,7 +58,7 @@ pub struct NbdPlan {
     pub exports: Vec<NbdExport>,
     /// Clients at once; further ones wait.
     pub clients_max: usize,
-    /// Whether to go on when the last client has gone.
+    /// Whether to go on when the last client that began transmission has gone.
     pub persistent: bool,
     /// What it shows clients that it encrypts with; no client may do without then.
     pub tls: Option<TlsServer>,
@@ -141,7 +141,7 @@ impl NbdServer {
         self.session.kick();
     }
 
-    /// Waits until the server has ended: it was stopped, or its last client has gone.
+    /// Waits until the server has ended: it was stopped, or the last client that began transmission has gone.
     pub async fn ended(&self) {
         poll_fn(|cx| {
             if self.state.ended.get() {
@@ -185,7 +185,8 @@ pub(crate) struct Server {
     handshakes: VecDeque<(Instant, u32)>,
     /// Somebody sleeps until the first of them has to.
     alarm: Rc<Cell<bool>>,
-    had_clients: bool,
+    /// Somebody has begun transmission: who only looks, or comes to nothing, is not the last client.
+    has_served: bool,
     /// Since when it takes nothing more.
     stopping: Option<Instant>,
     scratch: Box<[u8]>,
@@ -223,7 +224,7 @@ impl Server {
             touched: Vec::new(),
             handshakes: VecDeque::new(),
             alarm: Rc::default(),
-            had_clients: false,
+            has_served: false,
             stopping: None,
             scratch: vec![0; SCRATCH].into(),
             buffers: Buffers::default(),
@@ -325,7 +326,6 @@ impl Server {
                 let tls = self.plan.tls.clone();
                 self.clients.insert(number, Served::new(number, Stream::new(socket), &self.offered, tls));
                 self.touched.push(number);
-                self.had_clients = true;
                 if !self.plan.handshake_max.is_zero() {
                     self.handshakes.push_back((Instant::now() + self.plan.handshake_max, number));
                 }
@@ -365,6 +365,7 @@ impl Server {
             bitmaps: &self.bitmaps,
         };
         let moved = client.turn(&shared, &mut self.scratch, &mut self.buffers);
+        self.has_served |= !client.negotiates();
         match moved {
             served::Moved::Gone(why) => {
                 self.clients.remove(&number);
@@ -397,7 +398,7 @@ impl Server {
             self.clients.clear();
         }
         let left = self.clients.is_empty() && self.touched.is_empty();
-        let done = self.stopping.is_some() || self.had_clients && !self.plan.persistent;
+        let done = self.stopping.is_some() || self.has_served && !self.plan.persistent;
         if left && done && !self.state.ended.replace(true) {
             self.plan.listeners.clear();
             self.listeners.clear();
