@@ -193,3 +193,32 @@ fn names_of_servers_mean_the_same_to_both_clients() {
     }
     assert_eq!(server.stop(), Some(0));
 }
+        (format!("info -f raw nbd+unix:///exp?socket={socket}#part"), 0),
+    // Where there is nobody: what is wrong with an address, or else that.
+    for address in [
+        "type=unix,server.path=/nowhere,server.abstract=on",
+        "type=unix,server.path=/nowhere,server.abstract=on,server.tight=off",
+        "type=unix,server.path=/nowhere,server.abstract=off,server.tight=on",
+        "type=unix,server.path=/nowhere,server.abstract=x",
+        "type=inet,server.host=localhost,server.port=1,server.ipv4=on",
+        "type=inet,server.host=localhost,server.port=1,server.ipv6=off,server.keep-alive=on,server.numeric=on",
+        "type=inet,server.host=localhost,server.port=1,server.ipv4=on,server.ipv6=on,server.to=2",
+        "type=inet,server.host=localhost,server.port=1,server.ipv4=off,server.ipv6=off",
+        "type=inet,server.host=127.0.0.1,server.port=1,server.ipv6=on",
+        "type=inet,server.host=::1,server.port=1,server.ipv4=on",
+        "type=inet,server.host=localhost,server.port=1,server.ipv4=maybe",
+        "type=inet,server.host=localhost,server.port=1,server.keep-alive=x",
+        "type=inet,server.host=localhost,server.port=1,server.numeric=x",
+        "type=inet,server.host=localhost,server.port=1,server.to=70000",
+        "type=inet,server.host=localhost,server.port=1,server.to=x",
+        "type=inet,server.host=localhost,server.port=1,server.nosuch=x",
+        "type=vsock,server.cid=x,server.port=1",
+        "type=vsock,server.cid=4294967296,server.port=1",
+        "type=vsock,server.cid=2,server.port=-1",
+        "type=vsock,server.port=1",
+        "type=vsock,server.cid=2",
+    ] {
+        let line = format!("info --image-opts driver=nbd,server.{address}");
+        let (ours, theirs) = (place.run(IMG, &line), place.run("qemu-img", &line));
+        assert_eq!(said(&ours, IMG), said(&theirs, "qemu-img"), "{line}");
+    }

@@ -280,6 +280,7 @@ impl Io {
                 Err(Box::new(Error::ReadOnly { node: here.name.clone() }))
             }
             Kind::Leaf(leaf) if leaf.info.kind == LeafKind::Null => unsupported("a change of length"),
+            Kind::Leaf(leaf) if leaf.info.kind == LeafKind::Nbd && len == leaf.len.get() => Ok(()),
             Kind::Leaf(leaf) if leaf.info.kind == LeafKind::Nbd => {
                 Err(Box::new(Error::Options("Cannot resize NBD nodes".into())))
             }

@@ -1,9 +1,7 @@
 //! Bringing a connection about: on a thread that may wait.
 
-use std::io::{self, IoSlice, IoSliceMut};
-use std::net::TcpStream;
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixStream;
+use std::io::{IoSlice, IoSliceMut};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,11 +12,10 @@ use drystone_core::protocol::nbd::client::{
 use drystone_core::protocol::nbd::layout::TransmissionFlags;
 use drystone_core::protocol::nbd::limits::HANDSHAKE_MAX;
 use drystone_core::protocol::nbd::{Mode, NbdAddress, NbdError, NbdLocation, NbdTls, Outgoing};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
+use rustix::event::{PollFd, PollFlags, poll};
 
 use super::credentials::{Credentials, TlsClient, why};
-use super::resolve::resolve;
+use super::reach::{left_until, reach};
 use super::stream::{Stream, Stuck};
 
 /// The meta context that leaves ask for.
@@ -149,48 +146,6 @@ pub fn list_exports(
     }
 }
 
-/// Connects to a server. The descriptor does not block.
-pub(super) fn reach(server: &NbdAddress, deadline: Instant) -> Result<OwnedFd, Refused> {
-    let failed = |error: io::Error| -> Refused {
-        let errno = super::errno_of(&error);
-        (errno, format!("Failed to connect to '{server}': {errno}").into())
-    };
-    match server {
-        NbdAddress::Unix { path } => {
-            let stream = UnixStream::connect(path).map_err(failed)?;
-            stream.set_nonblocking(true).map_err(failed)?;
-            Ok(stream.into())
-        }
-        NbdAddress::Fd { number } => {
-            let none = || -> Refused {
-                (Errno::EINVAL, format!("File descriptor '{number}' is not a socket").into())
-            };
-            // A copy, so that whoever opened it may close it; only this process's own are looked at.
-            let this = pidfd_open(getpid(), PidfdFlags::empty()).map_err(|error| failed(error.into()))?;
-            let socket = pidfd_getfd(&this, *number, PidfdGetfdFlags::empty()).map_err(|_| none())?;
-            rustix::net::sockopt::socket_type(&socket).map_err(|_| none())?;
-            rustix::io::ioctl_fionbio(&socket, true).map_err(|error| failed(error.into()))?;
-            Ok(socket)
-        }
-        NbdAddress::Inet { host, port } => {
-            let addresses = resolve(host, port).map_err(|why| -> Refused { (Errno::EIO, why.into()) })?;
-            let mut last = io::Error::from_raw_os_error(Errno::ENXIO.0);
-            for address in addresses {
-                let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
-                match TcpStream::connect_timeout(&address, left) {
-                    Ok(stream) => {
-                        stream.set_nodelay(true).map_err(failed)?;
-                        stream.set_nonblocking(true).map_err(failed)?;
-                        return Ok(stream.into());
-                    }
-                    Err(error) => last = error,
-                }
-            }
-            Err(failed(last))
-        }
-    }
-}
-
 /// Negotiates, until `deadline`.
 pub(super) fn negotiate(
     mut stream: Stream,
@@ -273,11 +228,9 @@ fn lost(stuck: Stuck, during: &'static str) -> Refused {
 }
 
 fn wait(stream: &Stream, wanted: PollFlags, deadline: Instant, during: &str) -> Result<(), Refused> {
-    let left = deadline.saturating_duration_since(Instant::now());
-    if left.is_zero() {
+    let Some(left) = left_until(deadline) else {
         return Err((Errno::ETIMEDOUT, format!("the server does not answer during {during}").into()));
-    }
-    let left = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
+    };
     match poll(&mut [PollFd::new(&stream.as_fd(), wanted)], Some(&left)) {
         Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
         Err(error) => Err((Errno(error.raw_os_error()), "the kernel does not wait for sockets".into())),

@@ -15,7 +15,8 @@ use drystone_core::protocol::nbd::{Mode, NbdAddress};
 use rustix::io::Errno;
 use rustix::ioctl::{IntegerSetter, Opcode, ioctl};
 
-use super::connect::{negotiate, reach};
+use super::connect::negotiate;
+use super::reach::reach;
 use super::stream::Stream;
 use crate::words::io_error_words;
 

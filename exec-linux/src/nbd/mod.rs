@@ -13,6 +13,7 @@ mod encryption;
 mod link;
 mod priority;
 pub(crate) mod resolve;
+mod reach;
 pub(crate) mod server;
 mod sockets;
 mod stream;

@@ -303,7 +303,7 @@ impl ServeArgs {
             file: String::new(),
             image_opts: false,
             format: None,
-            address: NbdAddress::Inet { host: "0.0.0.0".into(), port: PORT.into() },
+            address: NbdAddress::inet("0.0.0.0", PORT),
             address_said: None,
             clients_max: 1,
             persistent: false,
@@ -473,7 +473,7 @@ fn finish(mut args: ServeArgs, raw: Raw, operands: Vec<String>, name: &str) -> R
     } else {
         // The reference looks for a server there, too, where no host is said.
         let host = raw.bind.unwrap_or_else(|| "0.0.0.0".into());
-        args.address = NbdAddress::Inet { host, port: raw.port.unwrap_or_else(|| PORT.into()) };
+        args.address = NbdAddress::inet(host, raw.port.unwrap_or_else(|| PORT.into()));
     }
     if raw.list {
         if !operands.is_empty() {
@@ -485,10 +485,7 @@ fn finish(mut args: ServeArgs, raw: Raw, operands: Vec<String>, name: &str) -> R
         if raw.fork {
             return Err(Failure::new("List mode is incompatible with forking"));
         }
-        let host = match &args.address {
-            NbdAddress::Inet { host, .. } => Some(host.clone()),
-            NbdAddress::Unix { .. } | NbdAddress::Fd { .. } => None,
-        };
+        let host = args.address.host().map(str::to_owned);
         let (server, tls, hostname) = (args.address, args.tls, raw.tls_hostname.or(host));
         let address_said = args.address_said;
         return Ok(Action::List(ListArgs { server, address_said, tls, hostname }));
@@ -534,7 +531,7 @@ mod tests {
         let Ok(Action::List(listed)) = parsed("nbd -L -p 5 --tls-creds t --tls-hostname h") else {
             panic!("it is legal");
         };
-        assert_eq!(listed.server, NbdAddress::Inet { host: "0.0.0.0".into(), port: "5".into() });
+        assert_eq!(listed.server, NbdAddress::inet("0.0.0.0", "5"));
         assert_eq!((listed.tls.credentials.as_deref(), listed.hostname.as_deref()), (Some("t"), Some("h")));
         let Ok(Action::Serve(args)) = parsed("nbd -c /dev/nbd7 a.img") else { panic!("it is legal") };
         assert_eq!(args.address, NbdAddress::Unix { path: "/var/lock/qemu-nbd-nbd7".into() });

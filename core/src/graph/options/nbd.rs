@@ -8,7 +8,7 @@ use super::values::Options;
 use crate::error::Result;
 use crate::intent::Location;
 use crate::protocol::nbd::limits::CONNECTIONS_MAX;
-use crate::protocol::nbd::{NbdAddress, NbdLocation, NbdTls};
+use crate::protocol::nbd::{InetFamily, InetHow, NbdAddress, NbdLocation, NbdTls};
 
 /// The port where none is said.
 const PORT: &str = "10809";
@@ -76,10 +76,7 @@ fn tls(options: &mut Options, server: &NbdAddress) -> Result<Option<NbdTls>> {
             Some(_) => Err(refused("tls-hostname needs 'tls-creds'".into())),
         };
     };
-    let hostname = hostname.or_else(|| match server {
-        NbdAddress::Inet { host, .. } => Some(host.clone()),
-        NbdAddress::Unix { .. } | NbdAddress::Fd { .. } => None,
-    });
+    let hostname = hostname.or_else(|| server.host().map(str::to_owned));
     Ok(Some(NbdTls { credentials, hostname }))
 }
 
@@ -90,38 +87,78 @@ fn address(options: &mut Options) -> Result<NbdAddress> {
         (Some(_), Some(_), _) => Err(refused("path and host may not be used at the same time".into())),
         (Some(_), None, Some(_)) => Err(refused("port may not be used without host".into())),
         (Some(path), None, None) => Ok(NbdAddress::Unix { path }),
-        (None, Some(host), port) => Ok(NbdAddress::Inet { host, port: port.unwrap_or_else(|| PORT.into()) }),
+        (None, Some(host), port) => Ok(NbdAddress::inet(host, port.unwrap_or_else(|| PORT.into()))),
         (None, None, Some(_)) => Err(refused("port may not be used without host".into())),
         (None, None, None) if !options.has_below("server") => {
             Err(refused("NBD server address missing".into()))
         }
         (None, None, None) => {
             let mut server = options.below("server");
-            let missing = |key: &str| refused(format!("Parameter '{key}' is missing"));
-            let kind = server.text("type").ok_or_else(|| missing("type"))?;
-            let mut take = |key: &str| server.text(key).ok_or_else(|| missing(key));
-            let address = match kind.as_str() {
-                "unix" => NbdAddress::Unix { path: take("path")? },
-                "inet" => NbdAddress::Inet { host: take("host")?, port: take("port")? },
-                "fd" => {
-                    let text = take("str")?;
-                    let unknown = |_| refused(format!("Unable to parse FD number {text}"));
-                    NbdAddress::Fd { number: text.parse().map_err(unknown)? }
-                }
-                "vsock" => {
-                    let text = "server.type=vsock is not supported; unix, inet, and fd with a socket that is connected, are";
-                    return Err(refused(text.into()));
-                }
-                other => {
-                    return Err(refused(format!("Parameter 'type' does not accept value '{other}'")));
-                }
-            };
+            let address = typed_address(&mut server)?;
             match server.into_texts().first() {
                 None => Ok(address),
                 Some((key, _)) => Err(refused(format!("Parameter '{key}' is unexpected"))),
             }
         }
     }
+}
+
+/// What the options of `server` mean, each kind of address with its own.
+fn typed_address(server: &mut Options) -> Result<NbdAddress> {
+    let kind = taken(server, "type")?;
+    match kind.as_str() {
+        "unix" => {
+            let path = taken(server, "path")?;
+            let (hidden, tight) = (server.switch("abstract")?, server.switch("tight")?.unwrap_or(true));
+            Ok(match hidden {
+                Some(true) => NbdAddress::Abstract { name: path, tight },
+                _ => NbdAddress::Unix { path },
+            })
+        }
+        "inet" => {
+            let (host, port) = (taken(server, "host")?, taken(server, "port")?);
+            Ok(NbdAddress::Inet { host, port, how: how(server)? })
+        }
+        "fd" => {
+            let text = taken(server, "str")?;
+            let unknown = |_| refused(format!("Unable to parse FD number {text}"));
+            Ok(NbdAddress::Fd { number: text.parse().map_err(unknown)? })
+        }
+        "vsock" => {
+            let (cid, port) = (taken(server, "cid")?, taken(server, "port")?);
+            let number = |what: &str, text: &str| {
+                text.parse().map_err(|_| refused(format!("Failed to parse {what} '{text}'")))
+            };
+            Ok(NbdAddress::Vsock { cid: number("cid", &cid)?, port: number("port", &port)? })
+        }
+        other => Err(refused(format!("Parameter 'type' does not accept value '{other}'"))),
+    }
+}
+
+fn taken(server: &mut Options, key: &str) -> Result<String> {
+    server.text(key).ok_or_else(|| refused(format!("Parameter '{key}' is missing")))
+}
+
+/// What is said of the way to a host. `numeric`, and `to`, which is about listening, mean nothing to a client, here as in
+/// the reference.
+fn how(server: &mut Options) -> Result<InetHow> {
+    server.switch("numeric")?;
+    if let Some(text) = server.text("to")
+        && text.parse::<u16>().is_err()
+    {
+        let kind = if text.parse::<i128>().is_ok() { "uint16_t" } else { "integer" };
+        return Err(refused(format!("Parameter 'to' expects {kind}")));
+    }
+    let family = match (server.switch("ipv4")?, server.switch("ipv6")?) {
+        (Some(false), Some(false)) => {
+            return Err(refused("Cannot disable IPv4 and IPv6 at same time".into()));
+        }
+        (None, None) | (Some(true), Some(true)) => None,
+        (Some(false), _) | (None, Some(true)) => Some(InetFamily::V6),
+        (Some(true), _) | (None, Some(false)) => Some(InetFamily::V4),
+    };
+    let (keep_alive, multipath) = (server.switch("keep-alive")?, server.switch("mptcp")?);
+    Ok(InetHow { family, keep_alive: keep_alive.unwrap_or(false), multipath: multipath.unwrap_or(false) })
 }
 
 /// Puts what a name says in the place of options; tells whether it asks for encryption.
@@ -132,6 +169,8 @@ fn put_name(options: &mut Options, name: &str) -> Result<bool> {
         put_old_name(options, rest)?;
         return Ok(false);
     };
+    // A fragment is for who reads a document, and there is none.
+    let rest = rest.split_once('#').map_or(rest, |(rest, _)| rest);
     let known = SCHEMES.iter().find(|(known, ..)| *known == scheme);
     let &(_, unix, encrypted) = known.ok_or_else(invalid)?;
     let (rest, query) = rest.split_once('?').map_or((rest, ""), |(rest, query)| (rest, query));
@@ -246,9 +285,18 @@ mod tests {
             ("nbd://h:1/a%20b", "nbd://h:1/a b"),
             ("nbd://[::1]:1/x", "nbd://::1:1/x"),
             ("nbd+tcp://h/x", "nbd://h:10809/x"),
+            ("nbd://h/x#part", "nbd://h:10809/x"),
             ("nbd:h:1:exportname=x", "nbd://h:1/x"),
         ] {
             assert_eq!(shown(name), expected, "{name}");
+        }
+        for (server, expected) in [
+            (r#""type":"unix","path":"/s","abstract":true"#, "nbd+unix:///e?socket=@/s"),
+            (r#""type":"unix","path":"/s","abstract":false,"tight":false"#, "nbd+unix:///e?socket=/s"),
+            (r#""type":"vsock","cid":"2","port":"10809""#, "nbd+vsock://2:10809/e"),
+            (r#""type":"inet","host":"h","port":"1","ipv4":true,"to":2,"mptcp":true"#, "nbd://h:1/e"),
+        ] {
+            assert_eq!(shown(&format!(r#"json:{{"server":{{{server}}},"export":"e"}}"#)), expected);
         }
         let options = r#"json:{"server":{"type":"unix","path":"/s"},"export":"e","reconnect-delay":3}"#;
         assert_eq!(shown(options), "nbd+unix:///e?socket=/s");

@@ -32,6 +32,20 @@ pub enum NbdAddress {
         /// Its path.
         path: String,
     },
+    /// A socket with a name that the kernel keeps, and no file system.
+    Abstract {
+        /// Its name, without the zero in front.
+        name: String,
+        /// Whether it ends where the name does; else zeros follow up to the greatest length.
+        tight: bool,
+    },
+    /// A socket between a virtual machine and its host.
+    Vsock {
+        /// Which machine.
+        cid: u32,
+        /// Its port.
+        port: u32,
+    },
     /// A socket that this process has and that is connected.
     Fd {
         /// The number of its descriptor.
@@ -43,15 +57,53 @@ pub enum NbdAddress {
         host: String,
         /// Its port, a number or a service's name.
         port: String,
+        /// What else is said of the connection.
+        how: InetHow,
     },
+}
+
+/// How a host of the Internet is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct InetHow {
+    /// Which of its addresses will do; any, where nothing is said.
+    pub family: Option<InetFamily>,
+    /// Whether the kernel finds out by itself that a silent peer has gone.
+    pub keep_alive: bool,
+    /// Whether several paths are used, where the host can (MPTCP).
+    pub multipath: bool,
+}
+
+/// A kind of addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InetFamily {
+    /// `127.0.0.1`.
+    V4,
+    /// `::1`.
+    V6,
+}
+
+impl NbdAddress {
+    /// A host and a port, without anything said of the way there.
+    pub fn inet(host: impl Into<String>, port: impl Into<String>) -> Self {
+        Self::Inet { host: host.into(), port: port.into(), how: InetHow::default() }
+    }
+
+    /// The host's name, where there is one to compare a certificate with.
+    pub fn host(&self) -> Option<&str> {
+        match self {
+            Self::Inet { host, .. } => Some(host),
+            Self::Unix { .. } | Self::Abstract { .. } | Self::Vsock { .. } | Self::Fd { .. } => None,
+        }
+    }
 }
 
 impl fmt::Display for NbdAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Unix { path } => f.write_str(path),
+            Self::Unix { path: name } | Self::Abstract { name, .. } => f.write_str(name),
+            Self::Vsock { cid, port } => write!(f, "{cid}:{port}"),
             Self::Fd { number } => write!(f, "descriptor {number}"),
-            Self::Inet { host, port } => write!(f, "{host}:{port}"),
+            Self::Inet { host, port, .. } => write!(f, "{host}:{port}"),
         }
     }
 }
@@ -83,22 +135,22 @@ impl NbdLocation {
     pub fn connections_wanted(&self) -> usize {
         match self.server {
             NbdAddress::Fd { .. } => 1,
-            NbdAddress::Unix { .. } | NbdAddress::Inet { .. } => self.connections.clamp(1, CONNECTIONS_MAX),
+            _ => self.connections.clamp(1, CONNECTIONS_MAX),
         }
     }
 }
 
-/// The name in the form of a URI, as the reference shows it.
+/// The name in the form of a URI, as the reference shows it; for what the reference has no form, one that says what it is.
 impl fmt::Display for NbdLocation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { export, .. } = self;
+        let slash = if self.export.is_empty() { "" } else { "/" };
+        let export = &self.export;
         match &self.server {
-            NbdAddress::Unix { path } if export.is_empty() => write!(f, "nbd+unix://?socket={path}"),
-            NbdAddress::Unix { path } => write!(f, "nbd+unix:///{export}?socket={path}"),
-            NbdAddress::Fd { number } if export.is_empty() => write!(f, "nbd+fd://{number}"),
-            NbdAddress::Fd { number } => write!(f, "nbd+fd://{number}/{export}"),
-            NbdAddress::Inet { host, port } if export.is_empty() => write!(f, "nbd://{host}:{port}"),
-            NbdAddress::Inet { host, port } => write!(f, "nbd://{host}:{port}/{export}"),
+            NbdAddress::Unix { path } => write!(f, "nbd+unix://{slash}{export}?socket={path}"),
+            NbdAddress::Abstract { name, .. } => write!(f, "nbd+unix://{slash}{export}?socket=@{name}"),
+            NbdAddress::Vsock { cid, port } => write!(f, "nbd+vsock://{cid}:{port}{slash}{export}"),
+            NbdAddress::Fd { number } => write!(f, "nbd+fd://{number}{slash}{export}"),
+            NbdAddress::Inet { host, port, .. } => write!(f, "nbd://{host}:{port}{slash}{export}"),
         }
     }
 }

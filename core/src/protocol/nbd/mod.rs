@@ -24,7 +24,7 @@ mod payload;
 pub mod server;
 
 pub use error::NbdError;
-pub use location::{NbdAddress, NbdLocation, NbdTls};
+pub use location::{InetFamily, InetHow, NbdAddress, NbdLocation, NbdTls};
 pub use outgoing::{Elsewhere, Outgoing};
 pub use payload::windows_between;
 

@@ -105,8 +105,10 @@ pub fn listen(address: &NbdAddress) -> Result<Listening, Failure> {
             listener.set_nonblocking(true).map_err(failed)?;
             Ok(Listening { sockets: vec![listener.into()], path: Some(path.clone()) })
         }
-        NbdAddress::Fd { .. } => unreachable!("no option of the command line names a descriptor"),
-        NbdAddress::Inet { host, port } => {
+        NbdAddress::Fd { .. } | NbdAddress::Abstract { .. } | NbdAddress::Vsock { .. } => {
+            unreachable!("no option of the command line names one")
+        }
+        NbdAddress::Inet { host, port, .. } => {
             let mut sockets = Vec::new();
             for address in resolve(host, port).map_err(Failure::new)? {
                 let failed = |error: io::Error| {
