@@ -116,6 +116,8 @@ pub struct ServeArgs {
     pub pid_file: Option<String>,
     /// What to open of the names that images hold.
     pub image_names: ImageNames,
+    /// The security context of the sockets that are listened on.
+    pub selinux_label: Option<String>,
     /// How connections are encrypted, and all objects.
     pub tls: TlsArgs,
     /// A device of the kernel that is to show the image.
@@ -153,6 +155,7 @@ const OPTIONS: &[OptionSpec] = &[
     option(&["pid-file"], "", Some("PATH"), "write the process's number to a file"),
     option(
         &["object"],
+    option(&["selinux-label"], "", Some("LABEL"), "security context of the sockets that are listened on"),
         "",
         Some("OBJDEF"),
         "define an object, such as a secret or tls-creds-x509; may be repeated",
@@ -240,7 +243,7 @@ pub fn parse(argv: &[String], name: &str) -> Result<Invocation, Failure> {
         };
         match option {
             "help" => return print(help(name)),
-            "version" => return print(crate::io::help::version(name)),
+            "version" => return print(version(name)),
             "man" => return print(docs().man(name)),
             "completions" => return print(docs().completions(name, &value)?),
             "trace" => match tracing.add(&value)? {
@@ -284,6 +287,11 @@ fn quoted_back(mut failure: Failure) -> Failure {
         {
             *text = text.replacen('\'', "`", 1);
         }
+/// As the reference's, without the word that its other tools have before the number.
+fn version(name: &str) -> String {
+    crate::io::help::version(name).replacen(" version ", " ", 1)
+}
+
     }
     failure
 }
@@ -318,6 +326,7 @@ impl ServeArgs {
             load_snapshot: None,
             cache: CacheMode::WRITEBACK,
             aio: Aio::Auto,
+            selinux_label: None,
             discard: false,
             detect_zeroes: DetectZeroes::Off,
             fork: false,
@@ -351,6 +360,7 @@ fn set(args: &mut ServeArgs, raw: &mut Raw, option: &str, value: String) -> Resu
             | "image-names"
             | "image-opts"
             | "detect-zeroes"
+            | "selinux-label"
             | "handshake-limit"
             | "persistent"
             | "pid-file"
@@ -425,6 +435,7 @@ fn set(args: &mut ServeArgs, raw: &mut Raw, option: &str, value: String) -> Resu
                         "Failed to parse detect_zeroes mode: invalid parameter value: {value}"
                     )));
                 }
+        "selinux-label" => args.selinux_label = Some(value),
             }
         }
         "fork" => (args.fork, raw.fork) = (true, true),
@@ -449,6 +460,16 @@ fn check_tls(args: &ServeArgs, raw: &Raw) -> Result<(), Failure> {
         (Some(_), true, _) if raw.list => "TLS authorization is incompatible with export list",
         (Some(_), _, Some(_)) if !raw.list => "TLS hostname is only supported with export list",
         (Some(_), true, _) => {
+/// Security contexts are for sockets of the file system.
+fn check_label(args: &ServeArgs) -> Result<(), Failure> {
+    match (&args.selinux_label, &args.address) {
+        (Some(_), NbdAddress::Inet { .. }) => {
+            Err(Failure::new("--selinux-label is not permitted without --socket"))
+        }
+        _ => Ok(()),
+    }
+}
+
             "--tls-authz is not supported: there are no authorization objects; who has a certificate of the \
              authority in the credentials may connect"
         }
@@ -477,6 +498,7 @@ fn finish(mut args: ServeArgs, raw: Raw, operands: Vec<String>, name: &str) -> R
     }
     if raw.list {
         if !operands.is_empty() {
+        check_label(&args)?;
             return Err(Failure::new("List mode is incompatible with a file name"));
         }
         if raw.about_device {
@@ -488,6 +510,7 @@ fn finish(mut args: ServeArgs, raw: Raw, operands: Vec<String>, name: &str) -> R
         let host = args.address.host().map(str::to_owned);
         let (server, tls, hostname) = (args.address, args.tls, raw.tls_hostname.or(host));
         let address_said = args.address_said;
+    check_label(&args)?;
         return Ok(Action::List(ListArgs { server, address_said, tls, hostname }));
     }
     let [file] = operands.as_slice() else {

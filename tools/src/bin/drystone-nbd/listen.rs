@@ -7,10 +7,13 @@ use std::os::unix::net::UnixListener;
 
 use drystone_core::protocol::nbd::NbdAddress;
 use drystone_exec_linux::{io_error_words, resolve};
-use drystone_tools::message::Failure;
+use drystone_tools::message::{Failure, Message};
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, getppid, pidfd_getfd, pidfd_open};
 
 use crate::background;
+
+/// Bytes of a socket's path. Source: unix(7).
+const PATH_MAX: usize = 107;
 
 /// The first descriptor that a service manager hands over. Source: sd_listen_fds(3).
 const FIRST_FD: i32 = 3;
@@ -85,9 +88,29 @@ impl Listening {
     }
 }
 
-/// Listens at an address.
-pub fn listen(address: &NbdAddress) -> Result<Listening, Failure> {
+/// Listens at an address, on sockets that have a security context, if one is said.
+pub fn listen(address: &NbdAddress, label: Option<&str>) -> Result<Listening, Failure> {
+    let Some(label) = label else { return listen_at(address) };
+    let put = |context: &[u8], what: String| {
+        let written = std::fs::write("/proc/thread-self/attr/sockcreate", context);
+        written.map_err(|error| Failure::new(format!("{what}: {}", io_error_words(&error))))
+    };
+    let context = [label.as_bytes(), b"\0"].concat();
+    put(&context, format!("Cannot set SELinux socket create context to {label}"))?;
+    let listening = listen_at(address)?;
+    // A line without a word is none.
+    put(b"\n", "Cannot clear SELinux socket create context".into())?;
+    Ok(listening)
+}
+
+fn listen_at(address: &NbdAddress) -> Result<Listening, Failure> {
     match address {
+        NbdAddress::Unix { path } if path.len() > PATH_MAX => {
+            let hint = format!("Path must be less than {} bytes", PATH_MAX + 1);
+            let mut failure = Failure::new(format!("UNIX socket path '{path}' is too long"));
+            failure.messages.push(Message::Plain(hint));
+            Err(failure)
+        }
         NbdAddress::Unix { path } => {
             let failed = |error: io::Error| {
                 Failure::new(format!("Failed to bind socket to {path}: {}", io_error_words(&error)))

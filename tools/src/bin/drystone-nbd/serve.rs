@@ -73,7 +73,7 @@ async fn serve(
     let served = export.image.clone();
     let mut listening = match activated {
         Some(listening) => listening,
-        None => listen(&args.address)?,
+        None => listen(&args.address, args.selinux_label.as_deref())?,
     };
     let (stop, signalled) = UnixStream::pair().map_err(|error| Failure::new(error.to_string()))?;
     for signal in [SIGTERM, SIGINT, SIGHUP] {
