@@ -1,16 +1,18 @@
-//! `--object`: secrets, TLS credentials and throttle groups that images refer to by id.
+//! `--object`: secrets, TLS credentials, throttle groups and lists of who may connect, which options refer to by id.
 //!
 //! This reads a definition and checks it against the properties that its type has, and then against what it refers to.
-//! [`secret`] has what secrets hold, and `tls` what connections are encrypted with.
+//! [`secret`] has what secrets hold, `tls` what connections are encrypted with, and `authorization` who may connect.
 
 use serde_json::{Map, Value};
 
 use crate::options::{IdError, is_well_formed_id, json, parse_keyval};
 use crate::size::parse_number;
 
+pub use authorization::{Authorization, find_authorization};
 pub use secret::{Secret, find_passphrase, find_secret};
 pub use tls::{find_tls, give_objects, tls_credentials};
 
+mod authorization;
 pub mod secret;
 mod tls;
 
@@ -44,6 +46,7 @@ enum Kind {
     Integer,
     OneOf(&'static str, &'static [&'static str]),
     Limits,
+    Rules,
 }
 
 /// A type of object: its name and its properties in alphabetical order.
@@ -54,7 +57,18 @@ struct Type {
 
 const ENDPOINT: Kind = Kind::OneOf("QCryptoTLSCredsEndpoint", &["client", "server"]);
 
+const POLICY: Kind = Kind::OneOf("QAuthZListPolicy", &["deny", "allow"]);
+
+/// What a rule of a list has; the last may be left out.
+const RULE: [(&str, Kind); 3] = [
+    ("match", Kind::Text),
+    ("policy", POLICY),
+    ("format", Kind::OneOf("QAuthZListFormat", &["exact", "glob"])),
+];
+
 const TYPES: &[Type] = &[
+    Type { name: "authz-list", properties: &[("policy", POLICY), ("rules", Kind::Rules)] },
+    Type { name: "authz-simple", properties: &[("identity", Kind::Text)] },
     Type {
         name: "secret",
         properties: &[
@@ -225,10 +239,16 @@ fn typed(path: &str, value: Value, kind: Kind, spelling: Spelling) -> Result<Val
             limits.into_iter().map(one).collect::<Result<Map<_, _>, _>>().map(Value::Object)
         }
         (Kind::Limits, _) => wrong("object"),
+        (Kind::Rules, Value::Array(rules)) => {
+            let one = |(at, rule)| typed_rule(&item(path, at, spelling), rule, spelling);
+            rules.into_iter().enumerate().map(one).collect::<Result<Vec<_>, _>>().map(Value::Array)
+        }
+        (Kind::Rules, _) => wrong("array"),
         (Kind::Text, text @ Value::String(_)) => Ok(text),
         (Kind::OneOf(_, legal), Value::String(word)) if legal.contains(&word.as_str()) => Ok(word.into()),
         (Kind::OneOf(..), Value::String(word)) => {
-            Err(format!("Parameter '{path}' does not accept value '{word}'"))
+            let key = path.rsplit('.').next().unwrap_or(path);
+            Err(format!("Parameter '{key}' does not accept value '{word}'"))
         }
         (Kind::Text | Kind::OneOf(..), _) => wrong("string"),
         (Kind::Bool, Value::String(word)) if spelling == Spelling::List => match word.as_str() {
@@ -247,8 +267,38 @@ fn typed(path: &str, value: Value, kind: Kind, spelling: Spelling) -> Result<Val
     }
 }
 
+/// The place of an item of a list.
+fn item(path: &str, at: usize, spelling: Spelling) -> String {
+    match spelling {
+        Spelling::List => format!("{path}.{at}"),
+        Spelling::Json => format!("{path}[{at}]"),
+    }
+}
+
+fn typed_rule(path: &str, rule: Value, spelling: Spelling) -> Result<Value, String> {
+    let Value::Object(mut rule) = rule else {
+        return Err(format!("Invalid parameter type for '{path}', expected: object"));
+    };
+    let mut properties = Map::new();
+    for (key, kind) in RULE {
+        let path = format!("{path}.{key}");
+        match rule.shift_remove(key) {
+            Some(value) => _ = properties.insert(key.into(), typed(&path, value, kind, spelling)?),
+            None if key == "format" => {}
+            None => return Err(format!("Parameter '{path}' is missing")),
+        }
+    }
+    match rule.keys().next() {
+        None => Ok(Value::Object(properties)),
+        Some(key) => Err(format!("Parameter '{path}.{key}' is unexpected")),
+    }
+}
+
 /// What no single property can tell.
 fn check_whole(known: &Type, properties: &Map<String, Value>) -> Result<(), String> {
+    if known.name == "authz-simple" && !properties.contains_key("identity") {
+        return Err("Parameter 'identity' is missing".into());
+    }
     if known.name == "secret" {
         return match (properties.contains_key("file"), properties.contains_key("data")) {
             (true, true) => Err("'file' and 'data' are mutually exclusive".into()),
@@ -291,6 +341,7 @@ fn help_text(text: &str) -> Option<String> {
             Kind::Integer => "int",
             Kind::OneOf(name, _) => name,
             Kind::Limits => "ThrottleLimits",
+            Kind::Rules => "QAuthZListRule",
         };
         lines.push(format!("  {key}=<{kind}>\n"));
     }

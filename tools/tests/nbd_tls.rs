@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use authority::{Authority, Time};
 use drystone_core::protocol::nbd::NbdAddress;
 use drystone_exec_linux::{TlsCredentials, TlsEndpoint, X509Folder, list_exports};
+use rcgen::{DnType, DnValue};
 use served::{Place, Served, have, noise};
 
 const IMG: &str = env!("CARGO_BIN_EXE_drystone-img");
@@ -180,6 +181,153 @@ fn who_is_not_trusted_is_refused() {
         let object = object(&place, "client", "alone");
         place.make(IMG, &format!("info --object {object} --image-opts {}", options(&server, named)));
         // Not killed: what the kernel still does for who was holds the image's locks a while longer.
+        assert_eq!(server.stop(), Some(0));
+    }
+}
+
+/// Who may connect is asked by the distinguished name, which is written as the reference writes it: lists are made for that.
+#[test]
+fn clients_are_chosen_by_the_names_in_their_certificates() {
+    let place = place();
+    let ours = Authority::new("ours");
+    let folder = |name: &str| place.folder.path().join(name);
+    let text = |text: &str| DnValue::from(text);
+    let custom = |last| DnType::CustomDnType(vec![2, 5, 4, last]);
+    let mail = || DnType::CustomDnType(vec![1, 2, 840, 113_549, 1, 9, 1]);
+    let pilot = |last| DnType::CustomDnType(vec![0, 9, 2342, 19_200_300, 100, 1, last]);
+    let subjects = [
+        vec![(DnType::CommonName, text("one"))],
+        vec![
+            (DnType::CountryName, DnValue::PrintableString("DE".try_into().expect("it can be printed"))),
+            (DnType::OrganizationName, text("Stone, Inc.")),
+            (DnType::OrganizationalUnitName, text(" a+b ")),
+            (DnType::LocalityName, text("Köln")),
+            (DnType::StateOrProvinceName, text("#1")),
+            (DnType::CommonName, text("\"q\" <z>;\\y=e")),
+        ],
+        vec![
+            (custom(4), text("s")),
+            (custom(5), DnValue::PrintableString("99".try_into().expect("it can be printed"))),
+            (custom(9), text("street 1")),
+            (custom(12), text("t")),
+            (custom(13), text("d")),
+            (custom(17), text("50667")),
+            (custom(20), DnValue::PrintableString("555".try_into().expect("it can be printed"))),
+            (custom(41), text("n")),
+            (custom(42), text("g")),
+            (custom(43), text("i")),
+            (custom(65), text("p")),
+            (pilot(1), text("u7")),
+            (pilot(25), DnValue::Ia5String("org".try_into().expect("it is ASCII"))),
+            (mail(), DnValue::Ia5String("a@b.c".try_into().expect("it is ASCII"))),
+            (DnType::CommonName, DnValue::BmpString("K☃".try_into().expect("it has no more than 16 bits"))),
+        ],
+    ];
+    ours.folder(&folder("chooses"));
+    ours.sign(&folder("chooses"), "server", Time::Holds);
+    let names: Vec<String> = (0..subjects.len()).map(|number| format!("client{number}")).collect();
+    for (name, subject) in names.iter().zip(subjects) {
+        ours.folder(&folder(name));
+        ours.sign_for(&folder(name), "client", Time::Holds, (&[], subject));
+    }
+    ours.folder(&folder("nobody"));
+    let info = |name: &str| {
+        let object = object(&place, "client", name);
+        let options = format!(
+            "driver=nbd,server.type=unix,server.path={},tls-creds=t,tls-hostname=localhost",
+            place.path("socket")
+        );
+        place.run(IMG, &format!("info --object {object} --image-opts {options}")).status.code()
+    };
+    // With whom `rules` lets in; returns who came in, and what the server said.
+    let try_all = |program: &str, rules: &str| {
+        let _ = std::fs::remove_file(place.path("socket"));
+        let log = std::fs::File::create(place.path("log")).expect("the folder is ours");
+        let credentials = object(&place, "server", "chooses");
+        let socket = place.path("socket");
+        let mut server = std::process::Command::new(program)
+            .args(["-k", &socket, "-t", "-e", "9", "-f", "raw", "--object", &credentials, "--object", rules])
+            .args(["--tls-creds", "t", "--tls-authz", "a", &place.path("a.raw")])
+            .stderr(log)
+            .spawn()
+            .expect("it is there");
+        let begun = std::time::Instant::now();
+        while !std::path::Path::new(&socket).exists() {
+            assert!(
+                begun.elapsed() < std::time::Duration::from_secs(20),
+                "{program} {rules}: it does not listen"
+            );
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        let codes: Vec<_> = names.iter().map(String::as_str).chain(["nobody"]).map(info).collect();
+        rustix::process::kill_process(
+            rustix::process::Pid::from_child(&server),
+            rustix::process::Signal::TERM,
+        )
+        .expect("it is ours");
+        assert!(server.wait().expect("it is ours").success(), "{program} {rules}");
+        let said = std::fs::read_to_string(place.path("log")).expect("it is there");
+        (codes, said)
+    };
+    let denied = |said: &str| {
+        let find = |line: &str| Some(line.split_once("authz check for ")?.1.to_owned());
+        said.lines().filter_map(find).collect::<Vec<_>>()
+    };
+    let nobody = "authz-simple,id=a,identity=nobody";
+    let (codes, theirs) = try_all("qemu-nbd", nobody);
+    assert!(codes.iter().all(|code| *code == Some(1)), "{theirs}");
+    let (codes, said) = try_all(NBD, nobody);
+    assert!(codes.iter().all(|code| *code == Some(1)), "{said}");
+    assert_eq!(denied(&said), denied(&theirs));
+    assert_eq!(denied(&said).len(), names.len(), "{said}");
+    for (rules, let_in) in [
+        ("authz-simple,id=a,identity=CN=one", [true, false, false]),
+        ("authz-list,id=a,policy=allow,rules.0.match=CN=one,rules.0.policy=deny", [false, true, true]),
+        (
+            "authz-list,id=a,rules.0.match=C=DE,,*,rules.0.policy=deny,rules.0.format=glob,rules.1.match=*CN=*,\
+             rules.1.policy=allow,rules.1.format=glob",
+            [true, false, true],
+        ),
+    ] {
+        for program in [NBD, "qemu-nbd"] {
+            let (codes, said) = try_all(program, rules);
+            let expected: Vec<_> = let_in.iter().map(|yes| Some(i32::from(!yes))).chain([Some(1)]).collect();
+            assert_eq!(codes, expected, "{program} {rules}: {said}");
+        }
+    }
+}
+
+/// A server's certificate without names of hosts counts for its common name, as in the reference.
+#[test]
+fn a_common_name_will_do_where_a_certificate_has_no_other() {
+    let place = place();
+    let ours = Authority::new("ours");
+    let folder = |name: &str| place.folder.path().join(name);
+    let common = |name: &str| (DnType::CommonName, DnValue::from(name));
+    for (number, (hosts, subject, asked, taken)) in [
+        (&[][..], vec![common("Disk.example.org")], "disk.example.org", true),
+        (&[], vec![common("*.example.org")], "disk.example.org", true),
+        (&[], vec![common("disk.example.org")], "other.example.org", false),
+        (&[], vec![common("127.0.0.1")], "127.0.0.1", false),
+        (&["localhost"], vec![common("disk.example.org")], "disk.example.org", false),
+        (&[], vec![(DnType::OrganizationName, DnValue::from("disk"))], "disk", false),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let name = format!("named{number}");
+        ours.folder(&folder(&name));
+        let hosts: Vec<String> = hosts.iter().map(|host| (*host).to_owned()).collect();
+        ours.sign_for(&folder(&name), "server", Time::Holds, (&hosts, subject));
+        ours.sign(&folder(&name), "client", Time::Holds);
+        let server = serve(&place, NBD, &name);
+        let object = object(&place, "client", &name);
+        let options = options(&server, &format!(",tls-hostname={asked}"));
+        for tool in [IMG, "qemu-img"] {
+            let output = place.run(tool, &format!("info --object {object} --image-opts {options}"));
+            let code = Some(i32::from(!taken));
+            assert_eq!(output.status.code(), code, "{tool} {asked}, certificate {number}: {output:?}");
+        }
         assert_eq!(server.stop(), Some(0));
     }
 }

@@ -81,6 +81,21 @@ fn what_cannot_be_served_is_refused_in_the_words_of_the_reference() {
         // Addresses.
         "-p 10999 -b 192.0.2.7 -f raw plain.raw",
         "-p no-such-service -f raw plain.raw",
+        // Security contexts, without a kernel that has any.
+        "--selinux-label=x -f raw plain.raw",
+        "-L --selinux-label=x -p 1",
+        "--selinux-label=x -p 1 -f raw plain.raw",
+        // Who may connect.
+        "--tls-authz a -f raw plain.raw",
+        "--object authz-simple,id=a -f raw plain.raw",
+        "--object authz-list,id=a,policy=foo -f raw plain.raw",
+        "--object authz-list,id=a,rules=x -f raw plain.raw",
+        "--object authz-list,id=a,rules.0.match=x -f raw plain.raw",
+        "--object authz-list,id=a,rules.0.match=x,rules.0.policy=allow,rules.0.format=x -f raw plain.raw",
+        "--object authz-list,id=a,rules.0.match=x,rules.0.policy=allow,rules.0.foo=x -f raw plain.raw",
+        "--object authz-list,id=a,rules.1.match=x,rules.1.policy=allow -f raw plain.raw",
+        "--object {\"qom-type\":\"authz-list\",\"id\":\"a\",\"rules\":[{\"match\":\"x\"}]} -f raw plain.raw",
+        "--object {\"qom-type\":\"authz-list\",\"id\":\"a\",\"rules\":[\"x\"]} -f raw plain.raw",
         // Options.
         "-Z",
         "-rZ plain.raw",
@@ -182,6 +197,7 @@ fn names_of_servers_mean_the_same_to_both_clients() {
         (format!("info -f raw nbd+unix:///exp?socket=/nowhere&socket={socket}"), 0),
         (format!("info -f raw nbd+unix:///exp?socket={socket}&socket=/nowhere"), 1),
         (format!("info -f raw nbd+unix:///exp?socket={socket}&tls-hostname=x"), 1),
+        (format!("info -f raw nbd+unix:///exp?socket={socket}#part"), 0),
         ("info nbd:localhost:no-such-service".into(), 1),
         ("info nbd:localhost:1".into(), 1),
         ("info nbd://localhost:nbd".into(), 1),
@@ -191,9 +207,6 @@ fn names_of_servers_mean_the_same_to_both_clients() {
         assert_eq!(said(&ours, IMG), said(&theirs, "qemu-img"), "{line}");
         assert_eq!((ours.status.code(), ours.stdout), (Some(code), theirs.stdout), "{line}");
     }
-    assert_eq!(server.stop(), Some(0));
-}
-        (format!("info -f raw nbd+unix:///exp?socket={socket}#part"), 0),
     // Where there is nobody: what is wrong with an address, or else that.
     for address in [
         "type=unix,server.path=/nowhere,server.abstract=on",
@@ -222,3 +235,5 @@ fn names_of_servers_mean_the_same_to_both_clients() {
         let (ours, theirs) = (place.run(IMG, &line), place.run("qemu-img", &line));
         assert_eq!(said(&ours, IMG), said(&theirs, "qemu-img"), "{line}");
     }
+    assert_eq!(server.stop(), Some(0));
+}

@@ -28,6 +28,7 @@ use rustls::{
 };
 use zeroize::Zeroizing;
 
+use super::names::{common_name, distinguished_name, is_host};
 use super::priority;
 use crate::words::io_error_words;
 
@@ -162,9 +163,19 @@ pub struct TlsClient {
 }
 
 /// Credentials of a server.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct TlsServer {
     config: Arc<ServerConfig>,
+    allows: Option<Arc<Allows>>,
+}
+
+/// Says whether a client may connect, by the distinguished name in its certificate.
+type Allows = dyn Fn(&str) -> bool + Send + Sync;
+
+impl fmt::Debug for TlsServer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "TlsServer(… chooses its clients: {})", self.allows.is_some())
+    }
 }
 
 impl TlsCredentials {
@@ -225,9 +236,27 @@ impl TlsClient {
 }
 
 impl TlsServer {
+    /// Has it take only clients whose certificate's distinguished name is allowed, such as `C=DE,O=Stone\\, Inc.,CN=one`. Where
+    /// clients need no certificate, none may connect then.
+    #[must_use]
+    pub fn allowing(self, allows: impl Fn(&str) -> bool + Send + Sync + 'static) -> Self {
+        Self { allows: Some(Arc::new(allows)), ..self }
+    }
+
     /// Begins with a client.
     pub(crate) fn begin(&self) -> Result<ServerConnection, rustls::Error> {
         ServerConnection::new(Arc::clone(&self.config))
+    }
+
+    /// Whether a client may go on, whose certificate was verified, if it has shown one.
+    ///
+    /// # Errors
+    /// Why not, in the reference's words.
+    pub(crate) fn admit(&self, certificate: Option<&CertificateDer<'_>>) -> Result<(), String> {
+        let Some(allows) = &self.allows else { return Ok(()) };
+        let certificate = certificate.ok_or("Verify failed: No certificate was found.")?;
+        let name = distinguished_name(certificate).ok_or("the name in the certificate cannot be read")?;
+        allows(&name).then_some(()).ok_or_else(|| format!("TLS x509 authz check for {name} is denied"))
     }
 }
 
@@ -331,7 +360,8 @@ impl<'a> Files<'a> {
             .with_crls(self.revoked.clone())
             .allow_unknown_revocation_status()
             .build();
-        built.map(|verifier| verifier as Arc<dyn ServerCertVerifier>).map_err(|error| error.to_string())
+        let built = built.map_err(|error| error.to_string())?;
+        Ok(Arc::new(OrByCommonName(built)))
     }
 
     fn client(
@@ -378,7 +408,7 @@ impl<'a> Files<'a> {
         // Each connection shows its certificates anew.
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
-        Ok(TlsServer { config: Arc::new(config) })
+        Ok(TlsServer { config: Arc::new(config), allows: None })
     }
 
     /// The authorities were taken before, so it is what they have revoked.
@@ -479,6 +509,61 @@ pub(super) fn why(error: &rustls::Error, hostname: Option<&str>) -> String {
         Revoked => "The certificate has been revoked".into(),
         other => format!("The certificate is not trusted: {other}"),
     }
+}
+
+/// Takes a certificate also by its common name, where it has no names of hosts: those of private authorities often have none,
+/// and the reference takes them.
+#[derive(Debug)]
+struct OrByCommonName(Arc<WebPkiServerVerifier>);
+
+impl ServerCertVerifier for OrByCommonName {
+    fn verify_server_cert(
+        &self,
+        certificate: &CertificateDer<'_>,
+        chain: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        use CertificateError::{NotValidForName, NotValidForNameContext};
+        match self.0.verify_server_cert(certificate, chain, name, ocsp, now) {
+            // The name is looked at last: all the rest holds then.
+            Err(rustls::Error::InvalidCertificate(NotValidForName | NotValidForNameContext { .. }))
+                if is_common_name(certificate, name) =>
+            {
+                Ok(ServerCertVerified::assertion())
+            }
+            other => other,
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls12_signature(message, certificate, signed)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls13_signature(message, certificate, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_verify_schemes()
+    }
+}
+
+/// Whether a host's name is the common name of a certificate; a number never is, as in the reference.
+fn is_common_name(certificate: &CertificateDer<'_>, name: &ServerName<'_>) -> bool {
+    matches!(name, ServerName::DnsName(host)
+        if common_name(certificate).is_some_and(|common| is_host(&common, host.as_ref())))
 }
 
 /// Takes any certificate that the server has the key of: `verify-peer=off`.

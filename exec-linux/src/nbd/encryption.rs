@@ -4,6 +4,7 @@
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 
 use rustls::Connection;
+use rustls::pki_types::CertificateDer;
 
 use super::stream::{Socket, Stuck};
 
@@ -32,6 +33,11 @@ impl Encryption {
             }
         }
         self.flush(socket)
+    }
+
+    /// The certificate that the peer has shown.
+    pub(super) fn certificate(&self) -> Option<&CertificateDer<'static>> {
+        self.tls.peer_certificates()?.first()
     }
 
     /// Receives into `slices`, at least one byte.

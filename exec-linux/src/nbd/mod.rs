@@ -1,9 +1,9 @@
 //! NBD: exports of servers as leaves, and a server of images.
 //!
-//! The protocol is core's; this has the sockets. `bundle` is one leaf, `link` one of its connections, `connect` brings
-//! connections about (on threads that may wait), `server` has the other side, `device` shows exports as disks of the
+//! The protocol is core's; this has the sockets. `bundle` is one leaf, `link` one of its connections, `reach` and `connect`
+//! bring connections about (on threads that may wait), `server` has the other side, `device` shows exports as disks of the
 //! kernel's, and `sockets` finds out when a socket can go on. A `stream` is a socket, with `encryption` or without;
-//! `credentials` for it are read from a folder.
+//! `credentials` for it are read from a folder, and `names` says whose certificate one is.
 
 mod bundle;
 mod connect;
@@ -11,9 +11,10 @@ mod credentials;
 pub(crate) mod device;
 mod encryption;
 mod link;
+mod names;
 mod priority;
-pub(crate) mod resolve;
 mod reach;
+pub(crate) mod resolve;
 pub(crate) mod server;
 mod sockets;
 mod stream;

@@ -10,6 +10,7 @@ use rustix::net::{
     RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, recvmsg, sendmsg,
 };
 use rustls::Connection;
+use rustls::pki_types::CertificateDer;
 
 use super::encryption::Encryption;
 
@@ -67,6 +68,11 @@ impl Stream {
     /// Goes on until both sides know each other, where there is encryption.
     pub(crate) fn shake_hands(&mut self) -> Result<(), Stuck> {
         self.encryption.as_mut().map_or(Ok(()), |encryption| encryption.shake_hands(&self.socket))
+    }
+
+    /// The certificate that the peer has shown, once both sides know each other.
+    pub(crate) fn certificate(&self) -> Option<&CertificateDer<'static>> {
+        self.encryption.as_ref().and_then(|encryption| encryption.certificate())
     }
 
     /// Receives into `slices`, at least one byte.

@@ -63,6 +63,8 @@ pub struct ListArgs {
 pub struct TlsArgs {
     /// `--tls-creds`: the id of an object, if they are.
     pub credentials: Option<String>,
+    /// `--tls-authz`: the id of an object that says who may connect, if not everybody may.
+    pub authorization: Option<String>,
     /// Objects, by which options refer to secrets and credentials.
     pub objects: Vec<ObjectDef>,
 }
@@ -114,10 +116,10 @@ pub struct ServeArgs {
     pub fork: bool,
     /// Where the process's number is written.
     pub pid_file: Option<String>,
-    /// What to open of the names that images hold.
-    pub image_names: ImageNames,
     /// The security context of the sockets that are listened on.
     pub selinux_label: Option<String>,
+    /// What to open of the names that images hold.
+    pub image_names: ImageNames,
     /// How connections are encrypted, and all objects.
     pub tls: TlsArgs,
     /// A device of the kernel that is to show the image.
@@ -153,21 +155,16 @@ const OPTIONS: &[OptionSpec] = &[
     option(&["detect-zeroes"], "", Some("MODE"), "off, on or unmap (default: off)"),
     option(&["fork"], "", None, "go on in the background once clients can connect"),
     option(&["pid-file"], "", Some("PATH"), "write the process's number to a file"),
+    option(&["selinux-label"], "", Some("LABEL"), "security context of the sockets that are listened on"),
     option(
         &["object"],
-    option(&["selinux-label"], "", Some("LABEL"), "security context of the sockets that are listened on"),
         "",
         Some("OBJDEF"),
         "define an object, such as a secret or tls-creds-x509; may be repeated",
     ),
     option(&["tls-creds"], "", Some("ID"), "encrypt with the credentials of a tls-creds-x509 object"),
     option(&["tls-hostname"], "", Some("HOST"), "with -L, the name that the server's certificate must have"),
-    option(
-        &["tls-authz"],
-        "",
-        Some("ID"),
-        "not supported: who has a certificate of the authority may connect",
-    ),
+    option(&["tls-authz"], "", Some("ID"), "who may connect: the id of an authz-simple or authz-list object"),
     option(&["trace"], "T", Some("TRACE"), "trace events: [[enable=]PATTERN][,events=FILE][,file=FILE]"),
     option(
         &["image-names"],
@@ -214,7 +211,6 @@ struct Raw {
     list: bool,
     fork: bool,
     tls_hostname: Option<String>,
-    tls_authz: bool,
     disconnect: bool,
     /// Something was said that a list has no use for.
     about_device: bool,
@@ -287,13 +283,13 @@ fn quoted_back(mut failure: Failure) -> Failure {
         {
             *text = text.replacen('\'', "`", 1);
         }
+    }
+    failure
+}
+
 /// As the reference's, without the word that its other tools have before the number.
 fn version(name: &str) -> String {
     crate::io::help::version(name).replacen(" version ", " ", 1)
-}
-
-    }
-    failure
 }
 
 fn help(name: &str) -> String {
@@ -326,11 +322,11 @@ impl ServeArgs {
             load_snapshot: None,
             cache: CacheMode::WRITEBACK,
             aio: Aio::Auto,
-            selinux_label: None,
             discard: false,
             detect_zeroes: DetectZeroes::Off,
             fork: false,
             pid_file: None,
+            selinux_label: None,
             image_names: ImageNames::default(),
             tls: TlsArgs::default(),
             device: None,
@@ -360,11 +356,11 @@ fn set(args: &mut ServeArgs, raw: &mut Raw, option: &str, value: String) -> Resu
             | "image-names"
             | "image-opts"
             | "detect-zeroes"
-            | "selinux-label"
             | "handshake-limit"
             | "persistent"
             | "pid-file"
             | "read-only"
+            | "selinux-label"
             | "shared"
             | "snapshot"
             | "tls-creds"
@@ -435,14 +431,14 @@ fn set(args: &mut ServeArgs, raw: &mut Raw, option: &str, value: String) -> Resu
                         "Failed to parse detect_zeroes mode: invalid parameter value: {value}"
                     )));
                 }
-        "selinux-label" => args.selinux_label = Some(value),
             }
         }
         "fork" => (args.fork, raw.fork) = (true, true),
         "pid-file" => args.pid_file = Some(value),
+        "selinux-label" => args.selinux_label = Some(value),
         "tls-creds" => args.tls.credentials = Some(value),
         "tls-hostname" => raw.tls_hostname = Some(value),
-        "tls-authz" => raw.tls_authz = true,
+        "tls-authz" => args.tls.authorization = Some(value),
         "verbose" => args.verbose = true,
         "connect" => args.device = Some(value),
         "disconnect" => raw.disconnect = true,
@@ -454,12 +450,16 @@ fn set(args: &mut ServeArgs, raw: &mut Raw, option: &str, value: String) -> Resu
 
 /// What makes no sense about encryption.
 fn check_tls(args: &ServeArgs, raw: &Raw) -> Result<(), Failure> {
-    let refused = match (&args.tls.credentials, raw.tls_authz, &raw.tls_hostname) {
+    let refused = match (&args.tls.credentials, args.tls.authorization.is_some(), &raw.tls_hostname) {
         (None, true, _) => "--tls-authz is not permitted without --tls-creds",
         (None, false, Some(_)) => "--tls-hostname is not permitted without --tls-creds",
         (Some(_), true, _) if raw.list => "TLS authorization is incompatible with export list",
         (Some(_), _, Some(_)) if !raw.list => "TLS hostname is only supported with export list",
-        (Some(_), true, _) => {
+        _ => return Ok(()),
+    };
+    Err(Failure::new(refused))
+}
+
 /// Security contexts are for sockets of the file system.
 fn check_label(args: &ServeArgs) -> Result<(), Failure> {
     match (&args.selinux_label, &args.address) {
@@ -468,14 +468,6 @@ fn check_label(args: &ServeArgs) -> Result<(), Failure> {
         }
         _ => Ok(()),
     }
-}
-
-            "--tls-authz is not supported: there are no authorization objects; who has a certificate of the \
-             authority in the credentials may connect"
-        }
-        _ => return Ok(()),
-    };
-    Err(Failure::new(refused))
 }
 
 fn finish(mut args: ServeArgs, raw: Raw, operands: Vec<String>, name: &str) -> Result<Action, Failure> {
@@ -498,7 +490,6 @@ fn finish(mut args: ServeArgs, raw: Raw, operands: Vec<String>, name: &str) -> R
     }
     if raw.list {
         if !operands.is_empty() {
-        check_label(&args)?;
             return Err(Failure::new("List mode is incompatible with a file name"));
         }
         if raw.about_device {
@@ -507,10 +498,10 @@ fn finish(mut args: ServeArgs, raw: Raw, operands: Vec<String>, name: &str) -> R
         if raw.fork {
             return Err(Failure::new("List mode is incompatible with forking"));
         }
+        check_label(&args)?;
         let host = args.address.host().map(str::to_owned);
         let (server, tls, hostname) = (args.address, args.tls, raw.tls_hostname.or(host));
         let address_said = args.address_said;
-    check_label(&args)?;
         return Ok(Action::List(ListArgs { server, address_said, tls, hostname }));
     }
     let [file] = operands.as_slice() else {
@@ -519,6 +510,7 @@ fn finish(mut args: ServeArgs, raw: Raw, operands: Vec<String>, name: &str) -> R
     if raw.disconnect {
         return Ok(Action::Disconnect(file.clone()));
     }
+    check_label(&args)?;
     args.file.clone_from(file);
     if args.image_opts && args.format.is_some() {
         return Err(Failure::new("--image-opts and -f are mutually exclusive"));

@@ -3,9 +3,9 @@
 use std::path::Path;
 
 use rcgen::{
-    BasicConstraints, Certificate, CertificateParams, CertificateRevocationListParams, DnType,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams,
-    SerialNumber, date_time_ymd,
+    BasicConstraints, Certificate, CertificateParams, CertificateRevocationListParams, DistinguishedName,
+    DnType, DnValue, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose,
+    RevokedCertParams, SerialNumber, date_time_ymd,
 };
 
 /// The group ffdhe2048 of RFC 7919: without it, the reference spends seconds on making one.
@@ -53,9 +53,21 @@ impl Authority {
 
     /// Puts a certificate for `localhost` into a folder, as number 1 for the server and 2 for the client.
     pub fn sign(&self, path: &Path, endpoint: &str, time: Time) {
-        let names = ["localhost".to_owned(), "127.0.0.1".to_owned()];
-        let mut params = CertificateParams::new(names).expect("these are names");
-        params.distinguished_name.push(DnType::CommonName, endpoint);
+        let hosts = ["localhost".to_owned(), "127.0.0.1".to_owned()];
+        self.sign_for(path, endpoint, time, (&hosts, vec![(DnType::CommonName, endpoint.into())]));
+    }
+
+    /// The same for other hosts, or none, and for somebody of another name.
+    pub fn sign_for(
+        &self,
+        path: &Path,
+        endpoint: &str,
+        time: Time,
+        (hosts, subject): (&[String], Vec<(DnType, DnValue)>),
+    ) {
+        let mut params = CertificateParams::new(hosts).expect("these are names");
+        params.distinguished_name = DistinguishedName::new();
+        subject.into_iter().for_each(|(kind, text)| params.distinguished_name.push(kind, text));
         params.use_authority_key_identifier_extension = true;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
         let (purpose, number) = match endpoint {

@@ -71,6 +71,8 @@ enum Secrecy {
     Awaited(TlsServer),
     /// It begins once the answer to that is sent; nothing is received until then.
     Due(TlsServer),
+    /// It has begun; who the client is has to be looked at before anything is taken from it.
+    Begun(TlsServer),
 }
 
 /// What all clients of a server share.
@@ -333,6 +335,10 @@ impl Served {
         loop {
             match &mut self.phase {
                 Phase::Negotiating { negotiation, secrecy } => {
+                    if let Secrecy::Begun(tls) = secrecy {
+                        tls.admit(self.stream.certificate()).map_err(|why| failed(&why))?;
+                        *secrecy = Secrecy::Settled;
+                    }
                     match negotiation.feed(&mut input).map_err(|error| failed(&error))? {
                         None => return Ok(input),
                         Some(Step::Chosen(chosen)) => {
@@ -374,10 +380,9 @@ impl Served {
         if !negotiation.out().is_empty() {
             return Ok(false);
         }
-        let tls = tls.begin().map_err(|error| failed(&error))?;
-        self.stream.encrypt(tls.into());
+        self.stream.encrypt(tls.begin().map_err(|error| failed(&error))?.into());
         negotiation.encrypted();
-        *secrecy = Secrecy::Settled;
+        *secrecy = Secrecy::Begun(tls.clone());
         Ok(true)
     }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use drystone_exec_linux::{Client, Config, NbdPlan, TlsCredentials, TlsServer, io_error_words};
 use drystone_tools::message::{Failure, Message};
 use drystone_tools::nbd::args::ServeArgs;
-use drystone_tools::object::{find_tls, give_objects, tls_credentials};
+use drystone_tools::object::{find_authorization, find_tls, give_objects, tls_credentials};
 use rustix::fs::FlockOperation;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
@@ -52,7 +52,7 @@ fn tell(tool: &str) -> Box<dyn Fn(&str)> {
     Box::new(move |why| crate::say(&Message::Error(why.to_owned()).render(&tool)))
 }
 
-/// What clients are shown, where connections are encrypted.
+/// What clients are shown, and who may connect, where connections are encrypted.
 fn server_tls(
     args: &ServeArgs,
     credentials: &[(String, TlsCredentials)],
@@ -60,7 +60,10 @@ fn server_tls(
     let Some(id) = &args.tls.credentials else { return Ok(None) };
     let failed = |text: String| Failure::new(format!("Failed to get TLS creds: {text}"));
     let found = find_tls(&args.tls.objects, credentials, id).map_err(failed)?;
-    found.for_server().map(|server| Some(server.clone())).map_err(|text| failed(text.into()))
+    let server = found.for_server().map_err(|text| failed(text.into()))?.clone();
+    let Some(id) = &args.tls.authorization else { return Ok(Some(server)) };
+    let authorization = find_authorization(&args.tls.objects, id).map_err(Failure::new)?;
+    Ok(Some(server.allowing(move |name| authorization.allows(name))))
 }
 
 async fn serve(
