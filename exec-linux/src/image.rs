@@ -76,7 +76,7 @@ impl Image {
     /// Begins any request; `len` is for those that carry no data.
     #[inline]
     pub fn transfer(&self, op: Op, offset: u64, len: u64, data: BufList) -> Transfer<'_> {
-        Transfer { image: self, state: State::New { op, offset, len }, data }
+        Transfer { image: self, state: State::New, op, offset, len, data }
     }
 
     /// Makes everything durable that completed before.
@@ -134,13 +134,15 @@ impl Image {
 pub struct Transfer<'a> {
     image: &'a Image,
     state: State,
+    op: Op,
+    offset: u64,
+    len: u64,
     /// The buffers, until it begins.
     data: BufList,
 }
 
-#[derive(Clone, Copy)]
 enum State {
-    New { op: Op, offset: u64, len: u64 },
+    New,
     InFlight(usize),
     Done,
 }
@@ -154,8 +156,9 @@ impl Future for Transfer<'_> {
         let session = this.image.client.session();
         let key = match this.state {
             State::InFlight(key) => key,
-            State::New { op, offset, len } => {
+            State::New => {
                 let opened = &this.image.opened;
+                let Self { op, offset, len, .. } = *this;
                 this.state = State::Done;
                 if let Err(error) = opened.check_open() {
                     return Poll::Ready((std::mem::take(&mut this.data), Err(error)));

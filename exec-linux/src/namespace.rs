@@ -273,7 +273,7 @@ impl Lanes {
     }
 
     /// Begins a read or write past intents, at once; tells the number of the queue pair. The buffers stay where they are if the leaf is
-    /// no namespace, or there is no room.
+    /// no namespace.
     #[inline(always)]
     pub(crate) fn begin_lone(&mut self, lone: &Lone, data: &mut BufList) -> Option<usize> {
         let Some(Some(Place { lane, namespace, lost: false })) = self.leaves.get(lone.leaf().0 as usize)
@@ -281,9 +281,7 @@ impl Lanes {
             return None;
         };
         let Lane { pair, .. } = self.lanes.get_mut(*lane)?;
-        if self.lone.is_some() || !pair.has_room() {
-            return None;
-        }
+        debug_assert!(self.lone.is_none(), "the one before has been answered");
         let op = if lone.writes() { Operation::Write { fua: false } } else { Operation::Read };
         let (offset, len, data) = (lone.offset(), lone.len_bytes(), std::mem::take(data));
         pair.submit(namespace, Request { tag: LONE.0, op, offset, len, data });

@@ -59,9 +59,11 @@ pub struct Request {
     pub tag: u64,
 }
 
-/// The verbs of a request.
+/// The verbs of a request. Told apart by a byte of their own: what they come with has room for that, but then it takes six
+/// instructions to find out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
+#[repr(u8)]
 pub enum Op {
     /// Fill `data`.
     Read,
