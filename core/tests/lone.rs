@@ -66,6 +66,25 @@ fn goes_where_any_other_goes() {
     }
 }
 
+/// What is read in a backing file has a place as well.
+#[test]
+fn goes_through_backing_files() {
+    let (mut null, base, data) = image();
+    null.qcow2("second", &CreateOptions::new(1 << 30), Some("disk"));
+    let top = null.qcow2("top", &CreateOptions::new(1 << 30), Some("second"));
+    let engine = null.engine();
+    let place = |node, op| {
+        let lone = engine.begin_lone(node, op, 3 * PAGE as u64, &data)?;
+        let place = (lone.leaf(), lone.offset());
+        engine.end_lone(lone);
+        Some(place)
+    };
+    assert!(place(base, Op::Read).is_some());
+    assert_eq!(place(top, Op::Read), place(base, Op::Read));
+    assert_eq!(place(top, Op::Write(Fua::No)), None, "it is to be written above");
+    assert!(engine.begin_lone(top, Op::Read, 1 << 29, &data).is_none(), "nothing is there");
+}
+
 #[test]
 fn may_go_on_as_any_other_beside_others() {
     for op in [Op::Read, Op::Write(Fua::No)] {

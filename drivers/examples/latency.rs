@@ -46,7 +46,7 @@ fn ours(address: &str, namespace: u32) -> Result<(), Box<dyn std::error::Error>>
     let empty = (0..1000).map(|_| Instant::now().elapsed()).min().unwrap_or_default();
     println!("two looks at the clock: {} ns", empty.as_nanos());
     for shadow_doorbells in [false, true] {
-        let mut times = measure(address, namespace, shadow_doorbells)?;
+        let mut times = measure::<false>(address, namespace, shadow_doorbells)?;
         times.sort_unstable();
         let (least, looks) = times[0];
         println!(
@@ -103,12 +103,16 @@ fn simulated() -> Result<(), Box<dyn std::error::Error>> {
     let namespaces = vec![SimNamespace::new(4096, 64 << 20)];
     let sim = Sim::stepwise(SimConfig { namespaces, ..SimConfig::default() });
     sim.register("latency");
-    println!("{} reads", measure("sim:latency", 1, false)?.len());
+    println!("{} reads", measure::<true>("sim:latency", 1, false)?.len());
     Ok(())
 }
 
 /// The time of each read, and how often the queue pair was looked at before it was there.
-fn measure(address: &str, namespace: u32, shadow_doorbells: bool) -> Result<Vec<(Duration, u32)>, NvmeError> {
+fn measure<const SIMULATED: bool>(
+    address: &str,
+    namespace: u32,
+    shadow_doorbells: bool,
+) -> Result<Vec<(Duration, u32)>, NvmeError> {
     let device = nvme::open(address, Options { shadow_doorbells, ..Options::default() })?;
     let namespace = device.namespace(namespace)?;
     let mut pair = QueuePair::new(&device)?;
@@ -119,7 +123,7 @@ fn measure(address: &str, namespace: u32, shadow_doorbells: bool) -> Result<Vec<
     for read in 0..READS {
         let offset = read.wrapping_mul(0x9e37_79b1) % blocks * BLOCK;
         let request = Request { tag: read, op: Operation::Read, offset, len: BLOCK, data };
-        let (back, result, time) = one_read(&mut pair, &namespace, request);
+        let (back, result, time) = one_read::<SIMULATED>(&mut pair, &namespace, request);
         result.map_err(|error| NvmeError::Unusable(format!("a read at {offset} failed: {error}")))?;
         data = back;
         times.push(time);
@@ -129,7 +133,7 @@ fn measure(address: &str, namespace: u32, shadow_doorbells: bool) -> Result<Vec<
 
 /// A function that a profiler finds by its name.
 #[inline(never)]
-fn one_read(
+fn one_read<const SIMULATED: bool>(
     pair: &mut QueuePair,
     namespace: &Namespace,
     request: Request,
@@ -147,7 +151,10 @@ fn one_read(
         if let Some(answer) = answered {
             return (answer.data, answer.result, (start.elapsed(), looks));
         }
-        pair.relax();
+        // Only who simulates one has work to do then; an emulator takes long for what lets the least time pass.
+        if SIMULATED {
+            pair.relax();
+        }
         looks += 1;
     }
 }

@@ -304,17 +304,18 @@ impl Session {
         self.go_on(backend, image, lone, None)
     }
 
-    /// Looks at polled leaves while a request is in flight alone.
+    /// Looks at polled leaves while a request is in flight alone. As nobody else waits, nobody is answered; what the engine does by
+    /// itself may have more for the backend to do.
     #[inline(never)]
     fn look_around(&self, backend: &mut Backend) -> Around {
         let mut outcome = None;
-        let any = backend.lanes().reap(&mut |token, done| match token == LONE {
+        backend.lanes().reap(&mut |token, done| match token == LONE {
             true => outcome = Some(done),
             false => self.engine.complete(token, done),
         });
         match outcome {
             Some(outcome) => Around::Lone(outcome),
-            None if any && (self.deliver() || self.engine.has_intents()) => Around::Others,
+            None if self.engine.has_intents() => Around::Others,
             None => Around::Nothing,
         }
     }

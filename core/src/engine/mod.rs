@@ -323,7 +323,7 @@ impl Engine {
         self.0.tasks.started()
     }
 
-    /// Tells whether nothing is in flight: no intent, no request, no coroutine.
+    /// Tells whether nothing is in flight: no intent, no request (other than a [lone](Self::begin_lone) one), no coroutine.
     pub fn is_idle(&self) -> bool {
         self.0.flights.borrow().is_empty()
             && self.0.requests.borrow().is_empty()

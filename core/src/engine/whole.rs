@@ -82,8 +82,8 @@ impl Shared {
         }
     }
 
-    /// Begins a caller's request that its caller carries out, if it is one that would be one intent, and no other of its kind is
-    /// in flight.
+    /// Begins a caller's request that its caller carries out, if it is one that would be one intent. There is no other of its
+    /// kind, or its write would be taken for this one's.
     #[inline(always)]
     pub(super) fn begin_lone(&self, op: Op, at: (NodeId, u64), data: &BufList) -> Option<Lone> {
         let nodes = self.graph.nodes();
@@ -128,10 +128,11 @@ impl Shared {
         len: u64,
         fits: impl FnOnce(&Leaf, u64) -> bool,
     ) -> Option<(bool, Placed<'a>)> {
-        let writes = !matches!(op, Op::Read);
-        if writes && !matches!(op, Op::Write(Fua::No)) || !writes && self.debugged.get() != 0 {
-            return None;
-        }
+        let writes = match op {
+            Op::Read if self.debugged.get() == 0 => false,
+            Op::Write(Fua::No) => true,
+            _ => return None,
+        };
         if self.holds.any() || !is_plain(nodes, writes, node) {
             return None;
         }

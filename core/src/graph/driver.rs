@@ -208,8 +208,8 @@ pub trait Driver {
     /// When the metadata for the range is damaged.
     fn lookup(&self, offset: u64, len: u64, access: Access) -> Result<Extent>;
 
-    /// The child, and the place there, of a range that [`lookup`](Self::lookup) says is data of one child, all of it, and that
-    /// a guest may ask for; `len` is above zero. Nothing means that there may be more to say. For one who has a shorter way to
+    /// The child, and the place there, of a range that [`lookup`](Self::lookup) says is data of one child, or all of it of what is
+    /// read in the backing file, and that a guest may ask for; `len` is above zero. Nothing means that there may be more to say. For one who has a shorter way to
     /// most answers.
     fn place(&self, offset: u64, len: u64, access: Access) -> Option<(Role, u64)> {
         looked_up(self, offset, len, access)
@@ -395,6 +395,11 @@ pub(crate) fn looked_up<D: Driver + ?Sized>(
     match driver.lookup(offset, len, access) {
         Ok(Extent { len: found, mapping: Mapping::Data { child, offset } }) if found >= len => {
             Some((child, offset))
+        }
+        Ok(Extent { len: found, mapping: Mapping::Backing { .. } })
+            if found >= len && access == Access::Read =>
+        {
+            Some((Role::Backing, offset))
         }
         _ => None,
     }

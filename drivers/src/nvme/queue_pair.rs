@@ -31,7 +31,7 @@ use super::memory::DmaMemory;
 use super::recovery::State;
 use super::request::{Answer, Counters, Operation, Request};
 use super::ring::{CompletionRing, Doorbell, Shadow, SubmissionRing};
-use super::slot::{Owner, Slot, Split, Waiting, encode, place};
+use super::slot::{Owner, Slot, Split, UNSEEN, Waiting, encode, place};
 
 /// Requests that wait for a slot at the most, before [`QueuePair::has_room`] says no.
 const WAITING_MAX: usize = 1024;
@@ -58,6 +58,8 @@ pub struct QueuePair {
     pub(super) memory: DmaMemory,
     pub(super) mapper: Mapper,
     pub(super) slots: Box<[Slot]>,
+    /// The lowest bit of a CID above the slot's number: a power of two, or 0 where there is none left.
+    pub(super) uses: u16,
     pub(super) free: Vec<u16>,
     pub(super) splits: Slab<Split>,
     pub(super) waiting: VecDeque<Waiting>,
@@ -110,7 +112,8 @@ impl QueuePair {
             completion,
             mapper: Mapper::new(&mapped, slots, page, device.identity().sgl, device.arena().place()),
             memory,
-            slots: (0..slots).map(|_| Slot::default()).collect(),
+            slots: (0..slots).map(Slot::new).collect(),
+            uses: slots.checked_next_power_of_two().unwrap_or(0),
             free: (0..slots).rev().collect(),
             splits: Slab::new(),
             waiting: VecDeque::new(),
@@ -179,9 +182,9 @@ impl QueuePair {
             && self.waiting.is_empty()
             && let Some(window) = data.only()
             && let Some(command) = self.small(namespace, op, (offset, len), window)
-            && let Some(cid) = self.free.pop()
+            && let Some(number) = self.free.pop()
         {
-            return self.send(cid, command, op, Owner::Whole { tag }, data);
+            return self.send(number, command, op, Owner::Whole { tag }, data);
         }
         self.submit_any(namespace, Request { tag, op, offset, len, data });
     }
@@ -297,30 +300,41 @@ impl QueuePair {
     }
 
     #[inline(always)]
-    fn send(&mut self, cid: u16, command: Command, op: Operation, owner: Owner, data: BufList) {
-        let command = command.with_cid(cid);
+    fn send(&mut self, number: u16, command: Command, op: Operation, owner: Owner, data: BufList) {
+        let slot = &mut self.slots[usize::from(number)];
+        slot.cid = slot.cid.wrapping_add(self.uses);
+        let command = command.with_cid(slot.cid);
         self.submission.push(&command);
-        let slot = &mut self.slots[usize::from(cid)];
         slot.owner = owner;
         // Nothing to drop: a slot has none while it is free.
         std::mem::forget(std::mem::replace(&mut slot.data, data));
         slot.op = op;
         slot.attempts = 1;
         slot.aborting = false;
-        slot.since = self.now;
+        slot.since = UNSEEN;
         slot.command = command;
         self.counters.commands = self.counters.commands.wrapping_add(1);
     }
 
     /// Sends a command of a slot again.
-    pub(super) fn send_again(&mut self, cid: u16) {
-        let slot = &mut self.slots[usize::from(cid)];
+    pub(super) fn send_again(&mut self, number: u16) {
+        let slot = &mut self.slots[usize::from(number)];
         slot.attempts += 1;
         slot.aborting = false;
-        slot.since = self.now;
+        slot.since = UNSEEN;
+        slot.cid = slot.cid.wrapping_add(self.uses);
+        slot.command = slot.command.with_cid(slot.cid);
         self.submission.push(&slot.command);
         self.counters.commands += 1;
         self.counters.retries += 1;
+    }
+
+    /// The number of the slot whose command has a CID, if it is the one in flight there.
+    #[inline(always)]
+    fn slot_of(&self, cid: u16) -> Option<u16> {
+        let number = cid & self.uses.wrapping_sub(1);
+        let slot = self.slots.get(usize::from(number))?;
+        (slot.cid == cid && !matches!(slot.owner, Owner::Nobody)).then_some(number)
     }
 
     /// Tells the controller of what was submitted.
@@ -364,7 +378,8 @@ impl QueuePair {
             }
         }
         self.completion.release();
-        if any && !self.waiting.is_empty() {
+        // Also where nothing was found: somebody may have taken an answer, and with it left a slot.
+        if !self.waiting.is_empty() {
             self.refill(&mut done);
             self.ring();
         }
@@ -391,16 +406,17 @@ impl QueuePair {
             return None;
         }
         let entry = Completion::parse([0, word]);
-        let slot = self.slots.get_mut(usize::from(entry.cid))?;
+        let number = entry.cid & self.uses.wrapping_sub(1);
+        let slot = self.slots.get_mut(usize::from(number))?;
         let Owner::Whole { tag } = slot.owner else { return None };
-        let other = wanted.is_some_and(|wanted| wanted != tag);
+        let other = slot.cid != entry.cid || wanted.is_some_and(|wanted| wanted != tag);
         if other || entry.head >= self.submission.len() || !slot.pages.is_empty() {
             return None;
         }
         self.completion.advance();
         slot.owner = Owner::Nobody;
         let (op, data) = (slot.op, std::mem::take(&mut slot.data));
-        self.free.push(entry.cid);
+        self.free.push(number);
         Some(Answer { tag, op, data, result: Ok(()) })
     }
 
@@ -409,38 +425,39 @@ impl QueuePair {
     fn complete_otherwise(&mut self, word: u64, done: &mut impl FnMut(Answer)) -> bool {
         let (index, entry) = (self.completion.head(), Completion::parse([0, word]));
         self.completion.advance();
-        if let Err(error) = self.check(index, entry) {
-            self.fault(error);
-            return false;
-        }
-        let slot = &self.slots[usize::from(entry.cid)];
+        let number = match self.check(index, entry) {
+            Ok(number) => number,
+            Err(error) => {
+                self.fault(error);
+                return false;
+            }
+        };
+        let slot = &self.slots[usize::from(number)];
         let result = match entry.status {
             status if status.is_success() => Ok(()),
             status if status.may_retry() && slot.attempts < ATTEMPTS_MAX => {
-                self.send_again(entry.cid);
+                self.send_again(number);
                 self.ring();
                 return true;
             }
             status if slot.aborting && status.may_retry() => Err(RequestError::TimedOut),
             status => Err(RequestError::Status(status)),
         };
-        self.finish(entry.cid, result, done);
+        self.finish(number, result, done);
         true
     }
 
-    /// Whether a completion is one that may come.
-    fn check(&self, index: u16, entry: Completion) -> Result<(), NvmeError> {
+    /// The slot that a completion belongs to, if it is one that may come.
+    fn check(&self, index: u16, entry: Completion) -> Result<u16, NvmeError> {
         let (queue, len) = (self.lease.number, self.submission.len());
-        let in_flight =
-            self.slots.get(usize::from(entry.cid)).is_some_and(|slot| !matches!(slot.owner, Owner::Nobody));
         let (field, found, expected) = if entry.queue != queue {
             ("SQID", entry.queue, "this queue pair")
         } else if entry.head >= len {
             ("SQHD", entry.head, "a place in the submission queue")
-        } else if !in_flight {
-            ("CID", entry.cid, "a command in flight")
+        } else if let Some(number) = self.slot_of(entry.cid) {
+            return Ok(number);
         } else {
-            return Ok(());
+            ("CID", entry.cid, "a command in flight")
         };
         Err(NvmeError::Completion { queue, index, field, found, expected })
     }

@@ -20,7 +20,7 @@ use super::error::{NvmeError, RequestError};
 use super::layout::{Command, Priority};
 use super::queue_pair::{ATTEMPTS_MAX, QueuePair, rings};
 use super::request::Answer;
-use super::slot::{Owner, Waiting, abandon};
+use super::slot::{Owner, UNSEEN, Waiting, abandon};
 
 /// How often a running queue pair goes on with what the controller tells by itself.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -76,13 +76,16 @@ impl QueuePair {
             return;
         }
         self.scanned = self.now;
-        let late = |since: Duration| since + timeout <= self.now;
-        let overdue: SmallVec<[u16; 8]> = (0..self.slots.len() as u16)
-            .filter(|cid| {
-                let slot = &self.slots[usize::from(*cid)];
-                !matches!(slot.owner, Owner::Nobody) && late(slot.since)
-            })
-            .collect();
+        let mut overdue = SmallVec::<[u16; 8]>::new();
+        for (number, slot) in (0..).zip(&mut self.slots) {
+            match slot.owner {
+                Owner::Nobody => {}
+                // Its time begins now: nobody looks while nothing is in flight, and what was the time then says nothing.
+                _ if slot.since == UNSEEN => slot.since = self.now,
+                _ if slot.since + timeout <= self.now => overdue.push(number),
+                _ => {}
+            }
+        }
         if !overdue.is_empty() {
             self.chase(&overdue);
         }
@@ -101,16 +104,16 @@ impl QueuePair {
             }
             return;
         }
-        let stubborn = overdue.iter().any(|cid| self.slots[usize::from(*cid)].aborting);
+        let stubborn = overdue.iter().any(|number| self.slots[usize::from(*number)].aborting);
         if stubborn {
             let within = device.options().timeout;
             return controller.reset(NvmeError::Stuck { what: "complete or abort a command", within });
         }
-        for cid in overdue {
-            if controller.abort(self.lease.number, *cid) {
+        for number in overdue {
+            let slot = &mut self.slots[usize::from(*number)];
+            if controller.abort(self.lease.number, slot.cid) {
                 self.counters.aborts += 1;
             }
-            let slot = &mut self.slots[usize::from(*cid)];
             slot.aborting = true;
             slot.since = self.now;
         }

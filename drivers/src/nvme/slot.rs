@@ -10,15 +10,18 @@ use super::layout::{BlockRange, Command, DataPointer, Namespace, Prp, dataset_ra
 use super::mapper::{Mapper, Range};
 use super::request::{Operation, Request};
 
-/// A command in flight, by its identifier.
+/// A command in flight, or the place for one.
 pub(super) struct Slot {
+    /// CID of the last command: the slot's number in the low bits, and above them how often it was used, so that a completion
+    /// that comes twice, or late, is not taken for the next command's.
+    pub(super) cid: u16,
     pub(super) owner: Owner,
     /// The buffers of a whole request; else there are none.
     pub(super) data: BufList,
     pub(super) op: Operation,
     pub(super) attempts: u8,
     pub(super) aborting: bool,
-    /// The tick that preceded it.
+    /// When it was first seen to be in flight: [`UNSEEN`], until somebody looks for what takes too long.
     pub(super) since: Duration,
     /// What of the owner's buffers it moves.
     pub(super) range: Range,
@@ -27,6 +30,9 @@ pub(super) struct Slot {
     /// As it was sent, to be sent again.
     pub(super) command: Command,
 }
+
+/// No time at all.
+pub(super) const UNSEEN: Duration = Duration::MAX;
 
 /// Whose command it is.
 #[derive(Clone, Copy)]
@@ -66,15 +72,17 @@ pub(super) fn abandon(data: &mut BufList) {
     std::mem::forget(std::mem::replace(data, fresh.into()));
 }
 
-impl Default for Slot {
-    fn default() -> Self {
+impl Slot {
+    /// The place of that number.
+    pub(super) fn new(number: u16) -> Self {
         Self {
+            cid: number,
             owner: Owner::Nobody,
             data: BufList::new(),
             op: Operation::Flush,
             attempts: 0,
             aborting: false,
-            since: Duration::ZERO,
+            since: UNSEEN,
             range: Range { at: 0, len: 0, block: 1 },
             pages: Vec::new(),
             command: Command::default(),

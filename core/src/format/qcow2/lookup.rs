@@ -60,7 +60,7 @@ impl Qcow2 {
         if !usual || len > cluster_size.wrapping_sub(in_cluster) {
             return None;
         }
-        let size = self.header.borrow().size & !511;
+        let size = self.guest_len();
         if offset.0 >= size || len > size.wrapping_sub(offset.0) {
             return None;
         }

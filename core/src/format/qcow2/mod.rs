@@ -278,9 +278,14 @@ impl Qcow2 {
 
     /// What there is to see of the disk, in bytes.
     #[inline]
-    fn shown_len(&self) -> u64 {
-        let size = self.shown_len.get().unwrap_or_else(|| self.header.borrow().size);
-        size - size % 512
+    fn shown_bytes(&self) -> u64 {
+        self.shown_len.get().map_or_else(|| self.guest_len(), |size| size & !511)
+    }
+
+    /// What there is to see of it for a guest.
+    #[inline]
+    fn guest_len(&self) -> u64 {
+        self.header.borrow().size & !511
     }
 
     #[inline]
@@ -315,13 +320,12 @@ impl Driver for Qcow2 {
 
     /// Disks are whole sectors; QEMU 10.0.2 leaves out the rest of a size that is not.
     fn length(&self) -> Length {
-        Length::Bytes(self.shown_len())
+        Length::Bytes(self.shown_bytes())
     }
 
     /// What a longer disk will show, and the state of a machine behind the disk, is not yet the guest's, or never.
     fn guest_length(&self) -> Length {
-        let size = self.header.borrow().size;
-        Length::Bytes(size - size % 512)
+        Length::Bytes(self.guest_len())
     }
 
     fn lookup(&self, offset: u64, len: u64, access: Access) -> Result<Extent> {
