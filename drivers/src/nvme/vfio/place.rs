@@ -43,7 +43,7 @@ impl Place {
         let users = users(root, &folder);
         if !users.is_empty() {
             let text = format!(
-                "{address} is in use by the kernel: {}; unmount that before the device is given to vfio-pci",
+                "{address} is in use by the kernel: {}; end that before the device is given to vfio-pci",
                 users.join(", ")
             );
             return unusable(text);
@@ -89,13 +89,13 @@ fn users(root: &Path, folder: &Path) -> Vec<String> {
             entries(&controller).into_iter().filter_map(move |disk| disk_name(&number, &file_name(disk)))
         })
         .collect();
-    let of_disk = |device: &str| {
-        let Some(name) = device.strip_prefix("/dev/") else { return false };
+    let is_part = |name: &str| {
         disks.iter().any(|disk| {
             let part = name.strip_prefix(disk.as_str());
             part.is_some_and(|part| part.is_empty() || part.starts_with('p'))
         })
     };
+    let of_disk = |device: &str| device.strip_prefix("/dev/").is_some_and(is_part);
     let lines = |path: &str| std::fs::read_to_string(root.join(path)).unwrap_or_default();
     let mut users = Vec::new();
     for line in lines("proc/mounts").lines() {
@@ -111,6 +111,14 @@ fn users(root: &Path, folder: &Path) -> Vec<String> {
             && of_disk(device)
         {
             users.push(format!("{device} is swap space"));
+        }
+    }
+    // Volumes, encrypted disks and arrays, whatever is mounted of them.
+    for block in entries(&root.join("sys/class/block")) {
+        let holders = entries(&block.join("holders"));
+        let name = file_name(block);
+        for holder in holders.into_iter().filter(|_| is_part(&name)) {
+            users.push(format!("/dev/{name} is a part of /dev/{}", file_name(holder)));
         }
     }
     users
@@ -211,9 +219,24 @@ mod tests {
         )
         .expect("a file");
         let error = tree.find().expect_err("mounted");
-        let expected = "0000:01:00.0 is in use by the kernel: /dev/nvme0n1p2 is mounted at /srv; unmount that before the \
+        let expected = "0000:01:00.0 is in use by the kernel: /dev/nvme0n1p2 is mounted at /srv; end that before the \
                         device is given to vfio-pci";
         assert_eq!(error, expected);
+    }
+
+    #[test]
+    fn a_device_that_others_are_made_of_is_in_use() {
+        let tree = Tree::new("held");
+        symlink("../../../kernel/iommu_groups/17", tree.device().join("iommu_group")).expect("a link");
+        symlink("../../../bus/pci/drivers/nvme", tree.device().join("driver")).expect("a link");
+        std::fs::create_dir_all(tree.device().join("nvme/nvme0/nvme0n1")).expect("a folder");
+        for (disk, holder) in [("nvme0n1p3", "dm-0"), ("nvme0n1", "md127"), ("nvme1n1", "dm-1")] {
+            let block = tree.0.join("sys/class/block").join(disk);
+            std::fs::create_dir_all(block.join("holders").join(holder)).expect("a folder");
+        }
+        let error = tree.find().expect_err("held");
+        let expected = "is in use by the kernel: /dev/nvme0n1 is a part of /dev/md127, /dev/nvme0n1p3 is a part of /dev/dm-0; ";
+        assert!(error.contains(expected) && !error.contains("nvme1n1"), "{error}");
     }
 
     #[test]
