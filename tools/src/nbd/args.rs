@@ -485,7 +485,12 @@ fn finish(mut args: ServeArgs, raw: Raw, operands: Vec<String>, name: &str) -> R
         args.address = NbdAddress::Unix { path: format!("{SOCKETS}{name}") };
     } else {
         // The reference looks for a server there, too, where no host is said.
-        let host = raw.bind.unwrap_or_else(|| "0.0.0.0".into());
+        let host = match raw.bind {
+            None => "0.0.0.0".into(),
+            // All that there are: a socket of IPv6 takes those of IPv4 as well.
+            Some(host) if host.is_empty() => "::".into(),
+            Some(host) => host,
+        };
         args.address = NbdAddress::inet(host, raw.port.unwrap_or_else(|| PORT.into()));
     }
     if raw.list {

@@ -70,12 +70,8 @@ fn seconds(options: &mut Options, key: &str) -> Result<Duration> {
 
 fn tls(options: &mut Options, server: &NbdAddress) -> Result<Option<NbdTls>> {
     let hostname = options.text("tls-hostname");
-    let Some(credentials) = options.text("tls-creds") else {
-        return match hostname {
-            None => Ok(None),
-            Some(_) => Err(refused("tls-hostname needs 'tls-creds'".into())),
-        };
-    };
+    // Without credentials a name means nothing, and is no mistake in the reference.
+    let Some(credentials) = options.text("tls-creds") else { return Ok(None) };
     let hostname = hostname.or_else(|| server.host().map(str::to_owned));
     Ok(Some(NbdTls { credentials, hostname }))
 }
@@ -297,6 +293,8 @@ mod tests {
             (r#""type":"inet","host":"h","port":"1","ipv4":true,"to":2,"mptcp":true"#, "nbd://h:1/e"),
         ] {
             assert_eq!(shown(&format!(r#"json:{{"server":{{{server}}},"export":"e"}}"#)), expected);
+            let named = format!(r#"json:{{"server":{{{server}}},"export":"e","tls-hostname":"h"}}"#);
+            assert_eq!(shown(&named), expected, "a name to compare a certificate with, and no certificate");
         }
         let options = r#"json:{"server":{"type":"unix","path":"/s"},"export":"e","reconnect-delay":3}"#;
         assert_eq!(shown(options), "nbd+unix:///e?socket=/s");
