@@ -85,6 +85,25 @@ fn goes_through_backing_files() {
     assert!(engine.begin_lone(top, Op::Read, 1 << 29, &data).is_none(), "nothing is there");
 }
 
+/// Beyond the end of a shorter backing file there are zeros, whatever the file that it is in has there.
+#[test]
+fn ends_with_a_backing_file() {
+    let mut null = Null::default();
+    let short = CreateOptions::new((1 << 20) + 512);
+    let base = null.qcow2("base", &short, None);
+    let data = null.request(base, Op::Write(Fua::No), 0, Buf::zeroed((1 << 20) + 512).into());
+    let top = null.qcow2("top", &CreateOptions::new(1 << 30), Some("base"));
+    let mut data: BufList = data.into_single().split_to(512).into();
+    for (offset, there) in [((1 << 20) - 512, true), (1 << 20, true), ((1 << 20) + 512, false)] {
+        let lone = null.engine().begin_lone(top, Op::Read, offset, &data);
+        assert_eq!(lone.is_some(), there, "{offset:#x}");
+        lone.into_iter().for_each(|lone| null.engine().end_lone(lone));
+        data = null.request(top, Op::Read, offset, data);
+    }
+    let page: BufList = Buf::zeroed(PAGE).into();
+    assert!(null.engine().begin_lone(top, Op::Read, 1 << 20, &page).is_none(), "half of it is there");
+}
+
 #[test]
 fn may_go_on_as_any_other_beside_others() {
     for op in [Op::Read, Op::Write(Fua::No)] {

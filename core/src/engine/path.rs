@@ -173,7 +173,12 @@ pub(crate) fn place(
             Kind::Driver(driver) => driver,
         };
         let (child, there) = driver.place(offset, len, access)?;
-        (node, offset) = (here.edges.at(child)?, there);
+        let below = here.edges.at(child)?;
+        // What lies beyond the end of a backing file reads as zeros.
+        if child == Role::Backing && there.checked_add(len)? > graph::length(nodes, below) {
+            return None;
+        }
+        (node, offset) = (below, there);
     }
 }
 
