@@ -208,6 +208,22 @@ fn an_image_is_made_through_a_server_and_converted_into_one() {
     assert_eq!(server.stop(), Some(0));
 }
 
+/// Raw images are no longer than the export is, and may be shorter.
+#[test]
+fn raw_images_are_made_where_there_is_room_as_by_the_reference() {
+    let place = Place::new();
+    place.make("qemu-img", "create -q -f raw plain.raw 1M");
+    let server = place.theirs("theirs", "-t -f raw plain.raw");
+    for len in ["512k", "1M", "2M"] {
+        let line = ["create", "-f", "raw", &server.uri(""), len];
+        let [ours, theirs] = [IMG, "qemu-img"].map(|tool| place.run_args(tool, &line));
+        let words = |text: &[u8]| String::from_utf8_lossy(text).replace("drystone-img", "qemu-img");
+        assert_eq!(ours.status.code(), theirs.status.code(), "{len}");
+        assert_eq!(words(&ours.stdout), words(&theirs.stdout), "{len}");
+        assert_eq!(words(&ours.stderr), words(&theirs.stderr), "{len}");
+    }
+}
+
 #[test]
 fn a_dirty_bitmap_is_told_as_by_the_reference() {
     let place = Place::new();

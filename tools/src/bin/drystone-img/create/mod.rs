@@ -168,6 +168,9 @@ pub async fn make(client: &Client, path: &str, options: &CreateOptions) -> Resul
         (Error::Create { errno: Errno::ENOSPC, .. }, Ok(there)) if !there.is_file() => {
             "Cannot grow device files".into()
         }
+        (Error::Create { errno: Errno::ENOSPC, .. }, Err(_)) if known(&shown).protocol == Ok("nbd") => {
+            "Cannot grow NBD nodes".into()
+        }
         _ => error.to_string(),
     })
 }
