@@ -353,15 +353,14 @@ impl<'a> Files<'a> {
             .map_err(|error| error.to_string())
     }
 
-    fn verifier_of_servers(&self) -> Result<Arc<dyn ServerCertVerifier>, String> {
+    fn verifier_of_servers(&self) -> Result<Arc<WebPkiServerVerifier>, String> {
         let (roots, provider) = (Arc::clone(&self.roots), Arc::clone(&self.provider));
         // As for clients.
-        let built = WebPkiServerVerifier::builder_with_provider(roots, provider)
+        WebPkiServerVerifier::builder_with_provider(roots, provider)
             .with_crls(self.revoked.clone())
             .allow_unknown_revocation_status()
-            .build();
-        let built = built.map_err(|error| error.to_string())?;
-        Ok(Arc::new(OrByCommonName(built)))
+            .build()
+            .map_err(|error| error.to_string())
     }
 
     fn client(
@@ -369,10 +368,11 @@ impl<'a> Files<'a> {
         verifies: bool,
         versions: &[&'static SupportedProtocolVersion],
     ) -> Result<TlsClient, TlsError> {
-        let verifier = match verifies {
-            true => self.verifier_of_servers().map_err(|why| self.bad_revoked(why))?,
-            false => Arc::new(AnyServer(Arc::clone(&self.provider))),
+        let trust = match verifies {
+            true => Some(self.verifier_of_servers().map_err(|why| self.bad_revoked(why))?),
+            false => None,
         };
+        let verifier = Arc::new(OfServer { provider: Arc::clone(&self.provider), trust });
         let builder = ClientConfig::builder_with_provider(self.provider)
             .with_protocol_versions(versions)
             .expect("every version has cipher suites")
@@ -511,12 +511,15 @@ pub(super) fn why(error: &rustls::Error, hostname: Option<&str>) -> String {
     }
 }
 
-/// Takes a certificate also by its common name, where it has no names of hosts: those of private authorities often have none,
-/// and the reference takes them.
+/// Verifies the certificate of a server.
 #[derive(Debug)]
-struct OrByCommonName(Arc<WebPkiServerVerifier>);
+struct OfServer {
+    provider: Arc<CryptoProvider>,
+    /// Nothing takes any certificate that the server has the key of: `verify-peer=off`.
+    trust: Option<Arc<WebPkiServerVerifier>>,
+}
 
-impl ServerCertVerifier for OrByCommonName {
+impl ServerCertVerifier for OfServer {
     fn verify_server_cert(
         &self,
         certificate: &CertificateDer<'_>,
@@ -526,8 +529,10 @@ impl ServerCertVerifier for OrByCommonName {
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
         use CertificateError::{NotValidForName, NotValidForNameContext};
-        match self.0.verify_server_cert(certificate, chain, name, ocsp, now) {
-            // The name is looked at last: all the rest holds then.
+        let Some(trust) = &self.trust else { return Ok(ServerCertVerified::assertion()) };
+        match trust.verify_server_cert(certificate, chain, name, ocsp, now) {
+            // One without names of hosts counts by its common name: those of private authorities often have none, and the
+            // reference takes them. The name is looked at last: all the rest holds then.
             Err(rustls::Error::InvalidCertificate(NotValidForName | NotValidForNameContext { .. }))
                 if is_common_name(certificate, name) =>
             {
@@ -543,7 +548,7 @@ impl ServerCertVerifier for OrByCommonName {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.0.verify_tls12_signature(message, certificate, signed)
+        verify_tls12_signature(message, certificate, signed, &self.provider.signature_verification_algorithms)
     }
 
     fn verify_tls13_signature(
@@ -552,11 +557,11 @@ impl ServerCertVerifier for OrByCommonName {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.0.verify_tls13_signature(message, certificate, signed)
+        verify_tls13_signature(message, certificate, signed, &self.provider.signature_verification_algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.supported_verify_schemes()
+        self.provider.signature_verification_algorithms.supported_schemes()
     }
 }
 
@@ -564,43 +569,4 @@ impl ServerCertVerifier for OrByCommonName {
 fn is_common_name(certificate: &CertificateDer<'_>, name: &ServerName<'_>) -> bool {
     matches!(name, ServerName::DnsName(host)
         if common_name(certificate).is_some_and(|common| is_host(&common, host.as_ref())))
-}
-
-/// Takes any certificate that the server has the key of: `verify-peer=off`.
-#[derive(Debug)]
-struct AnyServer(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for AnyServer {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, certificate, signed, &self.0.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, certificate, signed, &self.0.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
 }
