@@ -224,8 +224,8 @@ impl Engine {
 
     /// Begins a read, or a write that need not be durable, for a caller who carries it out and waits for it: past intents,
     /// outcomes and replies. Nothing where it is not just one buffer and one range of one leaf that memory knows the place of;
-    /// then it has not begun. It ends with [`end_lone`](Self::end_lone), or goes on with [`lone_goes_on`](Self::lone_goes_on). Until then there
-    /// must not be another one.
+    /// then it has not begun. It ends with [`end_lone`](Self::end_lone), or goes on with
+    /// [`lone_goes_on`](Self::lone_goes_on). Until then there must not be another one.
     #[inline(always)]
     pub fn begin_lone(&self, node: NodeId, op: Op, offset: u64, data: &BufList) -> Option<Lone> {
         self.0.begin_lone(op, (node, offset), data)

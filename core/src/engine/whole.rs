@@ -24,8 +24,8 @@ pub(crate) struct Whole {
     len: u64,
 }
 
-/// A request that its caller carries out at once, as one read or write of one buffer and one range of one leaf, without an intent.
-/// It has begun, and ends with the call that takes this.
+/// A request that its caller carries out at once, as one read or write of one buffer and one range of one leaf, without an
+/// intent. It has begun, and ends with the call that takes this.
 #[must_use = "a request that has begun has to end"]
 pub struct Lone {
     leaf: LeafId,

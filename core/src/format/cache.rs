@@ -79,12 +79,8 @@ impl SliceCache {
     /// Finds the slice that starts at `at`.
     #[inline]
     pub(in crate::format) fn find(&self, at: HostOffset) -> Option<SlotIndex> {
-        let hint = self.hint(at).get();
-        if let Some(slot) = self.slots.get(hint as usize)
-            && slot.at == at
-        {
-            slot.used.set(true);
-            return Some(SlotIndex(hint));
+        if self.hinted(at).is_some() {
+            return Some(SlotIndex(self.hint(at).get()));
         }
         let index = *self.index.get(&at.0)?;
         self.slots[index as usize].used.set(true);

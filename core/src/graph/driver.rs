@@ -208,9 +208,9 @@ pub trait Driver {
     /// When the metadata for the range is damaged.
     fn lookup(&self, offset: u64, len: u64, access: Access) -> Result<Extent>;
 
-    /// The child, and the place there, of a range that [`lookup`](Self::lookup) says is data of one child, or all of it of what is
-    /// read in the backing file, and that a guest may ask for; `len` is above zero. Nothing means that there may be more to say. For one who has a shorter way to
-    /// most answers.
+    /// The child, and the place there, of a range that a guest may ask for, where [`lookup`](Self::lookup) says that all of it is
+    /// data of one child, or is read in the backing file; `len` is above zero. Nothing means that there may be more to say. For
+    /// one who has a shorter way to most answers.
     fn place(&self, offset: u64, len: u64, access: Access) -> Option<(Role, u64)> {
         looked_up(self, offset, len, access)
     }

@@ -344,22 +344,14 @@ pub(crate) fn guest_length(nodes: &[Option<Rc<Node>>], id: NodeId) -> u64 {
 }
 
 #[inline]
-fn length_as(nodes: &[Option<Rc<Node>>], id: NodeId, of: impl Fn(&dyn Driver) -> Length) -> u64 {
-    let mut start = 0;
-    let mut node = at(nodes, id);
-    loop {
-        let len = match &node.kind {
-            Kind::Leaf(leaf) => leaf.len.get(),
-            Kind::Driver(driver) => match of(driver.as_ref()) {
-                Length::Bytes(len) | Length::Growing(len) => len,
-                Length::OfFileFrom(first) => {
-                    start += first;
-                    node = at(nodes, node.child(Role::File));
-                    continue;
-                }
-            },
-        };
-        return len.saturating_sub(start);
+fn length_as(nodes: &[Option<Rc<Node>>], id: NodeId, of: fn(&dyn Driver) -> Length) -> u64 {
+    let node = at(nodes, id);
+    match &node.kind {
+        Kind::Leaf(leaf) => leaf.len.get(),
+        Kind::Driver(driver) => match of(driver.as_ref()) {
+            Length::Bytes(len) | Length::Growing(len) => len,
+            Length::OfFileFrom(start) => length_as(nodes, node.child(Role::File), of).saturating_sub(start),
+        },
     }
 }
 

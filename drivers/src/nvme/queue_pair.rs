@@ -329,12 +329,10 @@ impl QueuePair {
         self.counters.retries += 1;
     }
 
-    /// The number of the slot whose command has a CID, if it is the one in flight there.
+    /// The number of the slot that a CID belongs to, if there is a slot of that number.
     #[inline(always)]
-    fn slot_of(&self, cid: u16) -> Option<u16> {
-        let number = cid & self.uses.wrapping_sub(1);
-        let slot = self.slots.get(usize::from(number))?;
-        (slot.cid == cid && !matches!(slot.owner, Owner::Nobody)).then_some(number)
+    fn number_of(&self, cid: u16) -> u16 {
+        cid & self.uses.wrapping_sub(1)
     }
 
     /// Tells the controller of what was submitted.
@@ -406,7 +404,7 @@ impl QueuePair {
             return None;
         }
         let entry = Completion::parse([0, word]);
-        let number = entry.cid & self.uses.wrapping_sub(1);
+        let number = self.number_of(entry.cid);
         let slot = self.slots.get_mut(usize::from(number))?;
         let Owner::Whole { tag } = slot.owner else { return None };
         let other = slot.cid != entry.cid || wanted.is_some_and(|wanted| wanted != tag);
@@ -449,15 +447,19 @@ impl QueuePair {
 
     /// The slot that a completion belongs to, if it is one that may come.
     fn check(&self, index: u16, entry: Completion) -> Result<u16, NvmeError> {
-        let (queue, len) = (self.lease.number, self.submission.len());
+        let (queue, len, number) = (self.lease.number, self.submission.len(), self.number_of(entry.cid));
+        let in_flight = self
+            .slots
+            .get(usize::from(number))
+            .is_some_and(|slot| slot.cid == entry.cid && !matches!(slot.owner, Owner::Nobody));
         let (field, found, expected) = if entry.queue != queue {
             ("SQID", entry.queue, "this queue pair")
         } else if entry.head >= len {
             ("SQHD", entry.head, "a place in the submission queue")
-        } else if let Some(number) = self.slot_of(entry.cid) {
-            return Ok(number);
-        } else {
+        } else if !in_flight {
             ("CID", entry.cid, "a command in flight")
+        } else {
+            return Ok(number);
         };
         Err(NvmeError::Completion { queue, index, field, found, expected })
     }
