@@ -97,7 +97,9 @@ fn ends_with_a_backing_file() {
     for (offset, there) in [((1 << 20) - 512, true), (1 << 20, true), ((1 << 20) + 512, false)] {
         let lone = null.engine().begin_lone(top, Op::Read, offset, &data);
         assert_eq!(lone.is_some(), there, "{offset:#x}");
-        lone.into_iter().for_each(|lone| null.engine().end_lone(lone));
+        if let Some(lone) = lone {
+            assert!(!null.engine().end_lone(lone), "nothing went on beside it");
+        }
         data = null.request(top, Op::Read, offset, data);
     }
     let page: BufList = Buf::zeroed(PAGE).into();
@@ -109,7 +111,8 @@ fn may_go_on_as_any_other_beside_others() {
     for op in [Op::Read, Op::Write(Fua::No)] {
         let (null, disk, data) = image();
         let engine = null.engine();
-        let lone = engine.begin_lone(disk, op, 0, &data).expect("one cluster in memory");
+        let mut lone = engine.begin_lone(disk, op, 0, &data).expect("one cluster in memory");
+        engine.count_lone(&mut lone);
         engine.submit(read(disk, 65536, Buf::zeroed(PAGE).into()));
         let other = engine.next_intent().expect("begun beside it");
         let late = engine.lone_goes_on(lone, 7);
@@ -170,6 +173,28 @@ fn what_is_more_than_one_range_in_memory_does_not_begin() {
     assert!(engine.is_idle() && !engine.has_intents());
 }
 
+/// A flush covers what was written alone, whether it was counted or not, and is not left out.
+#[test]
+fn a_write_is_to_be_flushed() {
+    let (mut null, disk, data) = image();
+    null.request(disk, Op::Flush, 0, BufList::new());
+    for counted in [false, true] {
+        let engine = null.engine();
+        let mut lone = engine.begin_lone(disk, Op::Write(Fua::No), 0, &data).expect("one cluster in memory");
+        if counted {
+            engine.count_lone(&mut lone);
+        }
+        engine.end_lone(lone);
+        let flush = Request { node: disk, op: Op::Flush, offset: 0, len: 0, data: BufList::new(), tag: 9 };
+        engine.submit(flush);
+        let intent = engine.next_intent().expect("something was written");
+        assert!(matches!(intent.action, Action::Flush { .. }), "{:?}", intent.action);
+        engine.complete(intent.token, Outcome::Done(Ok(())));
+        assert_eq!(engine.next_reply().map(|reply| reply.tag), Some(9));
+        assert!(engine.is_idle());
+    }
+}
+
 /// A flush waits for what was written before it, and so does a write of half a block.
 #[test]
 fn what_did_not_begin_is_in_nobodys_way() {
@@ -177,7 +202,11 @@ fn what_did_not_begin_is_in_nobodys_way() {
     for op in [Op::Read, Op::Write(Fua::No)] {
         let engine = null.engine();
         let lone = engine.begin_lone(disk, op, 0, &data).expect("one cluster in memory");
-        engine.forget_lone(lone);
+        drop(lone);
+        let mut lone = engine.begin_lone(disk, op, 0, &data).expect("nobody knows of the one before");
+        engine.count_lone(&mut lone);
+        engine.count_lone(&mut lone);
+        engine.end_lone(lone);
         assert!(engine.is_idle());
     }
     null.request(disk, Op::Write(Fua::No), 100, Buf::zeroed(100).into());

@@ -1,6 +1,7 @@
 //! A node that is open, for reading and writing.
 
 use std::future::Future;
+use std::mem::ManuallyDrop;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -76,7 +77,7 @@ impl Image {
     /// Begins any request; `len` is for those that carry no data.
     #[inline]
     pub fn transfer(&self, op: Op, offset: u64, len: u64, data: BufList) -> Transfer<'_> {
-        Transfer { image: self, state: State::New, op, offset, len, data }
+        Transfer { image: self, state: State::New, op, offset, len, data: ManuallyDrop::new(data) }
     }
 
     /// Makes everything durable that completed before.
@@ -137,8 +138,8 @@ pub struct Transfer<'a> {
     op: Op,
     offset: u64,
     len: u64,
-    /// The buffers, until it begins.
-    data: BufList,
+    /// The buffers, until it begins. Then there is nothing to drop.
+    data: ManuallyDrop<BufList>,
 }
 
 enum State {
@@ -158,16 +159,24 @@ impl Future for Transfer<'_> {
             State::InFlight(key) => key,
             State::New => {
                 let opened = &this.image.opened;
-                let Self { op, offset, len, .. } = *this;
+                let offset = this.offset;
                 this.state = State::Done;
                 if let Err(error) = opened.check_open() {
-                    return Poll::Ready((std::mem::take(&mut this.data), Err(error)));
+                    return Poll::Ready((std::mem::take(&mut *this.data), Err(error)));
                 }
-                match session.submit_alone(opened, op, offset, &mut this.data) {
+                let alone = match this.op {
+                    // By name, so that each is compiled for itself and does not ask which it is.
+                    Op::Read => session.submit_alone(opened, Op::Read, offset, &mut this.data),
+                    Op::Write(Fua::No) => {
+                        session.submit_alone(opened, Op::Write(Fua::No), offset, &mut this.data)
+                    }
+                    _ => Alone::No,
+                };
+                match alone {
                     Alone::Done(data) => return Poll::Ready((data, Ok(()))),
                     Alone::Waits(key) => key,
                     Alone::No => {
-                        let data = std::mem::take(&mut this.data);
+                        let (op, len, data) = (this.op, this.len, std::mem::take(&mut *this.data));
                         session.submit(opened, Request { node: opened.node(), op, offset, len, data, tag: 0 })
                     }
                 }
@@ -181,9 +190,21 @@ impl Future for Transfer<'_> {
 }
 
 impl Drop for Transfer<'_> {
+    #[inline]
     fn drop(&mut self) {
-        if let State::InFlight(key) = self.state {
-            self.image.client.session().abandon(key);
+        if !matches!(self.state, State::Done) {
+            self.give_up();
+        }
+    }
+}
+
+impl Transfer<'_> {
+    #[cold]
+    fn give_up(&mut self) {
+        match self.state {
+            State::New => drop(std::mem::take(&mut *self.data)),
+            State::InFlight(key) => self.image.client.session().abandon(key),
+            State::Done => {}
         }
     }
 }

@@ -275,38 +275,57 @@ impl Session {
     /// if it is no request for that, or somebody waits, or would be kept waiting.
     #[inline(always)]
     pub(crate) fn submit_alone(&self, image: &Rc<Opened>, op: Op, offset: u64, data: &mut BufList) -> Alone {
-        if self.alone.get() == 0 || !self.waiters.borrow().is_empty() {
+        let Some(left) = self.alone.get().checked_sub(1) else { return Alone::No };
+        if !self.waiters.borrow().is_empty() {
             return Alone::No;
         }
         let Some(lone) = self.engine.begin_lone(image.node(), op, offset, data) else { return Alone::No };
         let mut backend = self.backend.borrow_mut();
-        let Some(lane) = backend.lanes().begin_lone(&lone, data) else {
-            self.engine.forget_lone(lone);
-            return Alone::No;
+        let Some(lane) = backend.lanes().begin_lone(&lone, data) else { return Alone::No };
+        self.alone.set(left);
+        let Some(data) = backend.lanes().take_lone(lane) else {
+            return self.look_for_end(backend, image, lone, lane);
         };
-        self.alone.set(self.alone.get() - 1);
+        drop(backend);
+        self.end_lone(lone);
+        Alone::Done(data)
+    }
+
+    /// Looks a little for the end of a request that is in flight alone, with all that goes on beside it.
+    #[inline(never)]
+    fn look_for_end(
+        &self,
+        mut backend: RefMut<'_, Backend>,
+        image: &Rc<Opened>,
+        mut lone: Lone,
+        lane: usize,
+    ) -> Alone {
+        self.engine.count_lone(&mut lone);
         for _ in 0..LOOKS {
-            if let Some(data) = backend.lanes().take_lone(lane) {
-                drop(backend);
-                self.engine.end_lone(lone);
-                if self.engine.has_intents() {
-                    // What nobody waits for is the driver's to carry on with.
-                    self.kick();
-                }
-                return Alone::Done(data);
-            }
             match self.look_around(&mut backend) {
                 Around::Nothing => backend.relax(),
                 Around::Others => break,
                 Around::Lone(outcome) => return self.go_on(backend, image, lone, Some(outcome)),
             }
+            if let Some(data) = backend.lanes().take_lone(lane) {
+                drop(backend);
+                self.end_lone(lone);
+                return Alone::Done(data);
+            }
         }
         self.go_on(backend, image, lone, None)
     }
 
+    #[inline(always)]
+    fn end_lone(&self, lone: Lone) {
+        if self.engine.end_lone(lone) {
+            // What nobody waits for is the driver's to carry on with.
+            self.kick();
+        }
+    }
+
     /// Looks at polled leaves while a request is in flight alone. As nobody else waits, nobody is answered; what the engine does by
     /// itself may have more for the backend to do.
-    #[inline(never)]
     fn look_around(&self, backend: &mut Backend) -> Around {
         let mut outcome = None;
         backend.lanes().reap(&mut |token, done| match token == LONE {

@@ -5,7 +5,7 @@
 //! it is counted and before it looks anything up, so that whoever holds a node may wait for quiescence. What is in flight when
 //! the hold begins goes on. Nothing on the data path but a look at whether there are any.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use super::Shared;
@@ -16,6 +16,8 @@ use crate::graph::{NodeId, Role};
 #[derive(Default)]
 pub(crate) struct Holds {
     held: RefCell<Vec<NodeId>>,
+    /// Whether there is any, for the data path.
+    any: Cell<bool>,
     released: WaitList,
 }
 
@@ -23,7 +25,13 @@ impl Holds {
     /// Whether there is any.
     #[inline]
     pub(crate) fn any(&self) -> bool {
-        !self.held.borrow().is_empty()
+        self.any.get()
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Vec<NodeId>)) {
+        let mut held = self.held.borrow_mut();
+        change(&mut held);
+        self.any.set(!held.is_empty());
     }
 }
 
@@ -37,14 +45,14 @@ impl Hold {
     /// Waits until nobody holds the node, and holds it.
     pub(crate) async fn take(shared: &Rc<Shared>, node: NodeId) -> Self {
         shared.let_go(node).await;
-        shared.holds.held.borrow_mut().push(node);
+        shared.holds.change(|held| held.push(node));
         Self { shared: Rc::clone(shared), node }
     }
 }
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        self.shared.holds.held.borrow_mut().retain(|held| *held != self.node);
+        self.shared.holds.change(|held| held.retain(|held| *held != self.node));
         self.shared.holds.released.notify(&self.shared.tasks);
     }
 }

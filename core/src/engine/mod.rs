@@ -222,32 +222,38 @@ impl Engine {
         }
     }
 
-    /// Begins a read, or a write that need not be durable, for a caller who carries it out and waits for it: past intents,
-    /// outcomes and replies. Nothing where it is not just one buffer and one range of one leaf that memory knows the place of;
-    /// then it has not begun. It ends with [`end_lone`](Self::end_lone), or goes on with
-    /// [`lone_goes_on`](Self::lone_goes_on). Until then there must not be another one.
+    /// What a read, or a write that need not be durable, is for a caller who carries it out and waits for it: past intents,
+    /// outcomes and replies. Nothing where it is not just one buffer and one range of one leaf that memory knows the place of.
+    ///
+    /// Nothing else may be asked of the engine until it ends with [`end_lone`](Self::end_lone), or is counted with
+    /// [`count_lone`](Self::count_lone); another one may begin once it ended, or went on with
+    /// [`lone_goes_on`](Self::lone_goes_on). One that its caller does not begin to carry out is dropped before that.
     #[inline(always)]
     pub fn begin_lone(&self, node: NodeId, op: Op, offset: u64, data: &BufList) -> Option<Lone> {
         self.0.begin_lone(op, (node, offset), data)
     }
 
-    /// Ends a lone request: all of its bytes were moved.
+    /// Counts a lone request among those in flight: from now on the engine waits for it before it gives space to others that
+    /// the request may have found, and may be asked for other things beside it. Does nothing the second time.
+    pub fn count_lone(&self, lone: &mut Lone) {
+        self.0.count_lone(lone);
+    }
+
+    /// Ends a lone request: all of its bytes were moved. Tells whether there is something for the executor to do, which comes
+    /// of what went on beside it.
     #[inline(always)]
-    pub fn end_lone(&self, lone: Lone) {
-        self.0.end_lone(&lone);
-        self.0.tasks.run();
+    pub fn end_lone(&self, lone: Lone) -> bool {
+        // Who ends alone kept nobody waiting.
+        self.0.end_lone(&lone) && {
+            self.0.tasks.run();
+            self.has_intents()
+        }
     }
 
     /// Has a lone request that was begun to be carried out be answered as any other: what comes of it is handed in under this
     /// token, and then comes a reply with `tag`.
     pub fn lone_goes_on(&self, lone: Lone, tag: u64) -> Token {
-        self.0.lone_flies(&lone, tag)
-    }
-
-    /// Takes a lone request back that was not begun to be carried out.
-    pub fn forget_lone(&self, lone: Lone) {
-        self.0.forget_lone(&lone);
-        self.0.tasks.run();
+        self.0.lone_flies(lone, tag)
     }
 
     /// Whether there is something for the executor to do.

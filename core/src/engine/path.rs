@@ -149,26 +149,20 @@ pub(crate) enum Place {
 /// The leaf that holds all of a range, and the place there, where memory knows it and there is no more to say: what
 /// [`resolve`] says too, of most requests.
 #[inline(always)]
-pub(crate) fn place(
-    nodes: &[Option<Rc<Node>>],
-    mut node: NodeId,
-    mut offset: u64,
+pub(crate) fn place<'a>(
+    nodes: &'a [Option<Rc<Node>>],
+    first: &'a Node,
+    start: u64,
     len: u64,
     access: Access,
-) -> Option<(NodeId, &Leaf, u64)> {
-    let (first, start) = (node, offset);
+) -> Option<(NodeId, &'a Leaf, u64)> {
+    let (mut here, mut offset) = (first, start);
     loop {
-        let here = graph::at(nodes, node);
-        if access == Access::Write && here.flags.detect_zeroes != DetectZeroes::Off && node != first {
-            return None;
-        }
         let driver = match &here.kind {
             Kind::Leaf(leaf) => {
-                debug_assert!(
-                    is_at(nodes, (first, start), len, access, (node, offset)),
-                    "{first:?} {start:#x}"
-                );
-                return Some((node, leaf, offset));
+                let (first, place) = ((first.id, start), (here.id, offset));
+                debug_assert!(is_at(nodes, first, len, access, place), "{first:?}");
+                return Some((here.id, leaf, offset));
             }
             Kind::Driver(driver) => driver,
         };
@@ -178,7 +172,10 @@ pub(crate) fn place(
         if child == Role::Backing && there.checked_add(len)? > graph::length(nodes, below) {
             return None;
         }
-        (node, offset) = (below, there);
+        (here, offset) = (graph::at(nodes, below), there);
+        if access == Access::Write && here.flags.detect_zeroes != DetectZeroes::Off {
+            return None;
+        }
     }
 }
 

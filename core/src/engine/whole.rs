@@ -25,14 +25,16 @@ pub(crate) struct Whole {
 }
 
 /// A request that its caller carries out at once, as one read or write of one buffer and one range of one leaf, without an
-/// intent. It has begun, and ends with the call that takes this.
-#[must_use = "a request that has begun has to end"]
+/// intent. The engine knows nothing of it, and is asked nothing else, until the request ends or is
+/// [counted](super::Engine::count_lone).
+#[must_use = "what was moved has to be told"]
 pub struct Lone {
     leaf: LeafId,
     node: NodeId,
     offset: u64,
     len: u64,
-    epoch: u8,
+    /// Where it is counted, once it is.
+    epoch: Option<u8>,
     writes: bool,
 }
 
@@ -62,7 +64,7 @@ impl Lone {
     }
 }
 
-/// The leaf of a whole request, by both its names, and the place there.
+/// The leaf of a whole request, and the place there.
 type Placed<'a> = (NodeId, &'a Leaf, u64);
 
 impl Shared {
@@ -82,18 +84,25 @@ impl Shared {
         }
     }
 
-    /// Begins a caller's request that its caller carries out, if it is one that would be one intent. There is no other of its
-    /// kind, or its write would be taken for this one's.
+    /// What a caller's request is for one who carries it out, if it is one that would be one intent.
     #[inline(always)]
     pub(super) fn begin_lone(&self, op: Op, at: (NodeId, u64), data: &BufList) -> Option<Lone> {
         let nodes = self.graph.nodes();
         let window = data.only()?;
         let (len, fits) = (window.len() as u64, |leaf: &Leaf, offset| leaf.fits_window(offset, window));
         let (writes, (node, leaf, offset)) = self.plain(&nodes, op, at, len, fits)?;
-        if writes {
-            leaf.enter(Owner::Lone, offset, offset + len);
-        }
-        Some(Lone { leaf: leaf.info.leaf, node, offset, len, epoch: self.epochs.enter(), writes })
+        Some(Lone { leaf: leaf.info.leaf, node, offset, len, epoch: None, writes })
+    }
+
+    /// Counts a lone request among those in flight. There is no other of its kind, or its write would be taken for this one's.
+    pub(super) fn count_lone(&self, lone: &mut Lone) -> u8 {
+        let Lone { node, offset, len, writes, .. } = *lone;
+        *lone.epoch.get_or_insert_with(|| {
+            if writes {
+                self.with_leaf(node, |leaf| leaf.enter(Owner::Lone, offset, offset + len));
+            }
+            self.epochs.enter()
+        })
     }
 
     /// Begins a read, or a write that need not be durable, as one intent; gives the buffers back where memory does not know
@@ -109,6 +118,7 @@ impl Shared {
     ) -> Result<(), (ReplyTo, BufList)> {
         let nodes = self.graph.nodes();
         let fits = |leaf: &Leaf, offset| leaf.fits(offset, &data);
+        let node = graph::at(&nodes, node);
         match whole_place(&nodes, writes, (node, offset), data.len_bytes() as u64, fits) {
             Some(place) => {
                 self.emit_whole((to, writes, label), place, data);
@@ -133,16 +143,14 @@ impl Shared {
             Op::Write(Fua::No) => true,
             _ => return None,
         };
-        if self.holds.any() || !is_plain(nodes, writes, node) {
-            return None;
-        }
-        if (offset | len) >> 63 != 0 {
+        let node = nodes.get(node.0 as usize)?.as_deref()?;
+        if self.holds.any() || writes && !takes_writes(node) || (offset | len) >> 63 != 0 {
             return None;
         }
         let place = whole_place(nodes, writes, (node, offset), len, fits)?;
         // What lies beyond a leaf's end is also beyond that of a node that is as long as its leaf.
         let (_, leaf, there) = place;
-        (there.checked_add(len)? <= leaf.len.get()).then_some((writes, place))
+        (there <= leaf.len.get().checked_sub(len)?).then_some((writes, place))
     }
 
     #[inline(always)]
@@ -179,20 +187,28 @@ impl Shared {
         }
     }
 
-    /// Ends a request whose caller has moved all of it.
+    /// Ends a request whose caller has moved all of it. Tells whether others may have gone on beside it.
     #[inline(always)]
-    pub(super) fn end_lone(&self, lone: &Lone) {
+    pub(super) fn end_lone(&self, lone: &Lone) -> bool {
+        let Some(epoch) = lone.epoch else {
+            if lone.writes {
+                self.with_leaf(lone.node, |leaf| leaf.wrote(lone.offset + lone.len));
+            }
+            return false;
+        };
         if lone.writes {
             self.wrote(Owner::Lone, lone.node, lone.offset + lone.len);
         }
-        self.epochs.leave(lone.epoch, &self.tasks);
+        self.epochs.leave(epoch, &self.tasks);
+        true
     }
 
     /// Has a request that its caller has begun to carry out end as any other: what comes of it is the answer to the token.
     #[cold]
-    pub(super) fn lone_flies(&self, lone: &Lone, tag: u64) -> Token {
-        let Lone { node: leaf, offset, len, writes, .. } = *lone;
-        let (to, epoch, label) = (ReplyTo::Caller(tag), u32::from(lone.epoch), label(writes));
+    pub(super) fn lone_flies(&self, mut lone: Lone, tag: u64) -> Token {
+        let epoch = u32::from(self.count_lone(&mut lone));
+        let Lone { node: leaf, offset, len, writes, .. } = lone;
+        let (to, label) = (ReplyTo::Caller(tag), label(writes));
         let token = self.fly(Flight::Whole(Whole { to, epoch, writes, leaf, label, offset, len }));
         if writes {
             self.with_leaf(leaf, |leaf| {
@@ -201,18 +217,6 @@ impl Shared {
             });
         }
         token
-    }
-
-    /// Forgets a request that its caller did not begin to carry out.
-    #[cold]
-    pub(super) fn forget_lone(&self, lone: &Lone) {
-        if lone.writes {
-            self.with_leaf(lone.node, |leaf| {
-                leaf.leave(Owner::Lone);
-                leaf.settled.notify(&self.tasks);
-            });
-        }
-        self.epochs.leave(lone.epoch, &self.tasks);
     }
 
     /// Takes note of a write to a leaf, up to `end`.
@@ -248,12 +252,11 @@ fn label(writes: bool) -> Label {
     if writes { "write" } else { "read" }
 }
 
-/// Whether a caller may ask a node for a read, or a write, and it means no more than that.
+/// Whether a caller may write to a node, and means no more than that.
 #[inline(always)]
-fn is_plain(nodes: &[Option<Rc<Node>>], writes: bool, node: NodeId) -> bool {
-    let Some(here) = nodes.get(node.0 as usize).and_then(Option::as_ref) else { return false };
-    let flags = &here.flags;
-    !writes || !flags.read_only && !flags.write_through && flags.detect_zeroes == DetectZeroes::Off
+fn takes_writes(node: &Node) -> bool {
+    let flags = &node.flags;
+    !flags.read_only && !flags.write_through && flags.detect_zeroes == DetectZeroes::Off
 }
 
 /// The place of a read or write on a leaf, when memory knows, and one intent will do.
@@ -261,7 +264,7 @@ fn is_plain(nodes: &[Option<Rc<Node>>], writes: bool, node: NodeId) -> bool {
 fn whole_place<'a>(
     nodes: &'a [Option<Rc<Node>>],
     writes: bool,
-    (node, offset): (NodeId, u64),
+    (node, offset): (&'a Node, u64),
     len: u64,
     fits: impl FnOnce(&Leaf, u64) -> bool,
 ) -> Option<Placed<'a>> {

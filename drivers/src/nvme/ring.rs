@@ -36,7 +36,7 @@ impl Doorbell {
     }
 
     /// Tells the controller of a new value.
-    #[inline]
+    #[inline(always)]
     fn tell(&mut self, value: u16) {
         let before = std::mem::replace(&mut self.told, value);
         if let Some(shadow) = &self.shadow {
@@ -134,7 +134,7 @@ impl CompletionRing {
 
     /// The second word of the next entry, which may be an old one. For commands that have no result of their own, the first
     /// need not be read.
-    #[inline]
+    #[inline(always)]
     pub(super) fn look(&self) -> u64 {
         u64::from_le(self.entries.at(self.head)[1].load(Ordering::Acquire))
     }

@@ -3,7 +3,8 @@
 
 use super::crypt::aes_mapping;
 use super::layout::{
-    COPIED, ExtendedL2Entry, GuestOffset, HostOffset, L1Entry, L2Entry, SubclusterKind, usual_place,
+    COPIED, ExtendedL2Entry, GuestOffset, HostOffset, L1Entry, L2Entry, OFFSET_MASK, SubclusterKind,
+    usual_place,
 };
 use super::{Geometry, Lock, Missing, Qcow2, Qcow2Error};
 use crate::error::Result;
@@ -54,24 +55,28 @@ impl Qcow2 {
         let Geometry { cluster_size, direct, unusual, .. } = self.geometry;
         // Slices and clusters are powers of two, and no shift is by more than 63: nothing of this wraps.
         let (cluster_mask, slice_mask) =
-            (cluster_size.wrapping_sub(1), self.geometry.l2_slice_len.wrapping_sub(1));
+            (cluster_size.wrapping_sub(1), self.geometry.l2_slice_len.wrapping_sub(1) as u64);
         let in_cluster = offset.0 & cluster_mask;
         let usual = direct && self.locked.get().is_none() && self.shown_len.get().is_none();
         if !usual || len > cluster_size.wrapping_sub(in_cluster) {
             return None;
         }
-        let size = self.guest_len();
-        if offset.0 >= size || len > size.wrapping_sub(offset.0) {
+        if offset.0 > self.guest_len().checked_sub(len)? {
             return None;
         }
         let cluster = offset.0.wrapping_shr(self.geometry.cluster_bits.bits());
-        let l1 = *self.l1.borrow().entries.get(cluster.wrapping_shr(self.geometry.l2_bits) as usize)?;
-        let table = usual_place(l1, unusual)?;
+        let index = cluster.wrapping_shr(self.geometry.l2_bits) as usize;
+        let l1 = self.l1.borrow().entries.get(index).copied().unwrap_or(0);
+        if l1 & unusual != 0 {
+            return None;
+        }
+        // Without a table, this is a place in the header, where no slice is found.
+        let table = l1 & OFFSET_MASK;
         let byte = cluster.wrapping_mul(8) & cluster_mask;
-        let in_slice = byte as usize & slice_mask;
         let l2 = self.l2.borrow();
-        let slice = l2.hinted(HostOffset(table.0 | byte.wrapping_sub(in_slice as u64)))?;
-        let entry = u64::from_be_bytes(*slice.get(in_slice..)?.first_chunk()?);
+        let slice = l2.hinted(HostOffset(table | byte & !slice_mask))?;
+        let (entries, _) = slice.as_chunks();
+        let entry = u64::from_be_bytes(*entries.get((byte & slice_mask) as usize / 8)?);
         let host = usual_place(entry, unusual)?;
         let allowed = match access {
             Access::Read => true,

@@ -4,7 +4,7 @@ use super::{ClusterBits, HOST_OFFSET_MAX, HostOffset};
 use crate::format::qcow2::Qcow2Error;
 
 /// Bits 9 to 55: a host offset.
-const OFFSET_MASK: u64 = 0x00ff_ffff_ffff_fe00;
+pub const OFFSET_MASK: u64 = 0x00ff_ffff_ffff_fe00;
 /// Bit 63: the refcount of what the entry points to is exactly one.
 pub const COPIED: u64 = 1 << 63;
 /// Bit 62 of an L2 entry: a compressed cluster.

@@ -9,8 +9,8 @@ mod header;
 mod snapshot;
 
 pub use entry::{
-    COMPRESSED, COPIED, EntryRules, ExtendedL2Entry, L1Entry, L2Entry, RefcountTableEntry, RefcountWidth,
-    SUBCLUSTERS, SubclusterKind, usual_place,
+    COMPRESSED, COPIED, EntryRules, ExtendedL2Entry, L1Entry, L2Entry, OFFSET_MASK, RefcountTableEntry,
+    RefcountWidth, SUBCLUSTERS, SubclusterKind, usual_place,
 };
 pub(super) use header::BACKING_NAME_MAX;
 pub use header::{Autoclear, Compatible, Crypt, Extension, Header, Incompatible, extension_kind};
