@@ -156,12 +156,17 @@ pub struct SimTransport {
     violations: Arc<AtomicU64>,
     controller: Arc<Mutex<SimController>>,
     thread: Option<Moving>,
-    /// Nanoseconds that steps on the driver's thread have taken, while somebody counts.
-    spent: AtomicU64,
+    /// What steps on the driver's thread have taken, while somebody counts.
+    account: Mutex<Option<Account>>,
 }
 
-/// Nobody counts.
-const UNCOUNTED: u64 = u64::MAX;
+/// What steps take, in some unit.
+struct Account {
+    meter: Box<dyn FnMut() -> u64 + Send>,
+    /// What a look at the meter takes.
+    look: u64,
+    spent: u64,
+}
 
 /// The controller's thread.
 struct Moving {
@@ -214,7 +219,7 @@ impl Sim {
             violations,
             controller,
             thread,
-            spent: AtomicU64::new(UNCOUNTED),
+            account: Mutex::default(),
         };
         Self { transport: Arc::new(transport) }
     }
@@ -250,17 +255,16 @@ impl Sim {
         self.transport.step()
     }
 
-    /// Time that its steps have taken, since somebody asked: what a measurement of the driver has to leave out. The first
-    /// question begins the account.
-    pub fn spent(&self) -> Duration {
-        let spent = &self.transport.spent;
-        match spent.load(Ordering::Relaxed) {
-            UNCOUNTED => {
-                spent.store(0, Ordering::Relaxed);
-                Duration::ZERO
-            }
-            nanoseconds => Duration::from_nanos(nanoseconds),
-        }
+    /// Begins to count what its steps take, by a meter that is looked at before and after each: time, cycles, instructions. Where
+    /// the meter counts a look at itself, too, `look` is how much.
+    pub fn count(&self, meter: impl FnMut() -> u64 + Send + 'static, look: u64) {
+        let account = Account { meter: Box::new(meter), look, spent: 0 };
+        *self.transport.account() = Some(account);
+    }
+
+    /// What its steps have taken since they are counted: what a measurement of the driver has to leave out.
+    pub fn spent(&self) -> u64 {
+        self.transport.account().as_ref().map_or(0, |account| account.spent)
     }
 
     /// Lets virtual time pass.
@@ -300,14 +304,16 @@ fn move_by_itself(controller: &Arc<Mutex<SimController>>) -> Moving {
 
 impl SimTransport {
     fn step(&self) -> bool {
-        let spent = self.spent.load(Ordering::Relaxed);
-        if spent == UNCOUNTED {
-            return self.controller().step();
-        }
-        let start = Instant::now();
+        let mut account = self.account();
+        let Some(Account { meter, look, spent }) = &mut *account else { return self.controller().step() };
+        let start = meter();
         let moved = self.controller().step();
-        self.spent.store(spent + start.elapsed().as_nanos() as u64, Ordering::Relaxed);
+        *spent += meter() - start + *look;
         moved
+    }
+
+    fn account(&self) -> MutexGuard<'_, Option<Account>> {
+        self.account.lock().expect("counting does not panic")
     }
 
     fn controller(&self) -> MutexGuard<'_, SimController> {
