@@ -173,6 +173,55 @@ fn what_is_more_than_one_range_in_memory_does_not_begin() {
     assert!(engine.is_idle() && !engine.has_intents());
 }
 
+/// Space that a counted request has found is not given up before it ends.
+#[test]
+fn what_is_counted_keeps_its_cluster() {
+    let mut null = Null::default();
+    null.discard = true;
+    let disk = null.qcow2("disk", &CreateOptions::new(1 << 30), None);
+    let data = null.request(disk, Op::Write(Fua::No), 0, Buf::zeroed(1 << 20).into());
+    let data: BufList = data.into_single().split_to(PAGE).into();
+    let gives_up = |labels: Vec<&str>| labels.iter().any(|label| label.starts_with("qcow2.reclaim/"));
+    let engine = null.engine();
+    let mut lone = engine.begin_lone(disk, Op::Read, 0, &data).expect("one cluster in memory");
+    engine.count_lone(&mut lone);
+    for op in [Op::Discard, Op::Flush] {
+        let len = if op == Op::Discard { 1 << 16 } else { 0 };
+        engine.submit(Request { node: disk, op, offset: 0, len, data: BufList::new(), tag: 8 });
+    }
+    assert!(!gives_up(null.settle_saying()), "the cluster is being read");
+    assert!(null.engine().end_lone(lone), "what waited goes on");
+    assert!(gives_up(null.settle_saying()), "nobody reads it any more");
+}
+
+/// Beside a write of whole blocks that is counted, no other one reads a block, changes it, and writes it.
+#[test]
+fn a_counted_write_has_its_blocks_to_itself() {
+    for goes_on in [false, true] {
+        let mut null = Null::default();
+        null.block = 512;
+        let disk = null.qcow2("disk", &CreateOptions::new(1 << 30), None);
+        let data = null.request(disk, Op::Write(Fua::No), 0, Buf::zeroed(1 << 20).into());
+        let data: BufList = data.into_single().split_to(PAGE).into();
+        let engine = null.engine();
+        let write = Op::Write(Fua::No);
+        let mut lone = engine.begin_lone(disk, write, 0, &data).expect("one cluster in memory");
+        engine.count_lone(&mut lone);
+        let part = Buf::zeroed(100).into();
+        engine.submit(Request { node: disk, op: write, offset: 100, len: 0, data: part, tag: 8 });
+        if goes_on {
+            let token = engine.lone_goes_on(lone, 7);
+            assert!(!engine.has_intents(), "the block is being written");
+            engine.complete(token, Outcome::Moved { data, result: Ok(PAGE) });
+        } else {
+            assert!(!engine.has_intents(), "the block is being written");
+            assert!(engine.end_lone(lone), "the other one goes on");
+        }
+        assert!(matches!(engine.next_intent().expect("its block").action, Action::Read { .. }));
+        assert!(engine.begin_lone(disk, write, 0, &Buf::zeroed(PAGE).into()).is_none(), "it is changed");
+    }
+}
+
 /// A flush covers what was written alone, whether it was counted or not, and is not left out.
 #[test]
 fn a_write_is_to_be_flushed() {
@@ -195,7 +244,7 @@ fn a_write_is_to_be_flushed() {
     }
 }
 
-/// A flush waits for what was written before it, and so does a write of half a block.
+/// Neither a request that was found and dropped, nor one that was counted twice, is waited for.
 #[test]
 fn what_did_not_begin_is_in_nobodys_way() {
     let (mut null, disk, data) = image();

@@ -28,6 +28,7 @@ impl Holds {
         self.any.get()
     }
 
+    /// Changes what is held, and whether there is any.
     fn change(&self, change: impl FnOnce(&mut Vec<NodeId>)) {
         let mut held = self.held.borrow_mut();
         change(&mut held);

@@ -222,12 +222,13 @@ impl Engine {
         }
     }
 
-    /// What a read, or a write that need not be durable, is for a caller who carries it out and waits for it: past intents,
-    /// outcomes and replies. Nothing where it is not just one buffer and one range of one leaf that memory knows the place of.
+    /// Finds the place of a read, or of a write that need not be durable, for a caller who carries it out and waits for it: past
+    /// intents, outcomes and replies. Nothing where it is not just one buffer and one range of one leaf that memory knows.
     ///
     /// Nothing else may be asked of the engine until it ends with [`end_lone`](Self::end_lone), or is counted with
     /// [`count_lone`](Self::count_lone); another one may begin once it ended, or went on with
-    /// [`lone_goes_on`](Self::lone_goes_on). One that its caller does not begin to carry out is dropped before that.
+    /// [`lone_goes_on`](Self::lone_goes_on). One that its caller does not begin to carry out is dropped before that; one that is
+    /// counted has to end, or space is never given out again.
     #[inline(always)]
     pub fn begin_lone(&self, node: NodeId, op: Op, offset: u64, data: &BufList) -> Option<Lone> {
         self.0.begin_lone(op, (node, offset), data)
@@ -329,7 +330,8 @@ impl Engine {
         self.0.tasks.started()
     }
 
-    /// Tells whether nothing is in flight: no intent, no request (other than a [lone](Self::begin_lone) one), no coroutine.
+    /// Tells whether nothing is in flight: no intent, no request (other than a [lone](Self::begin_lone) one, until it
+    /// goes on as any other), no coroutine.
     pub fn is_idle(&self) -> bool {
         self.0.flights.borrow().is_empty()
             && self.0.requests.borrow().is_empty()

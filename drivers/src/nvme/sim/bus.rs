@@ -256,7 +256,7 @@ impl Sim {
     }
 
     /// Begins to count what its steps take, by a meter that is looked at before and after each: time, cycles, instructions. Where
-    /// the meter counts a look at itself, too, `look` is how much.
+    /// the meter counts a look at itself, too, `look` is how much. Steps of a thread of its own are not counted.
     pub fn count(&self, meter: impl FnMut() -> u64 + Send + 'static, look: u64) {
         let account = Account { meter: Box::new(meter), look, spent: 0 };
         *self.transport.account() = Some(account);
