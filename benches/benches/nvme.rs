@@ -1,8 +1,8 @@
 //! The NVMe driver: 4 KiB reads from the bare queue pair, through raw and through qcow2, on each executor.
 //!
 //! `cargo bench -p drystone-benches --bench nvme` needs no hardware: the controller is simulated, on the same thread, and the
-//! time that it takes is measured and left out. Cycles and instructions of a read follow where the machine counts them. `DRYSTONE_BENCH_NVME=0000:01:00.0/1` names a namespace to run on; **it is
-//! overwritten**.
+//! time that it takes is measured and left out. Cycles and instructions of a read follow where the machine counts them.
+//! `DRYSTONE_BENCH_NVME=0000:01:00.0/1` names a namespace to run on; **it is overwritten**.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;

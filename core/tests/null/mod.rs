@@ -86,24 +86,18 @@ impl Null {
         job.take().expect("and gave its value")
     }
 
-    /// Carries out what there is, and says what it was.
-    #[allow(dead_code, reason = "not all who share this ask")]
-    pub fn settle_saying(&mut self) -> Vec<Label> {
-        let mut labels = Vec::new();
-        while let Some(Intent { token, label, action }) = self.engine.next_intent() {
-            labels.push(label);
-            let outcome = self.carry_out(label, action);
-            self.engine.complete(token, outcome);
-        }
-        labels
-    }
-
     #[inline]
     fn settle(&mut self) {
-        while let Some(Intent { token, label, action }) = self.engine.next_intent() {
-            let outcome = self.carry_out(label, action);
-            self.engine.complete(token, outcome);
-        }
+        while self.step().is_some() {}
+    }
+
+    /// Carries the next intent out, if there is one, and says what it was.
+    #[inline]
+    pub fn step(&mut self) -> Option<Label> {
+        let Intent { token, label, action } = self.engine.next_intent()?;
+        let outcome = self.carry_out(label, action);
+        self.engine.complete(token, outcome);
+        Some(label)
     }
 
     #[inline]

@@ -313,7 +313,7 @@ impl SimTransport {
     }
 
     fn account(&self) -> MutexGuard<'_, Option<Account>> {
-        self.account.lock().expect("counting does not panic")
+        self.account.lock().expect("neither counting nor a step panics")
     }
 
     fn controller(&self) -> MutexGuard<'_, SimController> {
